@@ -1,0 +1,71 @@
+"""IVF_PQ vector indexes for stock Lance, built by external encoders.
+
+Importing registers ``accelerator="cuvs"`` and ``precomputed_partition_artifact_uri=`` with pylance's ``create_index``;
+`unregister` undoes it. It starts no thread and touches neither network nor GPU.
+"""
+
+from __future__ import annotations
+
+from . import backends, exceptions
+from ._api import build_artifact, create_index, describe_source, finalize, train
+from ._lance_artifact import (
+    Artifact,
+    CpuEncoder,
+    IvfPqModel,
+    PartitionArtifactBuilder,
+    VerifyReport,
+    __version__,
+)
+from ._register import register, unregister
+from .backends import Availability, Backend, Encoder, TrainParams, available_backends
+from .exceptions import (
+    ArtifactExistsError,
+    ArtifactMismatchError,
+    ArtifactNotFoundError,
+    BackendUnavailableError,
+    ColumnNotFoundError,
+    ColumnTypeError,
+    CommitConflictError,
+    CorruptArtifactError,
+    IndexExistsError,
+    InvalidInputError,
+    LanceArtifactError,
+    StorageError,
+)
+
+__all__ = [
+    "Artifact",
+    "ArtifactExistsError",
+    "ArtifactMismatchError",
+    "ArtifactNotFoundError",
+    "Availability",
+    "Backend",
+    "BackendUnavailableError",
+    "ColumnNotFoundError",
+    "ColumnTypeError",
+    "CommitConflictError",
+    "CorruptArtifactError",
+    "CpuEncoder",
+    "Encoder",
+    "IndexExistsError",
+    "InvalidInputError",
+    "IvfPqModel",
+    "LanceArtifactError",
+    "PartitionArtifactBuilder",
+    "StorageError",
+    "TrainParams",
+    "VerifyReport",
+    "__version__",
+    "available_backends",
+    "backends",
+    "build_artifact",
+    "create_index",
+    "describe_source",
+    "exceptions",
+    "finalize",
+    "register",
+    "train",
+    "unregister",
+]
+
+register()

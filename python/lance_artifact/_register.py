@@ -1,0 +1,195 @@
+"""Registration with pylance: two calls learn two arguments, every other call goes where it went."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from typing import Any
+
+from lance.dataset import LanceDataset
+from lance.indices import IndicesBuilder
+
+from . import _api
+from .backends import resolve_accelerator
+from .exceptions import InvalidInputError
+
+_MARK = "__lance_artifact_original__"
+_LOCK = threading.Lock()
+
+# Arguments of pylance's create_index that change how *it* builds, and have no meaning in ours unless they are at their default.
+_REFUSED = {
+    "ivf_centroids_file": None,
+    "precomputed_partition_dataset": None,
+    "train": True,
+    "index_uuid": None,
+    "streaming_sample_rate": None,
+    "streaming_coreset_rate": None,
+    "streaming_refine_passes": None,
+    "skip_transpose": False,
+}
+# Arguments that tune Lance's own shuffle, cache or filter; ours has no use for them and gives the same index without.
+_WITHOUT_EFFECT = {"index_cache_size", "shuffle_partition_batches", "shuffle_partition_concurrency", "filter_nan"}
+_OURS = {
+    "num_bits",
+    "sample_rate",
+    "max_iters",
+    "seed",
+    "m",
+    "ef_construction",
+    "artifact_uri",
+    "keep_artifact",
+    "memory_limit",
+}
+
+
+def _is_cuvs(accelerator: Any) -> bool:
+    return isinstance(accelerator, str) and accelerator == "cuvs"
+
+
+def pylance_knows_cuvs() -> bool:
+    """Whether pylance itself takes accelerator="cuvs", in which case it is left alone."""
+    import lance.vector
+
+    original = getattr(LanceDataset.create_index, _MARK, LanceDataset.create_index)
+    sources = (original, LanceDataset._create_index_impl, lance.vector)
+    for source in sources:
+        try:
+            if '"cuvs"' in inspect.getsource(source) or "'cuvs'" in inspect.getsource(source):
+                return True
+        except (OSError, TypeError):
+            continue
+    return False
+
+
+def _wrap_create_index(original: Any) -> Any:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def create_index(self: Any, *args: Any, **kwargs: Any) -> Any:
+        uri = kwargs.get("precomputed_partition_artifact_uri")
+        if uri is None and "accelerator" not in kwargs and len(args) < 10:
+            return original(self, *args, **kwargs)
+        ours = dict(kwargs)
+        ours.pop("precomputed_partition_artifact_uri", None)
+        bound = signature.bind(self, *args, **ours)
+        accelerator = bound.arguments.get("accelerator")
+        if uri is None and not _is_cuvs(accelerator):
+            return original(self, *args, **kwargs)
+        bound.apply_defaults()
+        return _create_index(uri, **bound.arguments)
+
+    setattr(create_index, _MARK, original)
+    return create_index
+
+
+def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments: Any) -> Any:
+    extra = arguments.pop("kwargs", {})
+    for what, default in _REFUSED.items():
+        if arguments.pop(what, default) != default:
+            raise InvalidInputError(f"{what}: not supported with accelerator='cuvs' or precomputed_partition_artifact_uri")
+    for what in _WITHOUT_EFFECT:
+        arguments.pop(what, None)
+    unknown = set(extra) - _OURS
+    if unknown:
+        raise InvalidInputError(
+            f"{sorted(unknown)}: not known with accelerator='cuvs' or precomputed_partition_artifact_uri; known are {sorted(_OURS)}"
+        )
+    accelerator = arguments.pop("accelerator", None)
+    progress = arguments.pop("progress_callback", None) or False
+    # pylance logs that it falls back to the CPU for other index types; IVF_HNSW_PQ is built from the same codes here.
+    if uri is None:
+        return _api.create_index(
+            self, column, index_type, backend=resolve_accelerator(accelerator), progress=progress, **arguments, **extra
+        )
+    return _finalize(str(uri), self, column, index_type, progress, arguments, extra)
+
+
+def _finalize(uri: str, dataset: Any, column: Any, index_type: str, progress: Any, arguments: Any, extra: Any) -> Any:
+    training = sorted(set(extra) - {"m", "ef_construction", "num_bits"})
+    if training:
+        raise InvalidInputError(f"{training}: the artifact is encoded already; they have no meaning with precomputed_partition_artifact_uri")
+    opened = _api.Artifact.open(uri, arguments.get("storage_options"))
+    centroids, codebook = arguments["ivf_centroids"], arguments["pq_codebook"]
+    if (centroids is None) != (codebook is None):
+        raise InvalidInputError("ivf_centroids and pq_codebook: pass both or neither; they must match the artifact's model")
+    model = None
+    if centroids is not None:
+        model = _api.given_model(centroids, codebook, arguments["metric"], arguments["num_sub_vectors"])
+    expected = model or opened.model
+    for what, got in (
+        ("num_partitions", arguments["num_partitions"]),
+        ("num_sub_vectors", arguments["num_sub_vectors"]),
+        ("num_bits", extra.get("num_bits")),
+    ):
+        if expected is not None and got is not None and got != getattr(expected, what):
+            raise _api.ArtifactMismatchError(f"{what}: got {got}, the artifact {opened.uri} was encoded with {getattr(expected, what)}")
+    return _api.finalize(
+        dataset,
+        column if isinstance(column, str) else column[0],
+        opened,
+        model=model,
+        name=arguments["name"],
+        replace=arguments["replace"],
+        index_type=index_type,
+        metric=arguments["metric"],
+        fragment_ids=arguments["fragment_ids"],
+        m=extra.get("m", 20),
+        ef_construction=extra.get("ef_construction", 150),
+        progress=progress,
+    )
+
+
+def _wrap_prepare(original: Any) -> Any:
+    @functools.wraps(original)
+    def prepare_global_ivf_pq(
+        self: Any, num_partitions: int | None = None, num_subvectors: int | None = None, *, accelerator: Any = None, **kwargs: Any
+    ) -> Any:
+        if not _is_cuvs(accelerator):
+            return original(self, num_partitions, num_subvectors, accelerator=accelerator, **kwargs)
+        metric = kwargs.pop("distance_type", "l2")
+        column = self.column[0] if isinstance(self.column, list) else self.column
+        subvectors = self._normalize_pq_params(num_subvectors, self.dimension)
+        model = _api.train(
+            self.dataset,
+            column,
+            metric=metric,
+            num_partitions=num_partitions,
+            num_sub_vectors=subvectors,
+            backend=resolve_accelerator(accelerator),
+            **kwargs,
+        )
+        return {"ivf_centroids": model.ivf_centroids, "pq_codebook": model.pq_codebook}
+
+    setattr(prepare_global_ivf_pq, _MARK, original)
+    return prepare_global_ivf_pq
+
+
+_WRAPPED = ((LanceDataset, "create_index", _wrap_create_index), (IndicesBuilder, "prepare_global_ivf_pq", _wrap_prepare))
+
+
+def register() -> bool:
+    """Teach pylance ``accelerator="cuvs"`` and ``precomputed_partition_artifact_uri=``. Importing lance_artifact does it.
+
+    Returns
+    -------
+    bool
+        False where pylance itself knows "cuvs" and is left alone. Calling it again changes nothing.
+    """
+    with _LOCK:
+        if pylance_knows_cuvs():
+            return False
+        for owner, name, wrap in _WRAPPED:
+            current = getattr(owner, name)
+            if not hasattr(current, _MARK):
+                setattr(owner, name, wrap(current))
+        return True
+
+
+def unregister() -> None:
+    """Give pylance its own functions back. Calling it again changes nothing."""
+    with _LOCK:
+        for owner, name, _ in _WRAPPED:
+            original = getattr(getattr(owner, name), _MARK, None)
+            if original is not None:
+                setattr(owner, name, original)

@@ -1,0 +1,16 @@
+"""Backends: who trains and encodes. One file each; others register under the entry-point group `lance_artifact.backends`."""
+
+from __future__ import annotations
+
+from ._protocol import Availability, Backend, Encoder, TrainParams
+from ._registry import available_backends, resolve_accelerator, resolve_backend
+
+__all__ = [
+    "Availability",
+    "Backend",
+    "Encoder",
+    "TrainParams",
+    "available_backends",
+    "resolve_accelerator",
+    "resolve_backend",
+]

@@ -1,0 +1,69 @@
+"""The exceptions of lance_artifact. Each is a `LanceArtifactError` and the built-in exception that fits."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArtifactExistsError",
+    "ArtifactMismatchError",
+    "ArtifactNotFoundError",
+    "BackendUnavailableError",
+    "ColumnNotFoundError",
+    "ColumnTypeError",
+    "CommitConflictError",
+    "CorruptArtifactError",
+    "IndexExistsError",
+    "InvalidInputError",
+    "LanceArtifactError",
+    "StorageError",
+]
+
+
+class LanceArtifactError(Exception):
+    """Base of every error raised here; raised itself only for a defect, which is worth a report."""
+
+
+class InvalidInputError(LanceArtifactError, ValueError):
+    """An argument or a batch cannot be used. Nothing was changed."""
+
+
+class ColumnNotFoundError(LanceArtifactError, KeyError):
+    """The dataset has no such column (a `KeyError`, as pylance raises it)."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ColumnTypeError(LanceArtifactError, TypeError):
+    """The column holds no vectors of floats (a `TypeError`, as pylance raises it)."""
+
+
+class ArtifactNotFoundError(LanceArtifactError, FileNotFoundError):
+    """There is no finished artifact at the given place."""
+
+
+class ArtifactExistsError(LanceArtifactError, FileExistsError):
+    """The target already holds an artifact and `overwrite` is False."""
+
+
+class CorruptArtifactError(LanceArtifactError, ValueError):
+    """The artifact breaks a promise that its manifest makes."""
+
+
+class ArtifactMismatchError(LanceArtifactError, ValueError):
+    """The artifact is sound but does not fit the dataset, the column or the model."""
+
+
+class BackendUnavailableError(LanceArtifactError, RuntimeError):
+    """The backend cannot run here; the message says what is missing and how to get it."""
+
+
+class IndexExistsError(LanceArtifactError, RuntimeError):
+    """An index of that name exists and `replace` is False (a `RuntimeError`, as pylance raises it)."""
+
+
+class CommitConflictError(LanceArtifactError, RuntimeError):
+    """The dataset changed so that the index cannot be committed, or would cover less than it should."""
+
+
+class StorageError(LanceArtifactError, OSError):
+    """Reading or writing failed: disk, network, permissions."""

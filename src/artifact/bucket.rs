@@ -1,0 +1,174 @@
+//! One bucket file being written: the runs of a sorted stage, gathered, hashed and appended.
+
+use std::sync::Arc;
+
+use arrow_array::{FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
+use lance_file::writer::{FileWriter, FileWriterOptions};
+use tokio::runtime::Handle;
+
+use super::checksum::checksum;
+use super::layout::{bucket_path, bucket_schema};
+use super::manifest::{FileEntry, RowRange};
+use super::sink::{BUCKET_FILE_VERSION, create_file};
+use super::stage::{BucketOrder, SortedRows, Stage};
+use super::store::ArtifactStore;
+use crate::error::{Error, Result};
+use crate::model::item_field;
+
+/// What the manifest will say of a partition.
+#[derive(Debug, Default, Clone)]
+pub struct PartitionState {
+    pub ranges: Vec<RowRange>,
+    pub checksum: u64,
+}
+
+/// The file of one bucket. It is created with the first row.
+pub struct BucketWriter {
+    path: String,
+    file: Option<FileWriter>,
+    rows: u64,
+    /// By rank within the bucket.
+    partitions: Vec<PartitionState>,
+}
+
+impl BucketWriter {
+    pub fn new(bucket: usize, num_partitions: usize, tag: Option<&str>) -> Self {
+        Self { path: bucket_path(bucket, tag), file: None, rows: 0, partitions: vec![PartitionState::default(); num_partitions] }
+    }
+
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub fn open_path(&self) -> Option<String> {
+        self.file.as_ref().map(|_| self.path.clone())
+    }
+
+    pub fn take_partitions(&mut self) -> Vec<PartitionState> {
+        std::mem::take(&mut self.partitions)
+    }
+
+    /// Drop the open file; it never appears under its name.
+    pub fn discard(&mut self) {
+        self.file = None;
+    }
+
+    pub fn close(&mut self, runtime: &Handle, store: &ArtifactStore) -> Result<Option<(String, FileEntry)>> {
+        let Some(mut file) = self.file.take() else {
+            return Ok(None);
+        };
+        let _runtime = runtime.enter();
+        let summary =
+            runtime.block_on(file.finish()).map_err(|e| Error::from(e).context(format!("closing {} of {}", self.path, store.uri())))?;
+        if summary.num_rows != self.rows {
+            return Err(Error::internal(format!("{}: {} rows in the file, {} were written", self.path, summary.num_rows, self.rows)));
+        }
+        Ok(Some((self.path.clone(), FileEntry { num_rows: summary.num_rows, size_bytes: summary.size_bytes })))
+    }
+}
+
+/// A sorted stage on its way to the bucket files.
+pub struct FlushJob<'a> {
+    pub store: &'a ArtifactStore,
+    pub runtime: &'a Handle,
+    pub stage: &'a Stage,
+    pub sorted: &'a SortedRows,
+    pub order: &'a BucketOrder,
+    pub chunk_rows: usize,
+    pub code_width: usize,
+}
+
+/// Rows gathered for one call of the file writer.
+struct Chunk {
+    row_ids: Vec<u64>,
+    part_ids: Vec<u32>,
+    codes: Vec<u8>,
+}
+
+impl Chunk {
+    fn with_capacity(rows: usize, code_width: usize) -> Self {
+        Self { row_ids: Vec::with_capacity(rows), part_ids: Vec::with_capacity(rows), codes: Vec::with_capacity(rows * code_width) }
+    }
+}
+
+impl FlushJob<'_> {
+    /// Append this stage's rows of `bucket`.
+    pub fn write(&self, writer: &mut BucketWriter, bucket: usize) -> Result<()> {
+        let ranks = self.order.bucket_ranks(bucket);
+        let start = |rank: usize| self.sorted.starts[rank] as usize;
+        let mut left = start(ranks.end) - start(ranks.start);
+        if left == 0 {
+            return Ok(());
+        }
+        let first = ranks.start;
+        let mut chunk = Chunk::with_capacity(left.min(self.chunk_rows), self.code_width);
+        for rank in ranks {
+            let mut rows = &self.sorted.rows[start(rank)..start(rank + 1)];
+            while !rows.is_empty() {
+                let (now, later) = rows.split_at(rows.len().min(self.chunk_rows - chunk.row_ids.len()));
+                let at = chunk.row_ids.len();
+                self.gather(now, self.order.partition(rank), &mut chunk);
+                let state = &mut writer.partitions[rank - first];
+                let sum = checksum(&chunk.row_ids[at..], &chunk.codes[at * self.code_width..], self.code_width);
+                state.checksum = state.checksum.wrapping_add(sum);
+                push_range(&mut state.ranges, writer.rows + at as u64, now.len() as u64);
+                rows = later;
+                left -= now.len();
+                if chunk.row_ids.len() == self.chunk_rows || left == 0 {
+                    let next = Chunk::with_capacity(left.min(self.chunk_rows), self.code_width);
+                    self.append(writer, std::mem::replace(&mut chunk, next))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn gather(&self, rows: &[u32], partition: u32, chunk: &mut Chunk) {
+        let width = self.code_width;
+        chunk.row_ids.extend(rows.iter().map(|row| self.stage.row_ids[*row as usize]));
+        chunk.part_ids.extend(std::iter::repeat_n(partition, rows.len()));
+        for row in rows {
+            let at = *row as usize * width;
+            chunk.codes.extend_from_slice(&self.stage.codes[at..at + width]);
+        }
+    }
+
+    fn append(&self, writer: &mut BucketWriter, chunk: Chunk) -> Result<()> {
+        let rows = chunk.row_ids.len() as u64;
+        let schema = bucket_schema(self.code_width);
+        let codes = FixedSizeListArray::try_new(
+            item_field(arrow_schema::DataType::UInt8),
+            self.code_width as i32,
+            Arc::new(UInt8Array::from(chunk.codes)),
+            None,
+        )?;
+        let batch = RecordBatch::try_new(
+            schema.clone(),
+            vec![Arc::new(UInt64Array::from(chunk.row_ids)), Arc::new(UInt32Array::from(chunk.part_ids)), Arc::new(codes)],
+        )?;
+        // Lance's writer may spawn tasks; this thread is ours and may block.
+        let _runtime = self.runtime.enter();
+        let written = self.runtime.block_on(async {
+            if writer.file.is_none() {
+                // Each run becomes a page of its own at once: nothing waits in memory for the next flush.
+                let options = FileWriterOptions { data_cache_bytes: Some(1), keep_original_array: Some(true), ..Default::default() };
+                writer.file = Some(create_file(self.store, &writer.path, &schema, BUCKET_FILE_VERSION, options).await?);
+            }
+            match &mut writer.file {
+                Some(file) => Ok(file.write_batch(&batch).await?),
+                None => Err(Error::internal("a bucket file was not opened")),
+            }
+        });
+        written.map_err(|e: Error| e.context(format!("writing {} of {}", writer.path, self.store.uri())))?;
+        writer.rows += rows;
+        Ok(())
+    }
+}
+
+/// Rows that follow the last range in the file make it longer.
+fn push_range(ranges: &mut Vec<RowRange>, offset: u64, num_rows: u64) {
+    match ranges.last_mut() {
+        Some(last) if last.offset + last.num_rows == offset => last.num_rows += num_rows,
+        _ => ranges.push(RowRange { offset, num_rows }),
+    }
+}

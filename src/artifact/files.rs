@@ -1,0 +1,227 @@
+//! Open files of an artifact: each is opened once, checked, and read by ranges of rows.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, FixedSizeListArray, RecordBatch};
+use arrow_schema::{DataType, Field, Schema};
+use futures::TryStreamExt;
+use lance_core::cache::LanceCache;
+use lance_encoding::decoder::{DecoderPlugins, FilterExpression};
+use lance_file::reader::{FileReader, FileReaderOptions};
+use lance_io::ReadBatchParams;
+use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
+use lance_io::utils::CachedFileSize;
+use tokio::sync::OnceCell;
+
+use super::layout::{PART_ID_COLUMN, PQ_CODE_COLUMN, ROW_ID_COLUMN};
+use super::store::ArtifactStore;
+use crate::error::{Error, Result};
+use crate::model::item_field;
+
+/// An open bucket file.
+#[derive(Debug)]
+pub struct BucketFile {
+    reader: FileReader,
+    pub code_width: usize,
+    pub has_part_ids: bool,
+}
+
+impl BucketFile {
+    pub fn num_rows(&self) -> u64 {
+        self.reader.num_rows()
+    }
+}
+
+type Slot = Arc<OnceCell<Arc<BucketFile>>>;
+
+/// The files of one artifact.
+#[derive(Debug)]
+pub struct BucketFiles {
+    store: ArtifactStore,
+    scheduler: Arc<ScanScheduler>,
+    open: Mutex<HashMap<String, Slot>>,
+}
+
+/// Turn a failed read into the error that fits: what the store could not give is `Storage`, everything else is a file that
+/// is not what its manifest says.
+fn read_error(error: lance_core::Error, file: &str, store: &ArtifactStore) -> Error {
+    let what = format!("reading {file} of {}", store.uri());
+    match Error::from(error) {
+        Error::Storage(m) if m.contains("not found") || m.contains("NotFound") || m.contains("No such file") => {
+            Error::corrupt(format!("{what}: the file is missing: {m}"))
+        }
+        Error::Storage(m) => Error::Storage(format!("{what}: {m}")),
+        Error::Interrupted(m) => Error::Interrupted(m),
+        other => Error::corrupt(format!("{what}: {other}")),
+    }
+}
+
+/// Run a read in a task of its own: Lance's decoders may panic on damaged bytes, and that must end as an error.
+async fn guarded<T: Send + 'static>(
+    file: &str,
+    store: &ArtifactStore,
+    work: impl Future<Output = lance_core::Result<T>> + Send + 'static,
+) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result.map_err(|e| read_error(e, file, store)),
+        Err(e) if e.is_panic() => {
+            let panic = e.into_panic();
+            let message =
+                panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
+            Err(Error::corrupt(format!("reading {file} of {}: the file cannot be decoded ({message})", store.uri())))
+        }
+        Err(_) => Err(Error::Interrupted(format!("reading {file} of {} was cancelled", store.uri()))),
+    }
+}
+
+impl BucketFiles {
+    /// Call within a Tokio runtime.
+    pub fn new(store: ArtifactStore) -> Self {
+        let objects = store.object_store().clone();
+        let config = SchedulerConfig::max_bandwidth(&objects);
+        Self { store, scheduler: ScanScheduler::new(objects, config), open: Mutex::default() }
+    }
+
+    pub fn store(&self) -> &ArtifactStore {
+        &self.store
+    }
+
+    /// Bytes and requests asked of the store so far.
+    pub fn io_stats(&self) -> (u64, u64) {
+        let stats = self.scheduler.stats();
+        (stats.bytes_read, stats.iops)
+    }
+
+    async fn open_reader(&self, file: &str) -> Result<FileReader> {
+        let path = self.store.path(file)?;
+        let scheduler = self.scheduler.clone();
+        guarded(file, &self.store, async move {
+            let file = scheduler.open_file(&path, &CachedFileSize::unknown()).await?;
+            FileReader::try_open(file, None, Arc::<DecoderPlugins>::default(), &LanceCache::no_cache(), FileReaderOptions::default()).await
+        })
+        .await
+    }
+
+    /// The only batch of a small file, with its schema metadata.
+    pub async fn read_whole(&self, file: &str) -> Result<(HashMap<String, String>, RecordBatch)> {
+        let reader = self.open_reader(file).await?;
+        let metadata = reader.schema().metadata.clone();
+        let batch = guarded(file, &self.store, async move {
+            let rows = u32::try_from(reader.num_rows()).unwrap_or(u32::MAX).max(1);
+            let stream = reader.read_stream(ReadBatchParams::RangeFull, rows, 1, FilterExpression::no_filter()).await?;
+            let schema = stream.schema();
+            let batches: Vec<RecordBatch> = stream.try_collect().await?;
+            Ok(arrow_select::concat::concat_batches(&schema, &batches)?)
+        })
+        .await?;
+        Ok((metadata, batch))
+    }
+
+    /// Open a bucket file, or answer with the one that is open.
+    pub async fn bucket(&self, file: &str) -> Result<Arc<BucketFile>> {
+        let slot = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.entry(file.to_string()).or_default().clone()
+        };
+        slot.get_or_try_init(|| async {
+            let reader = self.open_reader(file).await?;
+            let corrupt = |what: String| Error::corrupt(format!("{file} of {}: {what}", self.store.uri()));
+            let schema = Schema::from(reader.schema().as_ref());
+            let column = |name: &str| schema.column_with_name(name).map(|(_, field)| field);
+            let wrong = |name: &str, field: Option<&Field>, expected: &str| {
+                corrupt(format!(
+                    "column {name:?} is {}, expected {expected}",
+                    field.map_or("missing".to_string(), |f| f.data_type().to_string())
+                ))
+            };
+            match column(ROW_ID_COLUMN) {
+                Some(field) if field.data_type() == &DataType::UInt64 => {}
+                other => return Err(wrong(ROW_ID_COLUMN, other, "uint64")),
+            }
+            let has_part_ids = match column(PART_ID_COLUMN) {
+                None => false,
+                Some(field) if field.data_type() == &DataType::UInt32 => true,
+                other => return Err(wrong(PART_ID_COLUMN, other, "uint32")),
+            };
+            let code_width = match column(PQ_CODE_COLUMN).map(Field::data_type) {
+                Some(DataType::FixedSizeList(item, width)) if item.data_type() == &DataType::UInt8 && *width > 0 => *width as usize,
+                _ => return Err(wrong(PQ_CODE_COLUMN, column(PQ_CODE_COLUMN), "fixed_size_list<uint8>")),
+            };
+            Ok(Arc::new(BucketFile { reader, code_width, has_part_ids }))
+        })
+        .await
+        .cloned()
+    }
+
+    /// Read ranges of rows, which must be sorted and apart, in as few batches as the file gives: `_rowid`, `__pq_code`, and
+    /// `__ivf_part_id` where asked for.
+    pub async fn read_ranges(&self, file: &str, ranges: Vec<Range<u64>>, part_ids: bool) -> Result<Vec<RecordBatch>> {
+        let bucket = self.bucket(file).await?;
+        let rows: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+        if let Some(last) = ranges.last()
+            && last.end > bucket.num_rows()
+        {
+            return Err(Error::corrupt(format!(
+                "{file} of {} has {} rows, the manifest claims rows up to {}",
+                self.store.uri(),
+                bucket.num_rows(),
+                last.end
+            )));
+        }
+        let reader = bucket.reader.clone();
+        let mut columns = vec![ROW_ID_COLUMN, PQ_CODE_COLUMN];
+        if part_ids && bucket.has_part_ids {
+            columns.push(PART_ID_COLUMN);
+        }
+        let batches = guarded(file, &self.store, async move {
+            let version = reader.metadata().version();
+            let projection = lance_file::versions::reader_projection_from_column_names(version, reader.schema(), &columns)?;
+            let stream = reader
+                .read_stream_projected(
+                    ReadBatchParams::Ranges(ranges.into()),
+                    u32::try_from(rows).unwrap_or(u32::MAX).max(1),
+                    2,
+                    projection,
+                    FilterExpression::no_filter(),
+                )
+                .await?;
+            stream.try_collect::<Vec<RecordBatch>>().await
+        })
+        .await?;
+        let got: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        if got as u64 != rows {
+            return Err(Error::corrupt(format!("{file} of {}: {got} rows were read, {rows} were asked for", self.store.uri())));
+        }
+        batches.into_iter().map(|batch| canonical(&batch).map_err(|e| e.context(format!("{file} of {}", self.store.uri())))).collect()
+    }
+}
+
+/// Lance's index builder is strict about the inner field of the codes; other writers of this format are not.
+fn canonical(batch: &RecordBatch) -> Result<RecordBatch> {
+    let schema = batch.schema();
+    let mut fields = Vec::with_capacity(batch.num_columns());
+    let mut columns = Vec::with_capacity(batch.num_columns());
+    for (field, column) in schema.fields().iter().zip(batch.columns()) {
+        let column = match column.data_type() {
+            DataType::FixedSizeList(_, width) => {
+                let codes = column.as_fixed_size_list();
+                if codes.values().null_count() > 0 {
+                    return Err(Error::corrupt(format!("column {:?} holds nulls", field.name())));
+                }
+                let values = crate::model::flat_values(codes);
+                let nulls = codes.nulls().cloned();
+                Arc::new(FixedSizeListArray::try_new(item_field(DataType::UInt8), *width, values, nulls)?) as _
+            }
+            _ => column.clone(),
+        };
+        if column.null_count() > 0 {
+            return Err(Error::corrupt(format!("column {:?} holds {} nulls", field.name(), column.null_count())));
+        }
+        fields.push(Field::new(field.name(), column.data_type().clone(), false));
+        columns.push(column);
+    }
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
+}

@@ -1,0 +1,229 @@
+//! `manifest.json`: what it says and the checks that need no other file.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+use super::layout::{FORMAT_VERSION, METADATA_FILE, check_relative_path};
+use crate::error::{Error, Result};
+use crate::model::IvfPqModel;
+
+/// How `checksum` values are computed; readers that do not know the name skip them.
+pub const CHECKSUM_KIND: &str = "xxh3-64-row-sum";
+
+/// A run of one partition's rows in a bucket file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowRange {
+    /// First row, counted from the start of the file.
+    pub offset: u64,
+    pub num_rows: u64,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PartitionEntry {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    pub num_rows: u64,
+    #[serde(default)]
+    pub ranges: Vec<RowRange>,
+    /// 16 hexadecimal digits; see [`CHECKSUM_KIND`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    pub num_rows: u64,
+    pub size_bytes: u64,
+}
+
+/// Rows seen by the encoder, written to the artifact, and dropped by reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowCounts {
+    pub seen: u64,
+    pub written: u64,
+    #[serde(default)]
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// Where the rows came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Without credentials.
+    pub dataset_uri: String,
+    pub version: u64,
+    pub column: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field_id: Option<i32>,
+    pub fragment_ids: Vec<u32>,
+    pub stable_row_ids: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelSummary {
+    pub metric: String,
+    pub dtype: String,
+    pub dimension: usize,
+    pub num_sub_vectors: usize,
+    pub num_bits: u32,
+    pub fingerprint: String,
+}
+
+impl From<&IvfPqModel> for ModelSummary {
+    fn from(model: &IvfPqModel) -> Self {
+        Self {
+            metric: model.metric().to_string(),
+            dtype: model.element_type().to_string(),
+            dimension: model.dimension(),
+            num_sub_vectors: model.num_sub_vectors(),
+            num_bits: model.num_bits(),
+            fingerprint: model.fingerprint().to_string(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriterInfo {
+    pub name: String,
+    pub version: String,
+}
+
+/// The parsed manifest. Only `version`, `num_partitions` and `partitions` are required of other writers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    pub version: u32,
+    pub num_partitions: usize,
+    #[serde(default)]
+    pub num_buckets: Option<usize>,
+    #[serde(default)]
+    pub metadata_file: Option<String>,
+    #[serde(default)]
+    pub total_loss: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pq_code_width: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum_kind: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelSummary>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<RowCounts>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<WriterInfo>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<BTreeMap<String, FileEntry>>,
+    pub partitions: Vec<PartitionEntry>,
+}
+
+impl Manifest {
+    /// Parse and check everything that can be checked without opening another file.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        // The version first: a later format may differ in every other key.
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let version: Version =
+            serde_json::from_slice(bytes).map_err(|e| Error::corrupt(format!("manifest: not the JSON of a partition artifact: {e}")))?;
+        if version.version != FORMAT_VERSION {
+            return Err(Error::corrupt(format!(
+                "manifest: format version {} is not known, expected {FORMAT_VERSION}; upgrade lance-artifact if it is newer",
+                version.version
+            )));
+        }
+        let manifest: Self =
+            serde_json::from_slice(bytes).map_err(|e| Error::corrupt(format!("manifest: not the JSON of a version 1 artifact: {e}")))?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    pub fn metadata_file(&self) -> &str {
+        self.metadata_file.as_deref().unwrap_or(METADATA_FILE)
+    }
+
+    pub fn num_rows(&self) -> u64 {
+        self.partitions.iter().map(|p| p.num_rows).sum()
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.num_partitions == 0 {
+            return Err(Error::corrupt("manifest: num_partitions is 0"));
+        }
+        if self.partitions.len() != self.num_partitions {
+            return Err(Error::corrupt(format!(
+                "manifest: {} entries in partitions, expected num_partitions = {}",
+                self.partitions.len(),
+                self.num_partitions
+            )));
+        }
+        check_relative_path(self.metadata_file())?;
+        for path in self.files.iter().flatten().map(|(path, _)| path) {
+            check_relative_path(path)?;
+        }
+        let mut total = 0u64;
+        for (id, partition) in self.partitions.iter().enumerate() {
+            let mut rows = 0u64;
+            for range in &partition.ranges {
+                if range.num_rows == 0 || range.offset.checked_add(range.num_rows).is_none() {
+                    return Err(Error::corrupt(format!("manifest: partition {id} has an empty or overflowing range {range:?}")));
+                }
+                rows = rows
+                    .checked_add(range.num_rows)
+                    .ok_or_else(|| Error::corrupt(format!("manifest: the rows of partition {id} overflow")))?;
+            }
+            if rows != partition.num_rows {
+                return Err(Error::corrupt(format!("manifest: partition {id} says {} rows, its ranges hold {rows}", partition.num_rows)));
+            }
+            // Lance counts the rows of a partition in 32 bits.
+            if rows > u64::from(u32::MAX) {
+                return Err(Error::corrupt(format!(
+                    "manifest: partition {id} has {rows} rows, more than an index partition can hold ({})",
+                    u32::MAX
+                )));
+            }
+            total = total.checked_add(rows).ok_or_else(|| Error::corrupt("manifest: the number of rows overflows"))?;
+            match (&partition.path, rows) {
+                (None, 0) => {}
+                (None, _) => return Err(Error::corrupt(format!("manifest: partition {id} has {rows} rows and no path"))),
+                (Some(path), _) => check_relative_path(path)?,
+            }
+        }
+        if let Some(counts) = &self.rows
+            && counts.written != total
+        {
+            return Err(Error::corrupt(format!("manifest: rows.written is {}, the partitions hold {total}", counts.written)));
+        }
+        self.check_overlaps()
+    }
+
+    /// No row of a file may be claimed twice. Gaps are reported by `verify`.
+    fn check_overlaps(&self) -> Result<()> {
+        for (path, mut ranges) in self.ranges_by_file() {
+            ranges.sort_unstable();
+            for pair in ranges.windows(2) {
+                if let [(a, a_rows, p), (b, _, q)] = pair
+                    && a + a_rows > *b
+                {
+                    return Err(Error::corrupt(format!(
+                        "manifest: ranges of partitions {p} and {q} overlap in {path} (rows {a}..{} and from {b})",
+                        a + a_rows
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Per file: `(offset, num_rows, partition)` of every range.
+    pub fn ranges_by_file(&self) -> HashMap<&str, Vec<(u64, u64, usize)>> {
+        let mut files: HashMap<&str, Vec<(u64, u64, usize)>> = HashMap::new();
+        for (id, partition) in self.partitions.iter().enumerate() {
+            if let Some(path) = &partition.path {
+                let ranges = files.entry(path).or_default();
+                ranges.extend(partition.ranges.iter().map(|r| (r.offset, r.num_rows, id)));
+            }
+        }
+        files
+    }
+}

@@ -1,0 +1,25 @@
+//! The partition artifact: layout, manifest, writer, reader and verification. Knows nothing of datasets, GPUs, Python or
+//! index builders.
+
+mod batch;
+mod bucket;
+mod checksum;
+mod files;
+pub mod layout;
+mod manifest;
+mod memory;
+mod metadata;
+mod reader;
+mod sink;
+mod stage;
+mod store;
+mod verify;
+mod writer;
+
+pub use files::BucketFiles;
+pub use manifest::{FileEntry, Manifest, ModelSummary, PartitionEntry, RowCounts, RowRange, Source, WriterInfo};
+pub use memory::{MemoryPlan, default_limit};
+pub use reader::{Artifact, delete, row_ids_and_codes};
+pub use store::{ArtifactStore, StorageOptions, without_credentials};
+pub use verify::VerifyReport;
+pub use writer::{BuilderOptions, Encoding, PartitionArtifactBuilder};

@@ -1,0 +1,309 @@
+//! `Artifact`: a finished partition artifact, read by partition.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray;
+use arrow_array::types::{UInt8Type, UInt32Type, UInt64Type};
+use arrow_schema::SchemaRef;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+
+use super::checksum::{checksum, to_hex};
+use super::files::BucketFiles;
+use super::layout::{MANIFEST_FILE, PART_ID_COLUMN, partition_schema};
+use super::manifest::{CHECKSUM_KIND, Manifest};
+use super::metadata;
+use super::store::{ArtifactStore, StorageOptions};
+use crate::error::{Error, Result};
+use crate::model::IvfPqModel;
+
+/// A partition's place in the window, a range's place in the partition, and its rows.
+type Piece = (usize, usize, Vec<RecordBatch>);
+
+/// Files read at once for one window.
+const CONCURRENT_FILES: usize = 16;
+
+/// A finished artifact. Opening reads the manifest and the model, nothing else.
+#[derive(Debug)]
+pub struct Artifact {
+    files: BucketFiles,
+    manifest: Manifest,
+    model: Option<Arc<IvfPqModel>>,
+    code_width: usize,
+}
+
+/// Row ids and codes of a batch with the columns of [`partition_schema`].
+pub fn row_ids_and_codes(batch: &RecordBatch) -> (&[u64], &[u8]) {
+    let codes = batch.column(1).as_fixed_size_list();
+    let width = codes.value_length() as usize;
+    let start = codes.value_offset(0) as usize;
+    let codes = &codes.values().as_primitive::<UInt8Type>().values()[start..start + batch.num_rows() * width];
+    (batch.column(0).as_primitive::<UInt64Type>().values(), codes)
+}
+
+/// Delete an artifact: the manifest first, so that what is left at any moment is not an artifact any more.
+pub async fn delete(uri: &str, storage_options: Option<&StorageOptions>) -> Result<()> {
+    let artifact = Artifact::open(uri, storage_options).await?;
+    let store = artifact.files.store();
+    let mut files: std::collections::BTreeSet<String> = artifact.manifest.partitions.iter().filter_map(|p| p.path.clone()).collect();
+    files.insert(artifact.manifest.metadata_file().to_string());
+    store.delete(&[MANIFEST_FILE.to_string()]).await?;
+    store.delete(&files.into_iter().collect::<Vec<_>>()).await?;
+    store.remove_empty_dirs(&[super::layout::PARTITIONS_DIR, ""]);
+    Ok(())
+}
+
+impl Artifact {
+    /// Open the artifact at `uri` and check its manifest and model.
+    pub async fn open(uri: &str, storage_options: Option<&StorageOptions>) -> Result<Self> {
+        let store = ArtifactStore::open(uri, storage_options).await?;
+        let Some(bytes) = store.read(MANIFEST_FILE).await? else {
+            return Err(Error::ArtifactNotFound(format!(
+                "{}: no partition artifact here: {MANIFEST_FILE} does not exist; it appears when a build finishes",
+                store.uri()
+            )));
+        };
+        let manifest = Manifest::parse(&bytes).map_err(|e| e.context(store.uri()))?;
+        let files = BucketFiles::new(store);
+        let model = metadata::read(&files, manifest.metadata_file()).await?.map(Arc::new);
+        let uri = files.store().uri();
+        if let Some(model) = &model {
+            if model.num_partitions() != manifest.num_partitions {
+                return Err(Error::corrupt(format!(
+                    "{uri}: the model has {} partitions, the manifest {}",
+                    model.num_partitions(),
+                    manifest.num_partitions
+                )));
+            }
+            if let Some(said) = &manifest.model
+                && said.fingerprint != model.fingerprint()
+            {
+                return Err(Error::corrupt(format!(
+                    "{uri}: the model in {} has fingerprint {}, the manifest says {}",
+                    manifest.metadata_file(),
+                    model.fingerprint(),
+                    said.fingerprint
+                )));
+            }
+        } else if manifest.model.is_some() {
+            return Err(Error::corrupt(format!("{uri}: {} is missing; the manifest describes a model", manifest.metadata_file())));
+        }
+        let code_width = match (manifest.pq_code_width, &model) {
+            (Some(width), Some(model)) if width != model.code_width() => {
+                return Err(Error::corrupt(format!(
+                    "{uri}: pq_code_width is {width}, the model's codes take {} bytes",
+                    model.code_width()
+                )));
+            }
+            (Some(width), _) => width,
+            (None, Some(model)) => model.code_width(),
+            // An artifact of another writer without a model: the first file tells.
+            (None, None) => match manifest.partitions.iter().find_map(|p| p.path.as_ref()) {
+                Some(path) => files.bucket(path).await?.code_width,
+                None => 0,
+            },
+        };
+        Ok(Self { files, manifest, model, code_width })
+    }
+
+    /// The URI without credentials.
+    pub fn uri(&self) -> &str {
+        self.files.store().uri()
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub fn files(&self) -> &BucketFiles {
+        &self.files
+    }
+
+    pub fn model(&self) -> Option<&Arc<IvfPqModel>> {
+        self.model.as_ref()
+    }
+
+    pub fn num_rows(&self) -> u64 {
+        self.manifest.num_rows()
+    }
+
+    pub fn num_partitions(&self) -> usize {
+        self.manifest.num_partitions
+    }
+
+    /// Bytes of one code.
+    pub fn pq_code_width(&self) -> usize {
+        self.code_width
+    }
+
+    pub fn partition_rows(&self, partition: usize) -> u64 {
+        self.manifest.partitions.get(partition).map_or(0, |p| p.num_rows)
+    }
+
+    /// `_rowid`, `__pq_code`.
+    pub fn partition_schema(&self) -> SchemaRef {
+        partition_schema(self.code_width)
+    }
+
+    /// Whether the rows read are checked against checksums of the manifest.
+    pub fn has_checksums(&self) -> bool {
+        self.manifest.checksum_kind.as_deref() == Some(CHECKSUM_KIND)
+    }
+
+    /// Every file that the manifest names exists and has the size it says. Reads no row.
+    pub async fn check_files(&self) -> Result<()> {
+        let paths: std::collections::BTreeSet<&str> =
+            self.manifest.partitions.iter().filter(|p| p.num_rows > 0).filter_map(|p| p.path.as_deref()).collect();
+        let mut checks: Vec<BoxFuture<'_, Result<()>>> = Vec::with_capacity(paths.len());
+        for path in paths {
+            checks.push(self.check_file(path).boxed());
+        }
+        futures::stream::iter(checks).buffer_unordered(CONCURRENT_FILES).try_collect::<Vec<()>>().await?;
+        Ok(())
+    }
+
+    async fn check_file(&self, path: &str) -> Result<()> {
+        let said = self.manifest.files.as_ref().and_then(|files| files.get(path)).map(|f| f.size_bytes);
+        match (self.files().store().size(path).await?, said) {
+            (None, _) => Err(Error::corrupt(format!("{}: {path} is missing", self.uri()))),
+            (Some(size), Some(said)) if size != said => {
+                Err(Error::corrupt(format!("{}: {path} has {size} bytes, the manifest says {said}", self.uri())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The rows of consecutive partitions, each as batches of [`Self::partition_schema`] in the order of its ranges. Ranges
+    /// are coalesced file by file and files are read at once; checksums are checked where there are any, and partition ids
+    /// where there are none.
+    pub async fn read_partitions(&self, partitions: Range<usize>) -> Result<Vec<Vec<RecordBatch>>> {
+        self.read_checked(partitions, !self.has_checksums()).await
+    }
+
+    /// The same, with the partition ids of every row checked if `part_ids`.
+    pub(super) async fn read_checked(&self, partitions: Range<usize>, part_ids: bool) -> Result<Vec<Vec<RecordBatch>>> {
+        let entries = self
+            .manifest
+            .partitions
+            .get(partitions.clone())
+            .ok_or_else(|| Error::invalid(format!("partitions {partitions:?}: expected within 0..{}", self.num_partitions())))?;
+        // Per file: (offset, end, partition's place in the window, place of the range in its partition).
+        let mut by_file: BTreeMap<&str, Vec<(u64, u64, usize, usize)>> = BTreeMap::new();
+        for (place, entry) in entries.iter().enumerate() {
+            if let Some(path) = &entry.path {
+                let ranges = by_file.entry(path).or_default();
+                ranges.extend(entry.ranges.iter().enumerate().map(|(index, r)| (r.offset, r.offset + r.num_rows, place, index)));
+            }
+        }
+        let mut reads: Vec<BoxFuture<'_, Result<Vec<Piece>>>> = Vec::with_capacity(by_file.len());
+        for (path, ranges) in by_file {
+            reads.push(self.read_file(path, ranges, partitions.start, part_ids).boxed());
+        }
+        let read: Vec<Vec<Piece>> = futures::stream::iter(reads).buffer_unordered(CONCURRENT_FILES).try_collect().await?;
+        let mut pieces: Vec<Vec<(usize, Vec<RecordBatch>)>> = vec![Vec::new(); entries.len()];
+        for (place, index, slices) in read.into_iter().flatten() {
+            pieces[place].push((index, slices));
+        }
+        let mut result = Vec::with_capacity(entries.len());
+        for (place, mut pieces) in pieces.into_iter().enumerate() {
+            // A partition keeps the order of its ranges, whatever their place in the file.
+            pieces.sort_unstable_by_key(|(index, _)| *index);
+            let batches: Vec<RecordBatch> = pieces.into_iter().flat_map(|(_, slices)| slices).collect();
+            self.check_checksum(partitions.start + place, &batches)?;
+            result.push(batches);
+        }
+        Ok(result)
+    }
+
+    /// The ranges of one file, in one read.
+    async fn read_file(&self, path: &str, mut ranges: Vec<(u64, u64, usize, usize)>, first: usize, part_ids: bool) -> Result<Vec<Piece>> {
+        ranges.sort_unstable();
+        let batches = self.files.read_ranges(path, merge_adjacent(&ranges), part_ids).await?;
+        if let Some(width) = batches.first().map(|b| b.column(1).as_fixed_size_list().value_length() as usize)
+            && width != self.code_width
+        {
+            return Err(Error::corrupt(format!("{}: {path} has codes of {width} bytes, expected {}", self.uri(), self.code_width)));
+        }
+        let mut cursor = Cursor { batches: &batches, batch: 0, row: 0 };
+        ranges
+            .iter()
+            .map(|(offset, end, place, index)| {
+                let slices = cursor.take((end - offset) as usize);
+                let slices = slices.iter().map(|s| self.without_part_ids(s, first + place, path)).collect::<Result<_>>()?;
+                Ok((*place, *index, slices))
+            })
+            .collect()
+    }
+
+    fn without_part_ids(&self, batch: &RecordBatch, partition: usize, path: &str) -> Result<RecordBatch> {
+        let Some(part_ids) = batch.column_by_name(PART_ID_COLUMN) else {
+            return Ok(batch.clone());
+        };
+        if let Some(other) = part_ids.as_primitive::<UInt32Type>().values().iter().find(|id| **id as usize != partition) {
+            return Err(Error::corrupt(format!(
+                "{}: a row of partition {other} lies in a range of partition {partition} in {path}",
+                self.uri()
+            )));
+        }
+        Ok(batch.project(&[0, 1])?)
+    }
+
+    fn check_checksum(&self, partition: usize, batches: &[RecordBatch]) -> Result<()> {
+        let Some(expected) = self.manifest.partitions[partition].checksum.as_ref().filter(|_| self.has_checksums()) else {
+            return Ok(());
+        };
+        let sum = batches.iter().fold(0u64, |sum, batch| {
+            let (row_ids, codes) = row_ids_and_codes(batch);
+            sum.wrapping_add(checksum(row_ids, codes, self.code_width))
+        });
+        if to_hex(sum) != *expected {
+            return Err(Error::corrupt(format!(
+                "{}: partition {partition} has checksum {}, the manifest says {expected}: its rows or codes were changed after they were written",
+                self.uri(),
+                to_hex(sum)
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn merge_adjacent(ranges: &[(u64, u64, usize, usize)]) -> Vec<Range<u64>> {
+    let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for (offset, end, ..) in ranges {
+        match merged.last_mut() {
+            Some(last) if last.end == *offset => last.end = *end,
+            _ => merged.push(*offset..*end),
+        }
+    }
+    merged
+}
+
+/// Cuts the batches that were read into the ranges that were asked for.
+struct Cursor<'a> {
+    batches: &'a [RecordBatch],
+    batch: usize,
+    row: usize,
+}
+
+impl Cursor<'_> {
+    fn take(&mut self, mut rows: usize) -> Vec<RecordBatch> {
+        let mut slices = Vec::with_capacity(1);
+        while rows > 0 && self.batch < self.batches.len() {
+            let batch = &self.batches[self.batch];
+            let now = rows.min(batch.num_rows() - self.row);
+            if now > 0 {
+                slices.push(batch.slice(self.row, now));
+            }
+            rows -= now;
+            self.row += now;
+            if self.row == batch.num_rows() {
+                self.batch += 1;
+                self.row = 0;
+            }
+        }
+        slices
+    }
+}

@@ -1,0 +1,247 @@
+//! Where a bucket file's bytes go: straight to a local file, or to a multipart upload of bounded memory.
+//!
+//! Lance's own writers hold up to 2 MiB (local) or ten parts (object store) a file. A builder has hundreds of files open at
+//! once, so both are replaced by writers whose memory is small and known.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use lance_file::version::ConcreteFileVersion;
+use lance_file::writer::{FileWriter, FileWriterOptions};
+use lance_io::object_writer::WriteResult;
+use lance_io::traits::Writer;
+use object_store::path::Path;
+use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
+use tokio::io::AsyncWrite;
+use tokio::runtime::Handle;
+
+use super::store::{ArtifactStore, new_temporary_file};
+use crate::error::{Error, Result};
+
+/// Bytes of one part of a multipart upload; the smallest that S3 takes.
+pub const UPLOAD_PART_BYTES: usize = 5 * 1024 * 1024;
+const LOCAL_BUFFER_BYTES: usize = 32 * 1024;
+
+/// The most memory one open file holds beside the run being written: a buffer, or a part that fills and one in flight.
+pub fn open_file_bytes(store: &ArtifactStore) -> usize {
+    if store.local_root().is_some() { LOCAL_BUFFER_BYTES } else { 2 * UPLOAD_PART_BYTES }
+}
+
+/// The version of bucket files: its pages are flat, so that a range of rows is a range of bytes.
+pub const BUCKET_FILE_VERSION: ConcreteFileVersion = ConcreteFileVersion::V2_0;
+
+/// Create a Lance file that appears under its name only once it is finished.
+pub async fn create_file(
+    store: &ArtifactStore,
+    relative: &str,
+    schema: &arrow_schema::Schema,
+    version: ConcreteFileVersion,
+    options: FileWriterOptions,
+) -> Result<FileWriter> {
+    let path = store.path(relative)?;
+    let writer: Box<dyn Writer> = match store.local_root() {
+        Some(root) => Box::new(LocalFile::create(root.join(relative))?),
+        None => Box::new(Upload::new(store.object_store().inner.clone(), path)),
+    };
+    let schema = lance_core::datatypes::Schema::try_from(schema)?;
+    Ok(lance_file::versions::create_writer(version, writer, schema, options)?)
+}
+
+/// A local file under a temporary name. It writes on the calling thread: callers are threads made for writing.
+struct LocalFile {
+    file: Option<io::BufWriter<tempfile::NamedTempFile>>,
+    target: PathBuf,
+    size: usize,
+}
+
+impl LocalFile {
+    fn create(target: PathBuf) -> Result<Self> {
+        let parent = target.parent().ok_or_else(|| Error::internal("a bucket file has no folder"))?;
+        let file = std::fs::create_dir_all(parent)
+            .and_then(|()| new_temporary_file(parent))
+            .map_err(|e| Error::from(e).context(format!("creating {}", target.display())))?;
+        Ok(Self { file: Some(io::BufWriter::with_capacity(LOCAL_BUFFER_BYTES, file)), target, size: 0 })
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        if let Some(file) = self.file.take() {
+            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.as_file().sync_all()?;
+            file.persist(&self.target).map_err(|e| e.error)?;
+        }
+        Ok(())
+    }
+}
+
+impl AsyncWrite for LocalFile {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(file) = &mut self.file else {
+            return Poll::Ready(Err(io::Error::other("the file is finished")));
+        };
+        let written = file.write(bytes)?;
+        self.size += written;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.file.as_mut().map_or(Ok(()), Write::flush))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.finish())
+    }
+}
+
+#[async_trait]
+impl Writer for LocalFile {
+    async fn tell(&mut self) -> lance_core::Result<usize> {
+        Ok(self.size)
+    }
+
+    async fn shutdown(&mut self) -> lance_core::Result<WriteResult> {
+        self.finish()?;
+        Ok(WriteResult { size: self.size, e_tag: None })
+    }
+}
+
+type Step = BoxFuture<'static, object_store::Result<Option<Box<dyn MultipartUpload>>>>;
+
+/// A multipart upload with one part in flight while the next one fills; a small object is one put.
+struct Upload {
+    store: Arc<dyn object_store::ObjectStore>,
+    path: Path,
+    part: Vec<u8>,
+    upload: Option<Box<dyn MultipartUpload>>,
+    step: Option<Step>,
+    size: usize,
+    done: bool,
+}
+
+impl Upload {
+    fn new(store: Arc<dyn object_store::ObjectStore>, path: Path) -> Self {
+        Self { store, path, part: Vec::new(), upload: None, step: None, size: 0, done: false }
+    }
+
+    /// Drive the step in flight to its end.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(step) = &mut self.step {
+            let result = futures::ready!(step.poll_unpin(cx));
+            self.step = None;
+            self.upload = result.map_err(io::Error::other)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn send_part(&mut self) {
+        let part = PutPayload::from(std::mem::take(&mut self.part));
+        let upload = self.upload.take();
+        let (store, path) = (self.store.clone(), self.path.clone());
+        self.step = Some(
+            async move {
+                let mut upload = match upload {
+                    Some(upload) => upload,
+                    None => store.put_multipart(&path).await?,
+                };
+                match upload.put_part(part).await {
+                    Ok(()) => Ok(Some(upload)),
+                    Err(e) => {
+                        let _ = upload.abort().await;
+                        Err(e)
+                    }
+                }
+            }
+            .boxed(),
+        );
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.done {
+            futures::ready!(self.poll_step(cx))?;
+            if self.part.is_empty() && self.upload.is_none() {
+                self.done = true;
+            } else if let Some(mut upload) = self.upload.take() {
+                let part = PutPayload::from(std::mem::take(&mut self.part));
+                self.step = Some(
+                    async move {
+                        if part.content_length() > 0 {
+                            upload.put_part(part).await?;
+                        }
+                        upload.complete().await.map(|_| None)
+                    }
+                    .boxed(),
+                );
+            } else {
+                let part = PutPayload::from(std::mem::take(&mut self.part));
+                let (store, path) = (self.store.clone(), self.path.clone());
+                self.step = Some(async move { store.put(&path, part).await.map(|_| None) }.boxed());
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Upload {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if this.part.len() >= UPLOAD_PART_BYTES {
+            futures::ready!(this.poll_step(cx))?;
+            this.send_part();
+            // Start the request now rather than when the next part is full.
+            if let Poll::Ready(Err(e)) = this.poll_step(cx) {
+                return Poll::Ready(Err(e));
+            }
+        }
+        let room = UPLOAD_PART_BYTES - this.part.len();
+        let taken = &bytes[..bytes.len().min(room)];
+        this.part.extend_from_slice(taken);
+        this.size += taken.len();
+        Poll::Ready(Ok(taken.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What does not fill a part waits for the next run: a part below the minimum is refused by S3.
+        self.poll_step(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_finish(cx)
+    }
+}
+
+#[async_trait]
+impl Writer for Upload {
+    async fn tell(&mut self) -> lance_core::Result<usize> {
+        Ok(self.size)
+    }
+
+    async fn shutdown(&mut self) -> lance_core::Result<WriteResult> {
+        std::future::poll_fn(|cx| self.poll_finish(cx)).await?;
+        Ok(WriteResult { size: self.size, e_tag: None })
+    }
+}
+
+impl Drop for Upload {
+    /// An unfinished upload is aborted: stores bill the parts of forgotten ones.
+    fn drop(&mut self) {
+        let (step, upload) = (self.step.take(), self.upload.take());
+        if (step.is_some() || upload.is_some())
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(async move {
+                let upload = match step {
+                    Some(step) => step.await.ok().flatten(),
+                    None => upload,
+                };
+                if let Some(mut upload) = upload {
+                    let _ = upload.abort().await;
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Staging: encoded rows copied into flat columns, and the order in which they go to the bucket files.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rayon::prelude::*;
+
+/// Rows waiting to be grouped. Columns are flat so that what they hold is what they cost.
+#[derive(Debug, Default)]
+pub struct Stage {
+    pub row_ids: Vec<u64>,
+    pub part_ids: Vec<u32>,
+    pub codes: Vec<u8>,
+}
+
+impl Stage {
+    pub fn with_capacity(rows: usize, code_width: usize) -> Self {
+        Self { row_ids: Vec::with_capacity(rows), part_ids: Vec::with_capacity(rows), codes: Vec::with_capacity(rows * code_width) }
+    }
+
+    pub fn len(&self) -> usize {
+        self.row_ids.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.row_ids.is_empty()
+    }
+
+    /// Copy rows in; the caller keeps within the capacity.
+    pub fn extend(&mut self, row_ids: &[u64], part_ids: &[u32], codes: &[u8]) {
+        self.row_ids.extend_from_slice(row_ids);
+        self.part_ids.extend_from_slice(part_ids);
+        self.codes.extend_from_slice(codes);
+    }
+
+    pub fn clear(&mut self) {
+        self.row_ids.clear();
+        self.part_ids.clear();
+        self.codes.clear();
+    }
+}
+
+/// Partitions in the order of the files: bucket after bucket, and by id within a bucket.
+#[derive(Debug)]
+pub struct BucketOrder {
+    /// Rank of each partition.
+    rank: Vec<u32>,
+    /// Partition of each rank.
+    partition: Vec<u32>,
+    /// Ranks of each bucket: `bucket_start[b]..bucket_start[b + 1]`.
+    bucket_start: Vec<u32>,
+}
+
+impl BucketOrder {
+    pub fn new(num_partitions: usize, num_buckets: usize) -> Self {
+        let mut rank = vec![0; num_partitions];
+        let mut partition = Vec::with_capacity(num_partitions);
+        let mut bucket_start = Vec::with_capacity(num_buckets + 1);
+        for bucket in 0..num_buckets {
+            bucket_start.push(partition.len() as u32);
+            for id in (bucket..num_partitions).step_by(num_buckets) {
+                rank[id] = partition.len() as u32;
+                partition.push(id as u32);
+            }
+        }
+        bucket_start.push(partition.len() as u32);
+        Self { rank, partition, bucket_start }
+    }
+
+    pub fn bucket_ranks(&self, bucket: usize) -> std::ops::Range<usize> {
+        self.bucket_start[bucket] as usize..self.bucket_start[bucket + 1] as usize
+    }
+
+    pub fn partition(&self, rank: usize) -> u32 {
+        self.partition[rank]
+    }
+}
+
+/// Which staged row goes where: `rows[starts[rank]..starts[rank + 1]]` are the rows of the partition of that rank, in the
+/// order of their arrival.
+#[derive(Debug)]
+pub struct SortedRows {
+    pub rows: Vec<u32>,
+    pub starts: Vec<u32>,
+}
+
+/// A stable counting sort of the staged rows by rank, in parallel: each thread counts its slice, a prefix sum over
+/// (rank, slice) gives each its places, and each writes only those.
+pub fn sort(stage: &Stage, order: &BucketOrder, threads: usize) -> SortedRows {
+    let partitions = order.partition.len();
+    let rows = stage.len();
+    let slice = rows.div_ceil(threads.max(1)).max(1);
+    let mut counts: Vec<Vec<u32>> = stage
+        .part_ids
+        .par_chunks(slice)
+        .map(|part_ids| {
+            let mut counts = vec![0u32; partitions];
+            for part_id in part_ids {
+                counts[order.rank[*part_id as usize] as usize] += 1;
+            }
+            counts
+        })
+        .collect();
+    let mut starts = Vec::with_capacity(partitions + 1);
+    let mut next = 0u32;
+    for rank in 0..partitions {
+        starts.push(next);
+        for counts in &mut counts {
+            next += std::mem::replace(&mut counts[rank], next);
+        }
+    }
+    starts.push(next);
+    // Every place is written once, by one thread: relaxed atomics cost what plain stores do and need no unsafe code.
+    let places: Vec<AtomicU32> = (0..rows).into_par_iter().map(|_| AtomicU32::new(0)).collect();
+    stage.part_ids.par_chunks(slice).zip(counts.par_iter_mut()).enumerate().for_each(|(index, (part_ids, next))| {
+        let first = (index * slice) as u32;
+        for (row, part_id) in (first..).zip(part_ids) {
+            let place = &mut next[order.rank[*part_id as usize] as usize];
+            places[*place as usize].store(row, Ordering::Relaxed);
+            *place += 1;
+        }
+    });
+    SortedRows { rows: places.into_iter().map(AtomicU32::into_inner).collect(), starts }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sorts_by_bucket_then_partition_and_keeps_arrival_order() {
+        let order = BucketOrder::new(5, 2);
+        let mut stage = Stage::with_capacity(8, 1);
+        let part_ids = [4, 1, 0, 3, 2, 0, 1, 4];
+        for (row, part_id) in part_ids.iter().enumerate() {
+            stage.extend(&[row as u64], &[*part_id], &[0]);
+        }
+        for threads in [1, 2, 3, 16] {
+            let sorted = sort(&stage, &order, threads);
+            let partitions: Vec<u32> = sorted.rows.iter().map(|row| part_ids[*row as usize]).collect();
+            assert_eq!(partitions, [0, 0, 2, 4, 4, 1, 1, 3]);
+            assert_eq!(sorted.rows, [2, 5, 4, 0, 7, 1, 6, 3]);
+            assert_eq!(sorted.starts, [0, 2, 3, 5, 7, 8]);
+        }
+        assert_eq!(order.bucket_ranks(0), 0..3);
+        assert_eq!(order.bucket_ranks(1), 3..5);
+        assert_eq!(order.partition(3), 1);
+    }
+}

@@ -1,0 +1,445 @@
+//! `PartitionArtifactBuilder`: encoded batches in, a partition artifact out, in bounded memory and one pass.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use arrow_array::RecordBatch;
+use tokio::runtime::Handle;
+
+use super::batch::EncodedColumns;
+use super::bucket::{BucketWriter, FlushJob};
+use super::layout::{DEFAULT_MAX_BUCKETS, FORMAT_VERSION, MANIFEST_FILE, PARTITIONS_DIR, metadata_path};
+use super::manifest::{CHECKSUM_KIND, FileEntry, Manifest, ModelSummary, PartitionEntry, RowCounts, Source, WriterInfo};
+use super::memory::{MemoryPlan, default_limit};
+use super::stage::{BucketOrder, Stage};
+use super::store::{ArtifactStore, StorageOptions};
+use super::{checksum, metadata, sink};
+use crate::error::{Error, Result};
+use crate::model::IvfPqModel;
+
+/// What is encoded: a model, or just the shape that the codes have.
+#[derive(Debug, Clone)]
+pub enum Encoding {
+    Model(Arc<IvfPqModel>),
+    Shape { num_partitions: usize, pq_code_width: usize },
+}
+
+impl From<IvfPqModel> for Encoding {
+    fn from(model: IvfPqModel) -> Self {
+        Self::Model(Arc::new(model))
+    }
+}
+
+/// Options of a [`PartitionArtifactBuilder`]; the default is what users get.
+#[derive(Debug, Clone, Default)]
+pub struct BuilderOptions {
+    /// Files of the artifact; `min(num_partitions, 256)`, fewer where an object store's upload buffers would not fit the limit.
+    pub num_buckets: Option<usize>,
+    /// Bytes; 1 GiB or a quarter of the machine's memory, whichever is less.
+    pub memory_limit: Option<u64>,
+    /// Replace an artifact that is there already. It stays whole until the new one is published.
+    pub overwrite: bool,
+    pub storage_options: Option<StorageOptions>,
+    /// Where the rows come from, for the finalizer's checks.
+    pub source: Option<Source>,
+}
+
+/// Streams encoded batches into a partition artifact.
+///
+/// Every method may be called from any thread. Nothing can be read as an artifact before [`finish`](Self::finish) returns;
+/// [`abort`](Self::abort) or a drop before that removes what was written.
+pub struct PartitionArtifactBuilder {
+    store: ArtifactStore,
+    encoding: Encoding,
+    options: BuilderOptions,
+    num_partitions: usize,
+    code_width: usize,
+    plan: MemoryPlan,
+    shared: Arc<Shared>,
+    inner: Mutex<Inner>,
+    /// Set where an artifact is being replaced.
+    tag: Option<String>,
+    old_files: Vec<String>,
+    runtime: Handle,
+}
+
+struct Shared {
+    order: BucketOrder,
+    buckets: Vec<Mutex<BucketWriter>>,
+    cancelled: AtomicBool,
+}
+
+struct Inner {
+    state: State,
+    stage: Stage,
+    /// The stage being written; it comes back empty.
+    flushing: Option<JoinHandle<Result<Stage>>>,
+    rows: u64,
+    /// A failed flush; every later call answers with it.
+    failed: Option<Error>,
+    closed_files: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Finished,
+    Aborted,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while the lock was held is caught where it happened and leaves `failed` set.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl PartitionArtifactBuilder {
+    /// Check the options and the target; creates no file. Call within a Tokio runtime, which the builder uses for IO.
+    pub async fn try_new(uri: &str, encoding: impl Into<Encoding>, options: BuilderOptions) -> Result<Self> {
+        let encoding = encoding.into();
+        let (num_partitions, code_width) = match &encoding {
+            Encoding::Model(model) => (model.num_partitions(), model.code_width()),
+            Encoding::Shape { num_partitions, pq_code_width } => (*num_partitions, *pq_code_width),
+        };
+        if num_partitions == 0 || u32::try_from(num_partitions).is_err() {
+            return Err(Error::invalid(format!("num_partitions: got {num_partitions}, expected 1 to {}", u32::MAX)));
+        }
+        if code_width == 0 || code_width > i32::MAX as usize {
+            return Err(Error::invalid(format!("pq_code_width: got {code_width}, expected the bytes of one code, at least 1")));
+        }
+        let store = ArtifactStore::open(uri, options.storage_options.as_ref()).await?;
+        let limit = options.memory_limit.unwrap_or_else(default_limit);
+        let open_file_bytes = sink::open_file_bytes(&store);
+        let num_buckets = match options.num_buckets {
+            Some(given) if given == 0 || given > num_partitions => {
+                return Err(Error::invalid(format!("num_buckets: got {given}, expected 1 to num_partitions = {num_partitions}")));
+            }
+            Some(given) => given,
+            None => num_partitions.min(DEFAULT_MAX_BUCKETS).min(MemoryPlan::max_buckets(limit, open_file_bytes)),
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, 16);
+        let plan = MemoryPlan::try_new(limit, code_width, num_partitions, num_buckets, open_file_bytes, threads)?;
+        let (tag, old_files) = prepare_target(&store, options.overwrite).await?;
+        let order = BucketOrder::new(num_partitions, num_buckets);
+        let buckets = (0..num_buckets)
+            .map(|bucket| Mutex::new(BucketWriter::new(bucket, order.bucket_ranks(bucket).len(), tag.as_deref())))
+            .collect();
+        Ok(Self {
+            store,
+            encoding,
+            options,
+            num_partitions,
+            code_width,
+            plan,
+            shared: Arc::new(Shared { order, buckets, cancelled: AtomicBool::new(false) }),
+            inner: Mutex::new(Inner {
+                state: State::Open,
+                stage: Stage::with_capacity(plan.stage_rows, code_width),
+                flushing: None,
+                rows: 0,
+                failed: None,
+                closed_files: Vec::new(),
+            }),
+            tag,
+            old_files,
+            runtime: Handle::current(),
+        })
+    }
+
+    pub fn store(&self) -> &ArtifactStore {
+        &self.store
+    }
+
+    pub fn num_partitions(&self) -> usize {
+        self.num_partitions
+    }
+
+    pub fn pq_code_width(&self) -> usize {
+        self.code_width
+    }
+
+    pub fn num_buckets(&self) -> usize {
+        self.shared.buckets.len()
+    }
+
+    pub fn memory_plan(&self) -> MemoryPlan {
+        self.plan
+    }
+
+    /// Rows accepted so far.
+    pub fn num_rows(&self) -> u64 {
+        locked(&self.inner).rows
+    }
+
+    /// Take the rows of an encoded batch. It is checked first: a refused batch changes nothing and the builder stays usable.
+    ///
+    /// Blocks while both stages are full; from asynchronous code call it on a blocking thread.
+    pub fn append_batch(&self, batch: &RecordBatch) -> Result<()> {
+        let columns = EncodedColumns::try_new(batch, self.num_partitions, self.code_width)?;
+        self.append_rows(columns.row_ids(), columns.part_ids(), columns.codes())
+    }
+
+    fn append_rows(&self, row_ids: &[u64], part_ids: &[u32], codes: &[u8]) -> Result<()> {
+        let mut inner = self.open("append_batch")?;
+        let mut at = 0;
+        while at < row_ids.len() {
+            if inner.stage.len() == self.plan.stage_rows {
+                self.flush(&mut inner)?;
+            }
+            let take = (self.plan.stage_rows - inner.stage.len()).min(row_ids.len() - at);
+            let to = at + take;
+            inner.stage.extend(&row_ids[at..to], &part_ids[at..to], &codes[at * self.code_width..to * self.code_width]);
+            at = to;
+        }
+        inner.rows += row_ids.len() as u64;
+        Ok(())
+    }
+
+    fn open(&self, call: &str) -> Result<MutexGuard<'_, Inner>> {
+        let inner = locked(&self.inner);
+        if self.shared.cancelled.load(Ordering::Relaxed) || inner.state == State::Aborted {
+            return Err(Error::invalid(format!("{call}: the builder of {} is aborted; make a new one", self.store.uri())));
+        }
+        if inner.state == State::Finished {
+            return Err(Error::invalid(format!("{call}: the artifact {} is finished; it cannot change any more", self.store.uri())));
+        }
+        match &inner.failed {
+            Some(error) => Err(error.clone().context(format!("{call}: an earlier write failed; abort and build again"))),
+            None => Ok(inner),
+        }
+    }
+
+    /// Wait for the stage being written, then start on the one that is full.
+    fn flush(&self, inner: &mut Inner) -> Result<()> {
+        let written = self.wait(inner)?;
+        if inner.stage.is_empty() {
+            return Ok(());
+        }
+        // Only a build that needs a second stage pays for it.
+        let next = written.unwrap_or_else(|| Stage::with_capacity(self.plan.stage_rows, self.code_width));
+        let stage = std::mem::replace(&mut inner.stage, next);
+        let (shared, store, runtime) = (self.shared.clone(), self.store.clone(), self.runtime.clone());
+        let (plan, code_width) = (self.plan, self.code_width);
+        let thread = std::thread::Builder::new()
+            .name("lance-artifact-flush".into())
+            .spawn(move || shared.flush(&store, &runtime, stage, plan, code_width))?;
+        inner.flushing = Some(thread);
+        Ok(())
+    }
+
+    /// Wait for the stage being written, if there is one; it comes back empty.
+    fn wait(&self, inner: &mut Inner) -> Result<Option<Stage>> {
+        let Some(thread) = inner.flushing.take() else {
+            return Ok(None);
+        };
+        let result = thread.join().unwrap_or_else(|_| Err(Error::internal("a writer thread panicked")));
+        result.map(Some).inspect_err(|e| inner.failed = Some(e.clone()))
+    }
+
+    /// Write what is staged, close and sync the files, then publish the manifest: from then on, and not before, the artifact
+    /// exists. `counts` tells what became of the rows that were seen; by default all of them were written.
+    pub fn finish(&self, counts: Option<RowCounts>) -> Result<Manifest> {
+        let mut inner = self.open("finish")?;
+        let counts = match counts {
+            Some(counts) if counts.written != inner.rows => {
+                return Err(Error::invalid(format!(
+                    "finish: {} rows are said to be written, {} were appended",
+                    counts.written, inner.rows
+                )));
+            }
+            Some(counts) => counts,
+            None => RowCounts { seen: inner.rows, written: inner.rows, dropped: BTreeMap::new() },
+        };
+        let result = self.finish_open(&mut inner, counts);
+        match &result {
+            Ok(_) => inner.state = State::Finished,
+            Err(error) => inner.failed = Some(error.clone()),
+        }
+        result
+    }
+
+    fn finish_open(&self, inner: &mut Inner, counts: RowCounts) -> Result<Manifest> {
+        self.flush(inner)?;
+        self.wait(inner)?;
+        inner.stage = Stage::default();
+        if self.tag.is_none() && self.block_on(self.store.exists(MANIFEST_FILE))? {
+            return Err(already_exists(&self.store, "appeared while this one was being written"));
+        }
+        let files = self.shared.close(&self.store, &self.runtime, self.plan.threads, &mut inner.closed_files)?;
+        let metadata_file = match &self.encoding {
+            Encoding::Model(model) => {
+                let name = metadata_path(self.tag.as_deref());
+                inner.closed_files.push(name.clone());
+                self.block_on(metadata::write(&self.store, &name, model))?;
+                Some(name)
+            }
+            Encoding::Shape { .. } => None,
+        };
+        self.store.sync_dirs(&["", PARTITIONS_DIR])?;
+        let manifest = Manifest {
+            version: FORMAT_VERSION,
+            num_partitions: self.num_partitions,
+            num_buckets: Some(self.num_buckets()),
+            metadata_file,
+            total_loss: None,
+            pq_code_width: Some(self.code_width),
+            checksum_kind: Some(CHECKSUM_KIND.to_string()),
+            model: match &self.encoding {
+                Encoding::Model(model) => Some(ModelSummary::from(model.as_ref())),
+                Encoding::Shape { .. } => None,
+            },
+            rows: Some(counts),
+            source: self.options.source.clone(),
+            writer: Some(WriterInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() }),
+            files: Some(files),
+            partitions: self.shared.partitions(self.num_partitions),
+        };
+        let json = serde_json::to_vec(&manifest).map_err(|e| Error::internal(format!("manifest: {e}")))?;
+        if !self.block_on(self.store.publish(MANIFEST_FILE, json, self.tag.is_some()))? {
+            return Err(already_exists(&self.store, "was published by another writer meanwhile"));
+        }
+        // The new artifact stands; what is left of the old one is only waste, so a failure to delete it is no error.
+        let stale: Vec<String> = self.old_files.iter().filter(|f| !inner.closed_files.contains(f)).cloned().collect();
+        let _ = self.block_on(self.store.delete(&stale));
+        Ok(manifest)
+    }
+
+    /// Stop and remove what was written. After `finish` it does nothing.
+    pub fn abort(&self) -> Result<()> {
+        self.shared.cancelled.store(true, Ordering::Relaxed);
+        let mut inner = locked(&self.inner);
+        if inner.state != State::Open {
+            return Ok(());
+        }
+        inner.state = State::Aborted;
+        let _ = self.wait(&mut inner);
+        inner.stage = Stage::default();
+        {
+            let _runtime = self.runtime.enter();
+            for bucket in &self.shared.buckets {
+                locked(bucket).discard();
+            }
+        }
+        let files = std::mem::take(&mut inner.closed_files);
+        let deleted = self.block_on(self.store.delete(&files));
+        self.store.remove_empty_dirs(&[PARTITIONS_DIR, ""]);
+        deleted
+    }
+
+    /// Run IO to its end from any thread, a runtime's own included.
+    fn block_on<T: Send>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.runtime.block_on(work)).join().unwrap_or_else(|_| Err(Error::internal("a writer thread panicked")))
+        })
+    }
+}
+
+impl Drop for PartitionArtifactBuilder {
+    fn drop(&mut self) {
+        let _ = self.abort();
+    }
+}
+
+impl Shared {
+    /// Group a stage and append its runs to the bucket files, all threads at once.
+    fn flush(&self, store: &ArtifactStore, runtime: &Handle, mut stage: Stage, plan: MemoryPlan, code_width: usize) -> Result<Stage> {
+        let sorted = super::stage::sort(&stage, &self.order, plan.threads);
+        let job = FlushJob { store, runtime, stage: &stage, sorted: &sorted, order: &self.order, chunk_rows: plan.chunk_rows, code_width };
+        self.for_each_bucket(plan.threads, |bucket| job.write(&mut locked(&self.buckets[bucket]), bucket))?;
+        drop(sorted);
+        stage.clear();
+        Ok(stage)
+    }
+
+    fn close(
+        &self,
+        store: &ArtifactStore,
+        runtime: &Handle,
+        threads: usize,
+        closed: &mut Vec<String>,
+    ) -> Result<BTreeMap<String, FileEntry>> {
+        // Listed before they appear, so that an abort knows every file that may be there.
+        closed.extend(self.buckets.iter().filter_map(|b| locked(b).open_path()));
+        let files = Mutex::new(BTreeMap::new());
+        self.for_each_bucket(threads, |bucket| {
+            if let Some((path, entry)) = locked(&self.buckets[bucket]).close(runtime, store)? {
+                locked(&files).insert(path, entry);
+            }
+            Ok(())
+        })?;
+        Ok(files.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn for_each_bucket(&self, threads: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let failed = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(self.buckets.len()) {
+                scope.spawn(|| {
+                    loop {
+                        let bucket = next.fetch_add(1, Ordering::Relaxed);
+                        if bucket >= self.buckets.len() || self.cancelled.load(Ordering::Relaxed) || locked(&failed).is_some() {
+                            return;
+                        }
+                        if let Err(error) = work(bucket) {
+                            locked(&failed).get_or_insert(error);
+                        }
+                    }
+                });
+            }
+        });
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None if self.cancelled.load(Ordering::Relaxed) => Err(Error::Interrupted("the builder was aborted".into())),
+            None => Ok(()),
+        }
+    }
+
+    fn partitions(&self, num_partitions: usize) -> Vec<PartitionEntry> {
+        let mut partitions = vec![PartitionEntry::default(); num_partitions];
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            let mut bucket = locked(bucket);
+            let path = bucket.path().to_string();
+            for (rank, state) in self.order.bucket_ranks(index).zip(bucket.take_partitions()) {
+                if !state.ranges.is_empty() {
+                    partitions[self.order.partition(rank) as usize] = PartitionEntry {
+                        path: Some(path.clone()),
+                        num_rows: state.ranges.iter().map(|r| r.num_rows).sum(),
+                        ranges: state.ranges,
+                        checksum: Some(checksum::to_hex(state.checksum)),
+                    };
+                }
+            }
+        }
+        partitions
+    }
+}
+
+fn already_exists(store: &ArtifactStore, how: &str) -> Error {
+    Error::ArtifactExists(format!(
+        "{} already holds an artifact, which {how}; choose another artifact_uri or pass overwrite=True",
+        store.uri()
+    ))
+}
+
+/// Refuse a target that holds an artifact, or arrange to replace it; sweep what a killed build left.
+async fn prepare_target(store: &ArtifactStore, overwrite: bool) -> Result<(Option<String>, Vec<String>)> {
+    let exists = store.exists(MANIFEST_FILE).await?;
+    if exists && !overwrite {
+        return Err(already_exists(store, "would be lost"));
+    }
+    let ours = |file: &String| {
+        let name = file.rsplit('/').next().unwrap_or_default();
+        let bucket = file.starts_with(PARTITIONS_DIR) && (name.starts_with("bucket-") || name.starts_with(".lance-artifact-"));
+        bucket
+            || (!file.contains('/') && (name.starts_with("metadata") && name.ends_with(".lance") || name.starts_with(".lance-artifact-")))
+    };
+    let found: Vec<String> = store.list().await?.into_iter().filter(ours).collect();
+    if exists {
+        let tag = uuid::Uuid::new_v4().simple().to_string()[..8].to_string();
+        return Ok((Some(tag), found));
+    }
+    store.delete(&found).await?;
+    Ok((None, Vec::new()))
+}

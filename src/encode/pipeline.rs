@@ -1,0 +1,76 @@
+//! Scan, filter, encode, write: the stages overlap, each with a bounded number of batches.
+
+use std::sync::Arc;
+
+use arrow_array::{FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array};
+use futures::{StreamExt, TryStreamExt};
+
+use super::prepare::Dropped;
+use super::source::VectorSource;
+use super::{Encoded, Encoder};
+use crate::artifact::layout::bucket_schema;
+use crate::artifact::{PartitionArtifactBuilder, RowCounts};
+use crate::error::{Error, Result};
+use crate::model::{Metric, fixed_size_list};
+
+/// Batches being encoded at once. Each is encoded by all cores; a second one fills the gaps at its ends.
+const BATCHES_IN_FLIGHT: usize = 2;
+
+/// Encode every row of `source` into `builder`. `progress` gets the rows seen so far. The caller finishes or aborts the
+/// builder.
+pub async fn encode_into(
+    source: &VectorSource,
+    metric: Metric,
+    encoder: Arc<dyn Encoder>,
+    builder: Arc<PartitionArtifactBuilder>,
+    progress: impl Fn(u64) + Send,
+) -> Result<RowCounts> {
+    let expected = source.count_rows().await?;
+    let mut encoded = Box::pin(
+        source
+            .scan(metric)
+            .await?
+            .map(|prepared| {
+                let encoder = encoder.clone();
+                async move {
+                    let prepared = prepared?;
+                    tokio::task::spawn_blocking(move || {
+                        let batch = encoded_batch(&prepared.row_ids, &prepared.vectors, encoder.as_ref())?;
+                        Ok::<_, Error>((batch, prepared.dropped))
+                    })
+                    .await?
+                }
+            })
+            .buffered(BATCHES_IN_FLIGHT),
+    );
+    let mut dropped = Dropped::default();
+    let mut written = 0;
+    while let Some((batch, batch_dropped)) = encoded.try_next().await? {
+        dropped.add(batch_dropped);
+        written += batch.num_rows() as u64;
+        let builder = builder.clone();
+        tokio::task::spawn_blocking(move || builder.append_batch(&batch)).await??;
+        progress(written + dropped.total());
+    }
+    let seen = written + dropped.total();
+    if seen != expected {
+        return Err(Error::internal(format!("the scan gave {seen} rows, the dataset has {expected} in these fragments")));
+    }
+    Ok(RowCounts { seen, written, dropped: dropped.by_reason() })
+}
+
+fn encoded_batch(row_ids: &arrow_array::UInt64Array, vectors: &FixedSizeListArray, encoder: &dyn Encoder) -> Result<RecordBatch> {
+    let Encoded { part_ids, codes } = encoder.encode(vectors)?;
+    let rows = row_ids.len();
+    if part_ids.len() != rows || (rows > 0 && !codes.len().is_multiple_of(rows)) {
+        return Err(Error::internal(format!(
+            "the encoder gave {} partition ids and {} code bytes for {rows} rows",
+            part_ids.len(),
+            codes.len()
+        )));
+    }
+    let width = if rows == 0 { encoder.code_width() } else { codes.len() / rows };
+    let codes = fixed_size_list(Arc::new(UInt8Array::from(codes)), width)?;
+    let columns: Vec<arrow_array::ArrayRef> = vec![Arc::new(row_ids.clone()), Arc::new(UInt32Array::from(part_ids)), Arc::new(codes)];
+    Ok(RecordBatch::try_new(bucket_schema(width), columns)?)
+}

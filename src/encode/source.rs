@@ -1,0 +1,252 @@
+//! A dataset as an encoder sees it: opened at one version, restricted to fragments, scanned or sampled in bounded memory.
+
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt64Type;
+use arrow_array::{Array, ArrayRef, FixedSizeListArray, RecordBatch, UInt64Array};
+use futures::{Stream, StreamExt, TryStreamExt};
+use lance::Dataset;
+use lance::dataset::ProjectionRequest;
+use lance::dataset::builder::DatasetBuilder;
+use lance_table::format::Fragment;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::index;
+
+use super::column::VectorColumn;
+use super::prepare::{PreparedVectors, prepare};
+use crate::artifact::{Source, StorageOptions, without_credentials};
+use crate::error::{Error, Result};
+use crate::model::{Metric, fixed_size_list, flat_values};
+
+/// Vector bytes of one scanned batch.
+const BATCH_BYTES: usize = 16 << 20;
+/// Vector bytes of one random read while sampling.
+const TAKE_BYTES: usize = 32 << 20;
+
+/// Open a dataset at a version with the storage options of the caller's handle.
+pub async fn open_dataset(uri: &str, version: u64, storage_options: Option<&StorageOptions>) -> Result<Dataset> {
+    let mut builder = DatasetBuilder::from_uri(uri).with_version(version);
+    if let Some(options) = storage_options.filter(|o| !o.is_empty()) {
+        builder = builder.with_storage_options(options.clone());
+    }
+    builder.load().await.map_err(|e| Error::from(e).context(format!("opening dataset {} at version {version}", without_credentials(uri))))
+}
+
+/// The vectors of a column in some fragments of one version of a dataset.
+#[derive(Debug, Clone)]
+pub struct VectorSource {
+    pub dataset: Arc<Dataset>,
+    pub column: VectorColumn,
+    fragments: Vec<Fragment>,
+}
+
+impl VectorSource {
+    /// `fragment_ids`: all fragments if `None`.
+    pub fn try_new(dataset: Dataset, column: &str, fragment_ids: Option<&[u32]>) -> Result<Self> {
+        let column = VectorColumn::resolve(&dataset, column)?;
+        let fragments = select_fragments(&dataset, fragment_ids)?;
+        Ok(Self { dataset: Arc::new(dataset), column, fragments })
+    }
+
+    pub fn fragment_ids(&self) -> Vec<u32> {
+        self.fragments.iter().map(|f| f.id as u32).collect()
+    }
+
+    /// For the manifest.
+    pub fn describe(&self) -> Source {
+        Source {
+            dataset_uri: without_credentials(self.dataset.uri()),
+            version: self.dataset.version().version,
+            column: self.column.path.clone(),
+            field_id: Some(self.column.field_id),
+            fragment_ids: self.fragment_ids(),
+            stable_row_ids: self.dataset.manifest().uses_stable_row_ids(),
+        }
+    }
+
+    /// Live rows.
+    pub async fn count_rows(&self) -> Result<u64> {
+        let chosen: std::collections::HashSet<u64> = self.fragments.iter().map(|f| f.id).collect();
+        let mut rows = 0;
+        for fragment in self.dataset.get_fragments().into_iter().filter(|f| chosen.contains(&(f.id() as u64))) {
+            rows += fragment.count_rows(None).await? as u64;
+        }
+        Ok(rows)
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.column.dimension * self.column.element_type.byte_width()
+    }
+
+    /// All rows in order, prepared for `metric`, in batches of about 16 MiB of vectors with a few read ahead.
+    pub async fn scan(&self, metric: Metric) -> Result<impl Stream<Item = Result<PreparedVectors>> + Send + use<>> {
+        let mut scanner = self.dataset.scan();
+        scanner.project(&[self.column.path.as_str()])?.with_row_id();
+        scanner.with_fragments(self.fragments.clone());
+        let rows = (BATCH_BYTES / self.row_bytes().max(1)).clamp(256, 65_536);
+        // Read-ahead holds batches: as many as there are threads to encode them, no more.
+        let ahead = std::thread::available_parallelism().map_or(4, usize::from).min(8);
+        scanner.batch_size(rows).batch_readahead(ahead).scan_in_order(true);
+        scanner.io_buffer_size(128 << 20);
+        let column = self.column.clone();
+        let stream = scanner.try_into_stream().await?;
+        Ok(stream.map(move |batch| prepare_batch(&batch?, &column, metric)))
+    }
+
+    /// `rows` random vectors, prepared for `metric`, drawn without loading the column and the same for the same seed; fewer
+    /// where the dataset holds fewer. They come in random order, because training takes prefixes.
+    pub async fn sample(&self, rows: usize, metric: Metric, seed: u64) -> Result<FixedSizeListArray> {
+        let total = self.count_rows().await?;
+        let total = usize::try_from(total).map_err(|_| Error::invalid(format!("{total} rows do not fit this machine's addresses")))?;
+        let mut random = SmallRng::seed_from_u64(seed);
+        let mut parts: Vec<ArrayRef> = Vec::new();
+        let mut have = 0;
+        if rows >= total / 8 {
+            // So much of the table is wanted that reading it once in order is cheaper than random access.
+            let chosen = chosen_mask(&mut random, total, rows);
+            let mut stream = Box::pin(self.scan_raw().await?);
+            let mut at = 0;
+            let mut spare: Vec<ArrayRef> = Vec::new();
+            while let Some(batch) = stream.try_next().await? {
+                let row_ids = batch[lance_core::ROW_ID].as_primitive::<UInt64Type>().clone();
+                let mask: arrow_array::BooleanArray = chosen[at..at + batch.num_rows()].iter().map(|c| Some(*c)).collect();
+                at += batch.num_rows();
+                let vectors = self.column.extract(&batch)?;
+                let picked = filter_vectors(&row_ids, &vectors, &mask, metric)?;
+                have += picked.len();
+                parts.push(flat_values(&picked));
+                if rows < total {
+                    // Rows that were not chosen stand in for chosen ones that were dropped.
+                    let others = arrow_arith::boolean::not(&mask)?;
+                    let wanted = spare_rows(&spare, self.column.dimension);
+                    if wanted < rows.min(4096) {
+                        spare.push(flat_values(&filter_vectors(&row_ids, &vectors, &others, metric)?));
+                    }
+                }
+            }
+            for values in spare {
+                if have >= rows {
+                    break;
+                }
+                have += values.len() / self.column.dimension;
+                parts.push(values);
+            }
+        } else {
+            let mut order = index::sample(&mut random, total, (rows * 2 + 1024).min(total)).into_vec();
+            let step = (TAKE_BYTES / self.row_bytes().max(1)).max(1);
+            while have < rows && !order.is_empty() {
+                let mut offsets: Vec<u64> = order.drain(..order.len().min(step).min(rows - have)).map(|i| i as u64).collect();
+                offsets.sort_unstable();
+                let batch = self.take(&offsets).await?;
+                let row_ids = UInt64Array::from_iter_values(0..batch.num_rows() as u64);
+                let picked = prepare(&row_ids, &self.column.extract(&batch)?, metric)?.vectors;
+                have += picked.len();
+                parts.push(flat_values(&picked));
+            }
+        }
+        let refs: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
+        let values = if refs.is_empty() {
+            arrow_array::new_empty_array(&self.column.element_type.data_type())
+        } else {
+            arrow_select::concat::concat(&refs)?
+        };
+        drop(parts);
+        let list = fixed_size_list(values, self.column.dimension)?;
+        let mut order: Vec<u32> = (0..list.len() as u32).collect();
+        rand::seq::SliceRandom::shuffle(order.as_mut_slice(), &mut random);
+        order.truncate(rows);
+        let shuffled = arrow_select::take::take(&list, &arrow_array::UInt32Array::from(order), None)?;
+        fixed_size_list(flat_values(shuffled.as_fixed_size_list()), self.column.dimension)
+    }
+
+    async fn scan_raw(&self) -> Result<impl Stream<Item = Result<RecordBatch>> + Send + use<>> {
+        let mut scanner = self.dataset.scan();
+        scanner.project(&[self.column.path.as_str()])?.with_row_id();
+        scanner.with_fragments(self.fragments.clone());
+        let rows = (BATCH_BYTES / self.row_bytes().max(1)).clamp(256, 65_536);
+        scanner.batch_size(rows).batch_readahead(4).scan_in_order(true);
+        scanner.io_buffer_size(128 << 20);
+        Ok(scanner.try_into_stream().await?.map(|batch| Ok(batch?)))
+    }
+
+    /// Rows by their place among the live rows of the chosen fragments.
+    async fn take(&self, offsets: &[u64]) -> Result<RecordBatch> {
+        let projection = ProjectionRequest::from_columns([self.column.path.as_str()], self.dataset.schema());
+        if self.fragments.len() == self.dataset.get_fragments().len() {
+            return Ok(self.dataset.take(offsets, projection).await?);
+        }
+        // A place among some fragments is a place in the dataset, shifted by the rows of the fragments left out.
+        let chosen: std::collections::HashSet<u64> = self.fragments.iter().map(|f| f.id).collect();
+        let mut shifted = Vec::with_capacity(offsets.len());
+        let (mut dataset_start, mut chosen_start, mut next) = (0u64, 0u64, 0usize);
+        for fragment in self.dataset.get_fragments() {
+            let rows = fragment.count_rows(None).await? as u64;
+            if chosen.contains(&(fragment.id() as u64)) {
+                while next < offsets.len() && offsets[next] < chosen_start + rows {
+                    shifted.push(offsets[next] - chosen_start + dataset_start);
+                    next += 1;
+                }
+                chosen_start += rows;
+            }
+            dataset_start += rows;
+        }
+        Ok(self.dataset.take(&shifted, projection).await?)
+    }
+}
+
+fn select_fragments(dataset: &Dataset, fragment_ids: Option<&[u32]>) -> Result<Vec<Fragment>> {
+    let all = dataset.manifest().fragments.iter();
+    let Some(ids) = fragment_ids else {
+        return Ok(all.cloned().collect());
+    };
+    let wanted: std::collections::BTreeSet<u64> = ids.iter().map(|id| u64::from(*id)).collect();
+    if wanted.is_empty() {
+        return Err(Error::invalid("fragment_ids: got an empty list; expected at least one fragment id, or None for all"));
+    }
+    let found: Vec<Fragment> = all.filter(|f| wanted.contains(&f.id)).cloned().collect();
+    if found.len() != wanted.len() {
+        let missing: Vec<u64> = wanted.iter().filter(|id| found.iter().all(|f| f.id != **id)).copied().collect();
+        return Err(Error::invalid(format!(
+            "fragment_ids: fragments {missing:?} are not in {} at version {}",
+            without_credentials(dataset.uri()),
+            dataset.version().version
+        )));
+    }
+    Ok(found)
+}
+
+fn prepare_batch(batch: &RecordBatch, column: &VectorColumn, metric: Metric) -> Result<PreparedVectors> {
+    let row_ids = batch
+        .column_by_name(lance_core::ROW_ID)
+        .and_then(|c| c.as_primitive_opt::<UInt64Type>())
+        .ok_or_else(|| Error::internal("a scanned batch has no row ids"))?;
+    prepare(row_ids, &column.extract(batch)?, metric)
+}
+
+fn filter_vectors(
+    row_ids: &UInt64Array,
+    vectors: &FixedSizeListArray,
+    mask: &arrow_array::BooleanArray,
+    metric: Metric,
+) -> Result<FixedSizeListArray> {
+    let row_ids = arrow_select::filter::filter(row_ids, mask)?;
+    let vectors = arrow_select::filter::filter(vectors, mask)?;
+    Ok(prepare(row_ids.as_primitive(), vectors.as_fixed_size_list(), metric)?.vectors)
+}
+
+fn chosen_mask(random: &mut SmallRng, total: usize, rows: usize) -> Vec<bool> {
+    if rows >= total {
+        return vec![true; total];
+    }
+    let mut mask = vec![false; total];
+    for i in index::sample(random, total, rows) {
+        mask[i] = true;
+    }
+    mask
+}
+
+fn spare_rows(spare: &[ArrayRef], dimension: usize) -> usize {
+    spare.iter().map(|values| values.len() / dimension).sum()
+}

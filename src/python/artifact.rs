@@ -1,0 +1,425 @@
+//! `PartitionArtifactBuilder`, `Artifact` and `VerifyReport`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow_array::RecordBatchIterator;
+use pyo3::exceptions::PyIndexError;
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+use pyo3_arrow::PyRecordBatchReader;
+use pyo3_arrow::input::AnyRecordBatch;
+
+use super::convert::{SourceArg, record_batches, to_python};
+use super::model::PyIvfPqModel;
+use super::runtime::{run, run_blocking};
+use crate::artifact::{Artifact, BuilderOptions, Encoding, PartitionArtifactBuilder, RowCounts};
+use crate::encode::TrainProgress;
+use crate::error::Error;
+
+#[pyclass(name = "PartitionArtifactBuilder", module = "lance_artifact", frozen)]
+/// Streams encoded batches into a partition artifact, in bounded memory and one pass.
+///
+/// Use it as a context manager: the artifact is published when the block ends, and removed if it ends with an exception.
+/// Methods may be called from any thread.
+///
+/// Parameters
+/// ----------
+/// uri : str
+///     Local path, or a URI of an object store (s3://, gs://, az://, memory://).
+/// model : IvfPqModel, optional
+///     Stored with the artifact. Without it, num_partitions and pq_code_width are needed, and finalize() needs the model.
+/// num_partitions : int, optional
+/// pq_code_width : int, optional
+///     Bytes of a code: num_sub_vectors * num_bits / 8.
+/// num_buckets : int, optional
+///     Files; default min(num_partitions, 256), fewer on object stores whose upload buffers would not fit memory_limit.
+/// memory_limit : int, optional
+///     Bytes staged, sorted and being written; default 1 GiB or a quarter of RAM, whichever is less.
+/// overwrite : bool, default False
+///     Replace an artifact that is there. It stays whole until the new one is published.
+/// storage_options : dict, optional
+/// source : dict, optional
+///     Where the rows come from, as describe_source() gives it; finalize() checks it.
+///
+/// Raises
+/// ------
+/// InvalidInputError
+///     An option cannot be used.
+/// ArtifactExistsError
+///     The target holds an artifact and overwrite is False.
+/// StorageError
+///     The target cannot be reached.
+pub struct PyPartitionArtifactBuilder {
+    pub builder: Arc<PartitionArtifactBuilder>,
+    uri: String,
+    storage_options: Option<HashMap<String, String>>,
+    finished: Mutex<Option<Arc<Artifact>>>,
+}
+
+#[pymethods]
+impl PyPartitionArtifactBuilder {
+    #[new]
+    #[pyo3(signature = (uri, model = None, *, num_partitions = None, pq_code_width = None, num_buckets = None, memory_limit = None, overwrite = false, storage_options = None, source = None))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        py: Python<'_>,
+        uri: String,
+        model: Option<PyIvfPqModel>,
+        num_partitions: Option<usize>,
+        pq_code_width: Option<usize>,
+        num_buckets: Option<usize>,
+        memory_limit: Option<u64>,
+        overwrite: bool,
+        storage_options: Option<HashMap<String, String>>,
+        source: Option<SourceArg>,
+    ) -> PyResult<Self> {
+        let encoding = match (model, num_partitions, pq_code_width) {
+            (Some(model), None, None) => Encoding::Model(model.0),
+            (None, Some(num_partitions), Some(pq_code_width)) => Encoding::Shape { num_partitions, pq_code_width },
+            _ => {
+                return Err(Error::invalid("PartitionArtifactBuilder: pass either model, or both num_partitions and pq_code_width").into());
+            }
+        };
+        let options =
+            BuilderOptions { num_buckets, memory_limit, overwrite, storage_options: storage_options.clone(), source: source.map(|s| s.0) };
+        let target = uri.clone();
+        let builder =
+            run(py, None, |_, cancel| async move { cancel.race(PartitionArtifactBuilder::try_new(&target, encoding, options)).await })?;
+        Ok(Self { builder: Arc::new(builder), uri, storage_options, finished: Mutex::default() })
+    }
+
+    /// Append encoded rows.
+    ///
+    /// The batch is checked first: a refused batch changes nothing and the builder stays usable. Of a stream, batches before
+    /// the refused one have been taken.
+    ///
+    /// Parameters
+    /// ----------
+    /// data : object with __arrow_c_array__ or __arrow_c_stream__
+    ///     Columns ``_rowid: uint64``, ``__ivf_part_id: uint32``, ``__pq_code: fixed_size_list<uint8>[pq_code_width]``
+    ///     (or ``row_id``, ``part_id``, ``pq_code``), in any order, without nulls.
+    ///
+    /// Returns
+    /// -------
+    /// int
+    ///     Rows appended by this call.
+    fn append_batch(&self, py: Python<'_>, data: AnyRecordBatch) -> PyResult<usize> {
+        let mut rows = 0;
+        for batch in record_batches(data)? {
+            let batch = batch?;
+            rows += batch.num_rows();
+            let builder = self.builder.clone();
+            run_blocking(py, move || builder.append_batch(&batch))?;
+        }
+        Ok(rows)
+    }
+
+    /// Write what is staged, close and sync the files, publish the manifest. Nothing can be appended after.
+    ///
+    /// Parameters
+    /// ----------
+    /// rows_seen : int, optional
+    ///     Rows the encoder looked at; default: those appended.
+    /// rows_dropped : dict of str to int, optional
+    ///     Rows it dropped, by reason. rows_seen must be their sum and the rows appended.
+    ///
+    /// Returns
+    /// -------
+    /// Artifact
+    #[pyo3(signature = (*, rows_seen = None, rows_dropped = None))]
+    fn finish(
+        &self,
+        py: Python<'_>,
+        rows_seen: Option<u64>,
+        rows_dropped: Option<std::collections::BTreeMap<String, u64>>,
+    ) -> PyResult<PyArtifact> {
+        let written = self.builder.num_rows();
+        let dropped = rows_dropped.unwrap_or_default();
+        let accounted = written + dropped.values().sum::<u64>();
+        let seen = rows_seen.unwrap_or(accounted);
+        if seen != accounted {
+            return Err(
+                Error::invalid(format!("finish: {seen} rows seen, but {written} appended and {} dropped", accounted - written)).into()
+            );
+        }
+        self.publish(py, RowCounts { seen, written, dropped })
+    }
+
+    /// Stop and remove what was written. After finish() it does nothing.
+    fn abort(&self, py: Python<'_>) -> PyResult<()> {
+        let builder = self.builder.clone();
+        run_blocking(py, move || builder.abort())
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (exc_type, _exc_value, _traceback))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: Option<Bound<'_, PyType>>,
+        _exc_value: Option<Bound<'_, PyAny>>,
+        _traceback: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        if exc_type.is_some() {
+            self.abort(py)?;
+        } else if self.finished.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            if let Err(error) = self.finish(py, None, None) {
+                self.abort(py)?;
+                return Err(error);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The finished Artifact.
+    #[getter]
+    fn artifact(&self) -> PyResult<PyArtifact> {
+        let finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match finished {
+            Some(artifact) => Ok(PyArtifact { artifact, storage_options: self.storage_options.clone() }),
+            None => Err(Error::invalid("artifact: the builder is not finished; call finish() or leave the with block first").into()),
+        }
+    }
+
+    /// The target, without credentials.
+    #[getter]
+    fn uri(&self) -> String {
+        self.builder.store().uri().to_string()
+    }
+
+    /// Rows appended so far.
+    #[getter]
+    fn num_rows(&self) -> u64 {
+        self.builder.num_rows()
+    }
+
+    /// Partitions.
+    #[getter]
+    fn num_partitions(&self) -> usize {
+        self.builder.num_partitions()
+    }
+
+    /// Bytes of a code.
+    #[getter]
+    fn pq_code_width(&self) -> usize {
+        self.builder.pq_code_width()
+    }
+
+    /// Files at most.
+    #[getter]
+    fn num_buckets(&self) -> usize {
+        self.builder.num_buckets()
+    }
+
+    /// Bytes.
+    #[getter]
+    fn memory_limit(&self) -> u64 {
+        self.builder.memory_plan().limit
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "PartitionArtifactBuilder({:?}, num_partitions={}, pq_code_width={}, num_rows={})",
+            self.uri(),
+            self.num_partitions(),
+            self.pq_code_width(),
+            self.num_rows()
+        )
+    }
+}
+
+impl PyPartitionArtifactBuilder {
+    pub fn publish(&self, py: Python<'_>, counts: RowCounts) -> PyResult<PyArtifact> {
+        let (builder, uri, options) = (self.builder.clone(), self.uri.clone(), self.storage_options.clone());
+        let artifact = run(py, None, |_, _| async move {
+            tokio::task::spawn_blocking(move || builder.finish(Some(counts))).await??;
+            Artifact::open(&uri, options.as_ref()).await
+        })?;
+        let artifact = Arc::new(artifact);
+        *self.finished.lock().unwrap_or_else(PoisonError::into_inner) = Some(artifact.clone());
+        Ok(PyArtifact { artifact, storage_options: self.storage_options.clone() })
+    }
+}
+
+#[pyclass(name = "Artifact", module = "lance_artifact", frozen, from_py_object)]
+#[derive(Clone)]
+/// A finished partition artifact. Get one with Artifact.open(uri), build_artifact() or a PartitionArtifactBuilder.
+pub struct PyArtifact {
+    pub artifact: Arc<Artifact>,
+    storage_options: Option<HashMap<String, String>>,
+}
+
+#[pymethods]
+impl PyArtifact {
+    /// Open the artifact at `uri`; reads its manifest and model, nothing else.
+    ///
+    /// Raises
+    /// ------
+    /// ArtifactNotFoundError
+    ///     There is no manifest at uri.
+    /// CorruptArtifactError
+    ///     The manifest or the model breaks the format.
+    #[staticmethod]
+    #[pyo3(signature = (uri, storage_options = None))]
+    fn open(py: Python<'_>, uri: String, storage_options: Option<HashMap<String, String>>) -> PyResult<Self> {
+        let options = storage_options.clone();
+        let artifact = run(py, None, |_, cancel| async move { cancel.race(Artifact::open(&uri, options.as_ref())).await })?;
+        Ok(Self { artifact: Arc::new(artifact), storage_options })
+    }
+
+    /// The URI, without credentials.
+    #[getter]
+    fn uri(&self) -> String {
+        self.artifact.uri().to_string()
+    }
+
+    /// Rows in all partitions.
+    #[getter]
+    fn num_rows(&self) -> u64 {
+        self.artifact.num_rows()
+    }
+
+    /// Partitions, empty ones included.
+    #[getter]
+    fn num_partitions(&self) -> usize {
+        self.artifact.num_partitions()
+    }
+
+    /// Bytes of a code; 0 where the artifact has neither rows nor a model.
+    #[getter]
+    fn pq_code_width(&self) -> usize {
+        self.artifact.pq_code_width()
+    }
+
+    /// The IvfPqModel, or None where the artifact holds none.
+    #[getter]
+    fn model(&self) -> Option<PyIvfPqModel> {
+        self.artifact.model().cloned().map(PyIvfPqModel)
+    }
+
+    /// The manifest as a dict, without the list of partitions.
+    #[getter]
+    fn manifest<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let mut manifest = self.artifact.manifest().clone();
+        manifest.partitions = Vec::new();
+        let manifest = to_python(py, &manifest)?;
+        manifest.call_method1("pop", ("partitions",))?;
+        Ok(manifest)
+    }
+
+    /// The storage options it was opened with.
+    #[getter]
+    fn storage_options(&self) -> Option<HashMap<String, String>> {
+        self.storage_options.clone()
+    }
+
+    /// Rows of each partition, in id order.
+    fn partition_sizes(&self) -> Vec<u64> {
+        (0..self.artifact.num_partitions()).map(|p| self.artifact.partition_rows(p)).collect()
+    }
+
+    /// Ranges of each partition, in id order; fewer are faster to read.
+    fn partition_range_counts(&self) -> Vec<usize> {
+        self.artifact.manifest().partitions.iter().map(|p| p.ranges.len()).collect()
+    }
+
+    /// The rows of a partition.
+    ///
+    /// Returns
+    /// -------
+    /// pyarrow.RecordBatchReader
+    ///     ``_rowid: uint64``, ``__pq_code: fixed_size_list<uint8>[pq_code_width]``.
+    fn read_partition<'py>(&self, py: Python<'py>, partition: usize) -> PyResult<Bound<'py, PyAny>> {
+        if partition >= self.artifact.num_partitions() {
+            return Err(PyIndexError::new_err(format!("partition {partition}: expected 0 to {}", self.artifact.num_partitions() - 1)));
+        }
+        let artifact = self.artifact.clone();
+        let batches = run(py, None, |_, cancel| async move {
+            cancel.race(async { Ok(artifact.read_partitions(partition..partition + 1).await?.pop().unwrap_or_default()) }).await
+        })?;
+        let schema = self.artifact.partition_schema();
+        PyRecordBatchReader::new(Box::new(RecordBatchIterator::new(batches.into_iter().map(Ok), schema))).into_pyarrow(py)
+    }
+
+    /// Check every promise of the manifest against the files: sizes, rows, ranges, gaps, partition ids, checksums and duplicate
+    /// row ids. Reads the whole artifact. Problems are reported, not raised.
+    ///
+    /// Parameters
+    /// ----------
+    /// progress : callable, optional
+    ///     Called as progress(event, stage, completed, total, unit).
+    ///
+    /// Returns
+    /// -------
+    /// VerifyReport
+    #[pyo3(signature = (progress = None))]
+    fn verify(&self, py: Python<'_>, progress: Option<Bound<'_, PyAny>>) -> PyResult<PyVerifyReport> {
+        let artifact = self.artifact.clone();
+        let report = run(py, progress, |reporter, cancel| async move {
+            reporter.start("verify", Some(artifact.num_rows()), "rows");
+            let report = cancel.race(artifact.verify(|rows| reporter.advance("verify", rows))).await?;
+            reporter.complete("verify");
+            Ok(report)
+        })?;
+        Ok(PyVerifyReport {
+            ok: report.ok(),
+            num_rows: report.num_rows,
+            num_partitions: report.num_partitions,
+            num_files: report.num_files,
+            num_ranges: report.num_ranges,
+            checksums_checked: report.checksums_checked,
+            part_ids_checked: report.part_ids_checked,
+            duplicate_row_ids: report.duplicate_row_ids,
+            num_problems: report.num_problems,
+            problems: report.problems,
+        })
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let py = slf.py();
+        let artifact = slf.get();
+        let open = py.get_type::<Self>().getattr("open")?;
+        Ok((open, (artifact.uri(), artifact.storage_options.clone()).into_pyobject(py)?.into_any()))
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "Artifact({:?}, num_rows={}, num_partitions={}, pq_code_width={})",
+            self.uri(),
+            self.num_rows(),
+            self.num_partitions(),
+            self.pq_code_width()
+        )
+    }
+}
+
+#[pyclass(name = "VerifyReport", module = "lance_artifact", frozen, get_all)]
+/// What Artifact.verify() found. `problems` spells out the first hundred of `num_problems`.
+pub struct PyVerifyReport {
+    ok: bool,
+    num_rows: u64,
+    num_partitions: usize,
+    num_files: usize,
+    num_ranges: u64,
+    checksums_checked: bool,
+    part_ids_checked: bool,
+    duplicate_row_ids: u64,
+    num_problems: u64,
+    problems: Vec<String>,
+}
+
+#[pymethods]
+impl PyVerifyReport {
+    fn __repr__(&self) -> String {
+        format!(
+            "VerifyReport(ok={}, num_rows={}, num_problems={})",
+            if self.ok { "True" } else { "False" },
+            self.num_rows,
+            self.num_problems
+        )
+    }
+}

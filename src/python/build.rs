@@ -1,0 +1,232 @@
+//! Sampling, scanning, encoding and segment building for the Python layer. Private: the public functions are in Python.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_schema::{DataType, Field, Schema};
+use futures::{StreamExt, TryStreamExt};
+use pyo3::prelude::*;
+use pyo3_arrow::PyRecordBatch;
+use tokio::sync::{Mutex, mpsc};
+
+use super::artifact::{PyArtifact, PyPartitionArtifactBuilder};
+use super::convert::{MetricArg, to_pyarrow, to_python};
+use super::model::PyIvfPqModel;
+use super::runtime::run;
+use crate::encode::{CpuEncoder, Dropped, TrainProgress, VectorSource, encode_into, open_dataset};
+use crate::error::{Error, Result};
+use crate::finalize::{IndexType, SegmentRequest, build_segment as build, discard_segment as discard};
+
+/// A vector column of a dataset at a version, opened on the caller's storage options.
+#[pyclass(name = "_VectorSource", module = "lance_artifact._lance_artifact", frozen)]
+pub struct PyVectorSource(Arc<VectorSource>);
+
+#[pymethods]
+impl PyVectorSource {
+    #[new]
+    #[pyo3(signature = (uri, version, column, *, fragment_ids = None, storage_options = None))]
+    fn new(
+        py: Python<'_>,
+        uri: String,
+        version: u64,
+        column: String,
+        fragment_ids: Option<Vec<u32>>,
+        storage_options: Option<HashMap<String, String>>,
+    ) -> PyResult<Self> {
+        let source = run(py, None, |_, cancel| async move {
+            cancel
+                .race(async {
+                    let dataset = open_dataset(&uri, version, storage_options.as_ref()).await?;
+                    VectorSource::try_new(dataset, &column, fragment_ids.as_deref())
+                })
+                .await
+        })?;
+        Ok(Self(Arc::new(source)))
+    }
+
+    #[getter]
+    fn dimension(&self) -> usize {
+        self.0.column.dimension
+    }
+
+    #[getter]
+    fn dtype(&self) -> String {
+        self.0.column.element_type.to_string()
+    }
+
+    fn describe<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        to_python(py, &self.0.describe())
+    }
+
+    fn count_rows(&self, py: Python<'_>) -> PyResult<u64> {
+        let source = self.0.clone();
+        run(py, None, |_, cancel| async move { cancel.race(source.count_rows()).await })
+    }
+
+    /// Up to `rows` random prepared vectors, in random order.
+    fn sample<'py>(&self, py: Python<'py>, rows: usize, metric: MetricArg, seed: u64) -> PyResult<Bound<'py, PyAny>> {
+        let source = self.0.clone();
+        let sample = run(py, None, |_, cancel| async move { cancel.race(source.sample(rows, metric.0, seed)).await })?;
+        to_pyarrow(py, Arc::new(sample))
+    }
+
+    /// Prepared vectors, batch by batch, a few read ahead.
+    fn scan(&self, py: Python<'_>, metric: MetricArg) -> PyResult<PyVectorScan> {
+        let source = self.0.clone();
+        let (sender, receiver) = mpsc::channel(2);
+        run(py, None, |_, cancel| async move {
+            let mut stream = cancel.race(async { Ok(source.scan(metric.0).await?.boxed()) }).await?;
+            tokio::spawn(async move {
+                loop {
+                    let next = stream.try_next().await.transpose();
+                    // A reader that went away ends the scan.
+                    let Some(next) = next else { return };
+                    let failed = next.is_err();
+                    if sender.send(next).await.is_err() || failed {
+                        return;
+                    }
+                }
+            });
+            Ok(())
+        })?;
+        Ok(PyVectorScan { receiver: Arc::new(Mutex::new(receiver)), dropped: std::sync::Mutex::default() })
+    }
+
+    /// Encode all rows on the CPU into an open builder. Returns the rows seen and those dropped, by reason.
+    #[pyo3(signature = (model, builder, progress = None))]
+    fn encode_on_cpu(
+        &self,
+        py: Python<'_>,
+        model: PyIvfPqModel,
+        builder: &Bound<'_, PyPartitionArtifactBuilder>,
+        progress: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<(u64, BTreeMap<String, u64>)> {
+        let (source, builder) = (self.0.clone(), builder.get().builder.clone());
+        let metric = model.0.metric();
+        let encoder = Arc::new(CpuEncoder::new(&model.0));
+        let counts = run(py, progress, |reporter, cancel| async move {
+            reporter.start("encode", Some(source.count_rows().await?), "rows");
+            let counts = cancel.race(encode_into(&source, metric, encoder, builder, |rows| reporter.advance("encode", rows))).await?;
+            reporter.complete("encode");
+            Ok(counts)
+        })?;
+        Ok((counts.seen, counts.dropped))
+    }
+}
+
+type Prepared = Result<crate::encode::PreparedVectors>;
+
+/// Iterates `_rowid: uint64`, `vector: fixed_size_list<T>[dimension]` batches.
+#[pyclass(name = "_VectorScan", module = "lance_artifact._lance_artifact", frozen)]
+pub struct PyVectorScan {
+    receiver: Arc<Mutex<mpsc::Receiver<Prepared>>>,
+    dropped: std::sync::Mutex<Dropped>,
+}
+
+#[pymethods]
+impl PyVectorScan {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let receiver = self.receiver.clone();
+        let next = run(py, None, |_, cancel| async move { cancel.race(async { receiver.lock().await.recv().await.transpose() }).await })?;
+        let Some(prepared) = next else { return Ok(None) };
+        self.dropped.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(prepared.dropped);
+        let schema = Schema::new(vec![
+            Field::new("_rowid", DataType::UInt64, false),
+            Field::new("vector", arrow_array::Array::data_type(&prepared.vectors).clone(), false),
+        ]);
+        let batch =
+            RecordBatch::try_new(Arc::new(schema), vec![Arc::new(prepared.row_ids), Arc::new(prepared.vectors)]).map_err(Error::from)?;
+        PyRecordBatch::new(batch).into_pyarrow(py).map(Some)
+    }
+
+    /// Rows dropped so far, by reason.
+    #[getter]
+    fn dropped(&self) -> BTreeMap<String, u64> {
+        self.dropped.lock().unwrap_or_else(std::sync::PoisonError::into_inner).by_reason()
+    }
+}
+
+/// Build the files of an index segment. Returns what a commit needs.
+#[pyfunction]
+#[pyo3(signature = (uri, version, column, artifacts, uuid, *, model = None, metric = None, index_type = "IVF_PQ", m = 20, ef_construction = 150, fragment_ids = None, storage_options = None, hints = None, progress = None))]
+#[allow(clippy::too_many_arguments)]
+pub fn build_segment<'py>(
+    py: Python<'py>,
+    uri: String,
+    version: u64,
+    column: String,
+    artifacts: Vec<PyArtifact>,
+    uuid: String,
+    model: Option<PyIvfPqModel>,
+    metric: Option<MetricArg>,
+    index_type: &str,
+    m: usize,
+    ef_construction: usize,
+    fragment_ids: Option<Vec<u32>>,
+    storage_options: Option<HashMap<String, String>>,
+    hints: Option<HashMap<String, String>>,
+    progress: Option<Bound<'_, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let index_type = match index_type {
+        "IVF_PQ" => IndexType::IvfPq,
+        "IVF_HNSW_PQ" => IndexType::IvfHnswPq { m, ef_construction },
+        other => return Err(Error::invalid(format!("index_type: got {other:?}, expected \"IVF_PQ\" or \"IVF_HNSW_PQ\"")).into()),
+    };
+    let segment = run(py, progress, |reporter, cancel| async move {
+        let dataset = cancel.race(open_dataset(&uri, version, storage_options.as_ref())).await?;
+        let request = SegmentRequest {
+            dataset: dataset.clone(),
+            column,
+            artifacts: artifacts.into_iter().map(|a| a.artifact).collect(),
+            model: model.map(|m| m.0),
+            metric: metric.map(|m| m.0),
+            index_type,
+            fragment_ids,
+            uuid: uuid.clone(),
+            hints: hints.unwrap_or_default(),
+        };
+        let result = cancel.race(build(request, Arc::new(reporter))).await;
+        if matches!(result, Err(Error::Interrupted(_))) {
+            discard(&dataset, &uuid).await?;
+        }
+        result
+    })?;
+    let details = pyo3::types::PyBytes::new(py, &segment.details);
+    let result = pyo3::types::PyDict::new(py);
+    result.set_item("uuid", segment.uuid)?;
+    result.set_item("field_id", segment.field_id)?;
+    result.set_item("dataset_version", segment.dataset_version)?;
+    result.set_item("fragment_ids", segment.fragment_ids)?;
+    result.set_item("index_version", segment.index_version)?;
+    result.set_item("details_type_url", segment.details_type_url)?;
+    result.set_item("details", details)?;
+    result.set_item("files", segment.files)?;
+    result.set_item("num_rows", segment.num_rows)?;
+    result.set_item("bytes_read", segment.bytes_read)?;
+    Ok(result.into_any())
+}
+
+/// Delete the files of a segment that was not committed.
+#[pyfunction]
+#[pyo3(signature = (uri, version, uuid, *, storage_options = None))]
+pub fn discard_segment(
+    py: Python<'_>,
+    uri: String,
+    version: u64,
+    uuid: String,
+    storage_options: Option<HashMap<String, String>>,
+) -> PyResult<()> {
+    run(py, None, |_, _| async move { discard(&open_dataset(&uri, version, storage_options.as_ref()).await?, &uuid).await })
+}
+
+/// Delete an artifact: the manifest first, so that what is left at any moment is not an artifact any more.
+#[pyfunction]
+#[pyo3(signature = (uri, storage_options = None))]
+pub fn delete_artifact(py: Python<'_>, uri: String, storage_options: Option<HashMap<String, String>>) -> PyResult<()> {
+    run(py, None, |_, _| async move { crate::artifact::delete(&uri, storage_options.as_ref()).await })
+}

@@ -1,0 +1,34 @@
+//! The Python exceptions: one class per error, each also the built-in that fits, made in Python so that they pickle.
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+use crate::error::Error;
+
+static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+
+fn class_name(error: &Error) -> &'static str {
+    match error {
+        Error::InvalidInput(_) => "InvalidInputError",
+        Error::ArtifactNotFound(_) => "ArtifactNotFoundError",
+        Error::ArtifactExists(_) => "ArtifactExistsError",
+        Error::CorruptArtifact(_) => "CorruptArtifactError",
+        Error::ArtifactMismatch(_) => "ArtifactMismatchError",
+        Error::CommitConflict(_) => "CommitConflictError",
+        Error::Storage(_) => "StorageError",
+        Error::Interrupted(_) | Error::Internal(_) => "LanceArtifactError",
+    }
+}
+
+fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
+    let module = MODULE.get_or_try_init(py, || py.import("lance_artifact.exceptions").map(Bound::unbind))?;
+    let class = module.bind(py).getattr(class_name(error))?.cast_into::<PyType>()?;
+    Ok(PyErr::from_type(class, (error.to_string(),)))
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        Python::attach(|py| exception(py, &error).unwrap_or_else(|import_failed| import_failed))
+    }
+}

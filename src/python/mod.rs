@@ -1,0 +1,27 @@
+//! PyO3 bindings: convert arguments, release the GIL, map errors. No decisions.
+
+mod artifact;
+mod build;
+mod convert;
+mod errors;
+mod model;
+mod runtime;
+
+use pyo3::prelude::*;
+
+#[pymodule(name = "_lance_artifact")]
+fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<model::PyIvfPqModel>()?;
+    module.add_class::<model::PyCpuEncoder>()?;
+    module.add_class::<artifact::PyPartitionArtifactBuilder>()?;
+    module.add_class::<artifact::PyArtifact>()?;
+    module.add_class::<artifact::PyVerifyReport>()?;
+    module.add_class::<build::PyVectorSource>()?;
+    module.add_class::<build::PyVectorScan>()?;
+    module.add_function(wrap_pyfunction!(model::train_on_cpu, module)?)?;
+    module.add_function(wrap_pyfunction!(build::build_segment, module)?)?;
+    module.add_function(wrap_pyfunction!(build::discard_segment, module)?)?;
+    module.add_function(wrap_pyfunction!(build::delete_artifact, module)?)?;
+    Ok(())
+}
