@@ -41,11 +41,16 @@ def write(tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
+def segment(ds: Any, name: str) -> Any:
+    """The only segment of an index."""
+    found = [s for i in ds.describe_indices() if i.name == name for s in i.segments]
+    assert len(found) == 1, f"{name}: {found}"
+    return found[0]
+
+
 def stored(ds: Any, name: str) -> list[dict[int, bytes]]:
     """For each partition of an index: row id to code, read from ``auxiliary.idx`` without Lance's search."""
-    found = [i for i in ds.list_indices() if i["name"] == name]
-    assert len(found) == 1, f"{name}: {found}"
-    uuid = found[0]["uuid"]
+    uuid = segment(ds, name).uuid
     statistics = ds.stats.index_stats(name)["indices"][0]
     sizes = [p["size"] for p in statistics["partitions"]]
     path = Path(ds.uri) / "_indices" / uuid / "auxiliary.idx"

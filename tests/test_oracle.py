@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import column, differences, stored, vectors
+from conftest import column, differences, segment, stored, vectors
 
 import lance
 import lance_artifact as la
@@ -105,7 +105,7 @@ def test_hnsw_from_the_same_artifact(write: Any, tmp_path: Any) -> None:
     ds = write(array)
     ours, stock = build_both(ds, train(ds), tmp_path, index_type="IVF_HNSW_PQ")
     assert differences(ours, stock) == (K, 0, 0)
-    assert {i["name"]: i["type"] for i in ds.list_indices()} == {"ours": "IVF_HNSW_PQ", "stock": "IVF_HNSW_PQ"}
+    assert {i.name: i.index_type for i in ds.describe_indices()} == {"ours": "IVF_HNSW_PQ", "stock": "IVF_HNSW_PQ"}
     assert recall(ds, array, "l2") > 0.9
 
 
@@ -145,8 +145,7 @@ def test_some_fragments_only(write: Any, tmp_path: Any) -> None:
     model = train(ds)
     artifact = la.build_artifact(ds, "vector", model, tmp_path / "artifact", backend="cpu", fragment_ids=[0, 2])
     la.finalize(ds, "vector", artifact, fragment_ids=[2, 0])
-    index = ds.list_indices()[0]
-    assert set(index["fragment_ids"]) == {0, 2}
+    assert set(segment(ds, "vector_idx").fragment_ids) == {0, 2}
     assert {i >> 32 for part in stored(ds, "vector_idx") for i in part} == {0, 2}
 
 

@@ -288,7 +288,7 @@ def finalize(
     path, _ = vector_column(handle, column)
     index_type = _index_type(index_type)
     name = name or f"{path}_idx"
-    _check_name(handle, name, replace)
+    _check_name(handle, name, replace, path)
     opened = _open(artifacts, storage_options)
     at = handle.at(_common_version(handle, opened))
     segment_uuid = str(uuid.uuid4())
@@ -311,7 +311,7 @@ def finalize(
         hints=hints,
         progress=reporter(progress),
     )
-    _commit(handle, at, name, path, segment)
+    _commit(handle, at, name, path, replace, segment)
     return handle.dataset
 
 
@@ -380,8 +380,11 @@ def create_index(
     index_type = _index_type(index_type)
     metric = _metric(metric)
     num_partitions = _whole("num_partitions", num_partitions)
-    _check_name(handle, name or f"{path}_idx", replace)
+    _check_name(handle, name or f"{path}_idx", replace, path)
     chosen = resolve_backend(backend)
+    if keep_artifact and artifact_uri is None:
+        raise InvalidInputError("keep_artifact: got True without artifact_uri; say where to keep it")
+    _check_hnsw(index_type, m, ef_construction)
     if pq_codebook is not None:
         if ivf_centroids is None:
             raise InvalidInputError("ivf_centroids must be specified when pq_codebook is provided")
@@ -391,7 +394,14 @@ def create_index(
                 f"Ivf centroids has {model.num_partitions} clusters, but num_partitions={num_partitions}"
             )
         _check_sub_vectors(dimension, model.num_sub_vectors, model.num_bits)
+        if num_bits not in (8, model.num_bits):
+            raise InvalidInputError(f"num_bits: got {num_bits}, the codebook has {model.num_bits}")
+        _check_target(artifact_uri, model.num_partitions, model.pq_code_width, memory_limit, storage_options)
     else:
+        if num_sub_vectors is not None:
+            _check_sub_vectors(dimension, num_sub_vectors, num_bits)
+            width = num_sub_vectors * num_bits // 8
+            _check_target(artifact_uri, max(1, num_partitions or 1), width, memory_limit, storage_options)
         model = train(
             handle.dataset,
             path,
@@ -410,8 +420,6 @@ def create_index(
         )
     temporary = None
     if artifact_uri is None:
-        if keep_artifact:
-            raise InvalidInputError("keep_artifact: got True without artifact_uri; say where to keep it")
         temporary = tempfile.mkdtemp(prefix="lance-artifact-")
         artifact_uri = f"{temporary}/artifact"
     try:
@@ -443,7 +451,16 @@ def create_index(
         return done
     finally:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
+
+
+def _remove(folder: str) -> None:
+    """Remove a temporary folder; a Ctrl-C meanwhile is raised after."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def given_model(ivf_centroids: Any, pq_codebook: Any, metric: str, num_sub_vectors: int | None) -> IvfPqModel:
@@ -463,6 +480,8 @@ def _encode(
     if report:
         report("start", "encode", 0, total, "rows")
     for batch in scan:
+        if batch.num_rows == 0:
+            continue
         part_id, pq_code = encoder.encode(batch.column(1))
         builder.append_batch(_encoded(backend, model, batch.column(0), part_id, pq_code))
         seen = builder.num_rows + sum(scan.dropped.values())
@@ -496,8 +515,13 @@ def _encoded(backend: Backend, model: IvfPqModel, row_ids: pa.Array, part_id: An
     return pa.RecordBatch.from_arrays([row_ids, part_id, codes], ["_rowid", "__ivf_part_id", "__pq_code"])
 
 
-def _commit(handle: Handle, at: Handle, name: str, path: str, segment: dict[str, Any]) -> None:
-    """Commit through the user's handle at the rows' version, then look at what came of it."""
+def _commit(handle: Handle, at: Handle, name: str, path: str, replace: bool, segment: dict[str, Any]) -> None:
+    """Commit through the user's handle, then look at what came of it.
+
+    Lance would commit a segment whose fragments were rewritten meanwhile, with less coverage or none and without a word. So
+    the latest version is compared with the rows' version first, and is what the commit is based on: a rewrite after the
+    comparison makes Lance refuse.
+    """
     intended = set(segment["fragment_ids"])
     index = Index(
         uuid=segment["uuid"],
@@ -509,36 +533,60 @@ def _commit(handle: Handle, at: Handle, name: str, path: str, segment: dict[str,
         index_details=(segment["details_type_url"], segment["details"]),
     )
     try:
-        at.dataset.commit_existing_index_segments(name, path, [index])
+        base = handle.dataset
+        if at.version != base.latest_version or base.version != at.version:
+            base = base.checkout_version(base.latest_version)
+            _check_unchanged(at, base, segment, name)
+            _check_name(Handle.of(base), name, replace, path)
+        base.commit_existing_index_segments(name, path, [index])
     except BaseException as error:
         # An answer that got lost may hide a commit that happened: files of a committed index must stay.
         if not _is_committed(handle, segment["uuid"]):
             core.discard_segment(at.uri, at.version, segment["uuid"], storage_options=at.storage_options)
-        elif not isinstance(error, Exception):
-            raise
-        text = str(error).lower()
-        if isinstance(error, Exception) and ("conflict" in text or "incompatible" in text or "concurrent" in text):
-            raise CommitConflictError(
-                f"index {name!r} was not committed: the dataset changed since version {at.version}, from which the rows were "
-                f"encoded, in a way that the index cannot follow (a compaction, an overwrite, or another build of the same "
-                f"index); build again from the latest version. Lance says: {error}"
-            ) from error
+        if isinstance(error, (OSError, RuntimeError, ValueError)) and not isinstance(error, LanceArtifactError):
+            text = str(error).lower()
+            if "conflict" in text or "incompatible" in text or "concurrent" in text:
+                raise CommitConflictError(
+                    f"index {name!r} was not committed: another change of the dataset came first; build again from the latest "
+                    f"version. Lance says: {error}"
+                ) from error
         raise
-    if at.dataset is not handle.dataset:
+    if base is not handle.dataset:
         handle.dataset.checkout_latest()
     committed = _coverage(handle.dataset, segment["uuid"])
     if committed is None or not intended <= committed:
         lost = sorted(intended - (committed or set()))
         raise CommitConflictError(
-            f"index {name!r} was committed, but fragments {lost} are not covered by it: they were rewritten since version "
-            f"{at.version} (a compaction or an update of the column); searches scan them without the index. Build again."
+            f"index {name!r} was committed, but does not cover fragments {lost}: they were rewritten since version "
+            f"{at.version}; searches scan them without the index. Build again."
+        )
+
+
+def _column_files(dataset: lance.LanceDataset, field_id: int) -> dict[int, set[str]]:
+    """For each fragment the data files that hold the column."""
+    return {
+        f.fragment_id: {file.path for file in f.metadata.files if field_id in file.fields} for f in dataset.get_fragments()
+    }
+
+
+def _check_unchanged(at: Handle, latest: lance.LanceDataset, segment: dict[str, Any], name: str) -> None:
+    """The column's files of every fragment to be covered are still those that were read."""
+    then, now = (_column_files(d, segment["field_id"]) for d in (at.dataset, latest))
+    lost = sorted(i for i in segment["fragment_ids"] if now.get(i) != then.get(i))
+    if lost:
+        shown = f"{lost[:10]}" + (f" and {len(lost) - 10} more" if len(lost) > 10 else "")
+        raise CommitConflictError(
+            f"index {name!r} was not committed: fragments {shown} of version {at.version}, from which the rows were encoded, were "
+            f"rewritten by version {latest.version} (a compaction, an overwrite, or an update of the column in place); build "
+            "again from the latest version"
         )
 
 
 def _coverage(dataset: lance.LanceDataset, segment_uuid: str) -> set[int] | None:
-    for index in dataset.list_indices():
-        if str(index["uuid"]) == segment_uuid:
-            return set(index["fragment_ids"])
+    for index in dataset.describe_indices():
+        for segment in index.segments:
+            if str(segment.uuid) == segment_uuid:
+                return set(segment.fragment_ids)
     return None
 
 
@@ -571,8 +619,33 @@ def _common_version(handle: Handle, artifacts: list[Artifact]) -> int:
     return next(iter(versions), handle.version)
 
 
-def _check_name(handle: Handle, name: str, replace: bool) -> None:
-    if not replace and any(index["name"] == name for index in handle.dataset.list_indices()):
+def _check_hnsw(index_type: str, m: int, ef_construction: int) -> None:
+    if index_type == "IVF_HNSW_PQ" and not (4 <= m <= 1024 and m <= ef_construction <= 65_536):
+        raise InvalidInputError(
+            f"m and ef_construction: got {m} and {ef_construction}, expected m from 4 to 1024 and ef_construction from m to 65536"
+        )
+
+
+def _check_target(
+    artifact_uri: str | Path | None, num_partitions: int, width: int, memory_limit: int | None, options: dict[str, str] | None
+) -> None:
+    """What would fail after an hour of training fails before it: the writer's options, and an artifact that is there."""
+    with tempfile.TemporaryDirectory(prefix="lance-artifact-") as folder:
+        PartitionArtifactBuilder(
+            str(artifact_uri) if artifact_uri is not None else f"{folder}/artifact",
+            num_partitions=num_partitions,
+            pq_code_width=width,
+            memory_limit=memory_limit,
+            storage_options=options,
+        ).abort()
+
+
+def _check_name(handle: Handle, name: str, replace: bool, path: str) -> None:
+    same = [index for index in handle.dataset.describe_indices() if index.name == name]
+    for index in same:
+        if list(index.field_names) != [path]:
+            raise InvalidInputError(f"name: index {name!r} is on {list(index.field_names)}, not on {path!r}; choose another name")
+    if same and not replace:
         raise IndexExistsError(
             f"Index name '{name}' already exists, please specify a different name or use replace=True"
         )
@@ -594,7 +667,7 @@ def _metric(metric: str) -> str:
 def _whole(what: str, value: Any) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer)) or int(value) != value:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer)) or not float(value).is_integer():
         raise InvalidInputError(f"{what}: got {value!r}, expected a whole number")
     return int(value)
 

@@ -98,6 +98,8 @@ def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments
     accelerator = arguments.pop("accelerator", None)
     progress = arguments.pop("progress_callback", None) or False
     # pylance logs that it falls back to the CPU for other index types; IVF_HNSW_PQ is built from the same codes here.
+    if uri is not None and accelerator is not None:
+        raise InvalidInputError("accelerator: the artifact is encoded already; pass one of accelerator and precomputed_partition_artifact_uri")
     if uri is None:
         return _api.create_index(
             self, column, index_type, backend=resolve_accelerator(accelerator), progress=progress, **arguments, **extra
@@ -109,6 +111,12 @@ def _finalize(uri: str, dataset: Any, column: Any, index_type: str, progress: An
     training = sorted(set(extra) - {"m", "ef_construction", "num_bits"})
     if training:
         raise InvalidInputError(f"{training}: the artifact is encoded already; they have no meaning with precomputed_partition_artifact_uri")
+    if arguments["target_partition_size"] is not None:
+        raise InvalidInputError("target_partition_size: the artifact has its partitions already")
+    if not isinstance(column, str):
+        if len(column) != 1:
+            raise InvalidInputError(f"column: got {len(column)} columns, expected one")
+        column = column[0]
     opened = _api.Artifact.open(uri, arguments.get("storage_options"))
     centroids, codebook = arguments["ivf_centroids"], arguments["pq_codebook"]
     if (centroids is None) != (codebook is None):
@@ -126,7 +134,7 @@ def _finalize(uri: str, dataset: Any, column: Any, index_type: str, progress: An
             raise _api.ArtifactMismatchError(f"{what}: got {got}, the artifact {opened.uri} was encoded with {getattr(expected, what)}")
     return _api.finalize(
         dataset,
-        column if isinstance(column, str) else column[0],
+        column,
         opened,
         model=model,
         name=arguments["name"],

@@ -1,12 +1,14 @@
 //! One bucket file being written: the runs of a sorted stage, gathered, hashed and appended.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow_array::{FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
 use lance_file::writer::{FileWriter, FileWriterOptions};
 use tokio::runtime::Handle;
 
 use super::checksum::checksum;
+use super::files::BucketFiles;
 use super::layout::{bucket_path, bucket_schema};
 use super::manifest::{FileEntry, RowRange};
 use super::sink::{BUCKET_FILE_VERSION, create_file};
@@ -58,12 +60,18 @@ impl BucketWriter {
             return Ok(None);
         };
         let _runtime = runtime.enter();
-        let summary =
-            runtime.block_on(file.finish()).map_err(|e| Error::from(e).context(format!("closing {} of {}", self.path, store.uri())))?;
+        let closing = |e: Error| e.context(format!("closing {} of {}", self.path, store.uri()));
+        let summary = runtime.block_on(file.finish()).map_err(|e| closing(Error::from(e)))?;
         if summary.num_rows != self.rows {
             return Err(Error::internal(format!("{}: {} rows in the file, {} were written", self.path, summary.num_rows, self.rows)));
         }
-        Ok(Some((self.path.clone(), FileEntry { num_rows: summary.num_rows, size_bytes: summary.size_bytes })))
+        let entry = runtime.block_on(BucketFiles::describe_written(store, &self.path, summary.num_rows, false)).map_err(closing)?;
+        Ok(Some((self.path.clone(), entry)))
+    }
+
+    /// Leave the open file to another process: after a fork it is the parent's.
+    pub fn forget(&mut self) {
+        std::mem::forget(self.file.take());
     }
 }
 
@@ -76,6 +84,7 @@ pub struct FlushJob<'a> {
     pub order: &'a BucketOrder,
     pub chunk_rows: usize,
     pub code_width: usize,
+    pub cancelled: &'a AtomicBool,
 }
 
 /// Rows gathered for one call of the file writer.
@@ -134,6 +143,9 @@ impl FlushJob<'_> {
     }
 
     fn append(&self, writer: &mut BucketWriter, chunk: Chunk) -> Result<()> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted("the builder was aborted".into()));
+        }
         let rows = chunk.row_ids.len() as u64;
         let schema = bucket_schema(self.code_width);
         let codes = FixedSizeListArray::try_new(

@@ -1,6 +1,6 @@
 //! Open files of an artifact: each is opened once, checked, and read by ranges of rows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,11 +12,15 @@ use lance_core::cache::LanceCache;
 use lance_encoding::decoder::{DecoderPlugins, FilterExpression};
 use lance_file::reader::{FileReader, FileReaderOptions};
 use lance_io::ReadBatchParams;
-use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
+use lance_io::scheduler::{FileScheduler, ScanScheduler, SchedulerConfig};
 use lance_io::utils::CachedFileSize;
+use object_store::ObjectStoreExt;
 use tokio::sync::OnceCell;
+use xxhash_rust::xxh3::xxh3_64;
 
+use super::checksum::to_hex;
 use super::layout::{PART_ID_COLUMN, PQ_CODE_COLUMN, ROW_ID_COLUMN};
+use super::manifest::FileEntry;
 use super::store::ArtifactStore;
 use crate::error::{Error, Result};
 use crate::model::item_field;
@@ -42,6 +46,8 @@ type Slot = Arc<OnceCell<Arc<BucketFile>>>;
 pub struct BucketFiles {
     store: ArtifactStore,
     scheduler: Arc<ScanScheduler>,
+    /// What the manifest says of each file.
+    said: BTreeMap<String, FileEntry>,
     open: Mutex<HashMap<String, Slot>>,
 }
 
@@ -49,14 +55,59 @@ pub struct BucketFiles {
 /// is not what its manifest says.
 fn read_error(error: lance_core::Error, file: &str, store: &ArtifactStore) -> Error {
     let what = format!("reading {file} of {}", store.uri());
-    match Error::from(error) {
-        Error::Storage(m) if m.contains("not found") || m.contains("NotFound") || m.contains("No such file") => {
-            Error::corrupt(format!("{what}: the file is missing: {m}"))
+    // Lance says IO of undecodable metadata too: only what the store itself said is a storage error.
+    let from_store = match &error {
+        lance_core::Error::IO { source, .. } => {
+            match (source.downcast_ref::<std::io::Error>(), source.downcast_ref::<object_store::Error>()) {
+                (Some(io), _) => {
+                    !matches!(io.kind(), std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData)
+                }
+                (_, Some(object)) => !matches!(object, object_store::Error::NotFound { .. }),
+                _ => false,
+            }
         }
-        Error::Storage(m) => Error::Storage(format!("{what}: {m}")),
+        lance_core::Error::Timeout { .. } => true,
+        _ => false,
+    };
+    match Error::from(error) {
         Error::Interrupted(m) => Error::Interrupted(m),
-        other => Error::corrupt(format!("{what}: {other}")),
+        other if from_store => Error::Storage(format!("{what}: {other}")),
+        other => Error::corrupt(format!("{what}: the file is missing, cut or damaged: {other}")),
     }
+}
+
+/// Bytes of the footer that ends every Lance file: three positions, two counts, two version numbers, the magic.
+const FOOTER_BYTES: usize = 40;
+
+/// Look at the end of a file before it is decoded: a damaged count would ask for more memory than there is, which no caller
+/// can catch. Where the manifest has a checksum of the file's metadata, nothing damaged gets past.
+async fn check_tail(file: &FileScheduler, said: Option<&FileEntry>) -> lance_core::Result<()> {
+    let corrupt = |what: String| lance_core::Error::from(Error::corrupt(what));
+    let reader = file.reader();
+    let size = reader.size().await?;
+    if let Some(said) = said
+        && said.size_bytes != size as u64
+    {
+        return Err(corrupt(format!("the file has {size} bytes, the manifest says {}", said.size_bytes)));
+    }
+    if size < FOOTER_BYTES {
+        return Err(corrupt(format!("the file has {size} bytes, fewer than the footer of a Lance file")));
+    }
+    let checked = said.and_then(|said| Some((usize::try_from(said.tail_bytes?).ok()?, said.tail_checksum.as_deref()?)));
+    let tail_bytes = checked.map_or(FOOTER_BYTES, |(bytes, _)| bytes.clamp(FOOTER_BYTES, size));
+    let tail = reader.get_range(size - tail_bytes..size).await?;
+    if let Some((_, checksum)) = checked
+        && to_hex(xxh3_64(&tail)) != checksum
+    {
+        return Err(corrupt("the file's metadata does not have the checksum that the manifest says".into()));
+    }
+    let footer = &tail[tail.len() - FOOTER_BYTES..];
+    let number = |at: usize, bytes: usize| footer[at..at + bytes].iter().rev().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    let (positions, counts) = ([number(0, 8), number(8, 8), number(16, 8)], number(24, 4) + number(28, 4));
+    if &footer[36..] != b"LANC" || positions.iter().any(|p| *p > size as u64) || counts * 16 > size as u64 {
+        return Err(corrupt("the footer is not that of a Lance file, or is damaged".into()));
+    }
+    Ok(())
 }
 
 /// Run a read in a task of its own: Lance's decoders may panic on damaged bytes, and that must end as an error.
@@ -79,10 +130,10 @@ async fn guarded<T: Send + 'static>(
 
 impl BucketFiles {
     /// Call within a Tokio runtime.
-    pub fn new(store: ArtifactStore) -> Self {
+    pub fn new(store: ArtifactStore, said: BTreeMap<String, FileEntry>) -> Self {
         let objects = store.object_store().clone();
         let config = SchedulerConfig::max_bandwidth(&objects);
-        Self { store, scheduler: ScanScheduler::new(objects, config), open: Mutex::default() }
+        Self { store, scheduler: ScanScheduler::new(objects, config), said, open: Mutex::default() }
     }
 
     pub fn store(&self) -> &ArtifactStore {
@@ -95,20 +146,42 @@ impl BucketFiles {
         (stats.bytes_read, stats.iops)
     }
 
-    async fn open_reader(&self, file: &str) -> Result<FileReader> {
+    /// The reader and its Arrow schema, whose conversion panics on damaged type names and so belongs under the guard.
+    async fn open_reader(&self, file: &str) -> Result<(FileReader, Schema)> {
         let path = self.store.path(file)?;
         let scheduler = self.scheduler.clone();
+        let said = self.said.get(file).cloned();
         guarded(file, &self.store, async move {
             let file = scheduler.open_file(&path, &CachedFileSize::unknown()).await?;
-            FileReader::try_open(file, None, Arc::<DecoderPlugins>::default(), &LanceCache::no_cache(), FileReaderOptions::default()).await
+            check_tail(&file, said.as_ref()).await?;
+            let plugins = Arc::<DecoderPlugins>::default();
+            let reader = FileReader::try_open(file, None, plugins, &LanceCache::no_cache(), FileReaderOptions::default()).await?;
+            let schema = Schema::from(reader.schema().as_ref());
+            Ok((reader, schema))
         })
         .await
     }
 
+    /// What the manifest is to say of a file that was just written: its metadata, from the footer's first position on, or for
+    /// a small file all of it, under a checksum.
+    pub async fn describe_written(store: &ArtifactStore, file: &str, num_rows: u64, whole: bool) -> Result<FileEntry> {
+        let path = store.path(file)?;
+        let size = store.size(file).await?.ok_or_else(|| Error::Storage(format!("{file} of {} is gone", store.uri())))?;
+        let objects = &store.object_store().inner;
+        let footer = objects.get_range(&path, size.saturating_sub(FOOTER_BYTES as u64)..size).await?;
+        let start = footer.get(..8).map_or(0, |bytes| bytes.iter().rev().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte)));
+        let start = if whole { 0 } else { start.min(size.saturating_sub(FOOTER_BYTES as u64)) };
+        let tail = objects.get_range(&path, start..size).await?;
+        Ok(FileEntry { num_rows, size_bytes: size, tail_bytes: Some(size - start), tail_checksum: Some(to_hex(xxh3_64(&tail))) })
+    }
+
     /// The only batch of a small file, with its schema metadata.
     pub async fn read_whole(&self, file: &str) -> Result<(HashMap<String, String>, RecordBatch)> {
-        let reader = self.open_reader(file).await?;
+        let (reader, _) = self.open_reader(file).await?;
         let metadata = reader.schema().metadata.clone();
+        if reader.num_rows() != 1 {
+            return Err(Error::corrupt(format!("{file} of {}: {} rows, expected one", self.store.uri(), reader.num_rows())));
+        }
         let batch = guarded(file, &self.store, async move {
             let rows = u32::try_from(reader.num_rows()).unwrap_or(u32::MAX).max(1);
             let stream = reader.read_stream(ReadBatchParams::RangeFull, rows, 1, FilterExpression::no_filter()).await?;
@@ -127,9 +200,8 @@ impl BucketFiles {
             open.entry(file.to_string()).or_default().clone()
         };
         slot.get_or_try_init(|| async {
-            let reader = self.open_reader(file).await?;
+            let (reader, schema) = self.open_reader(file).await?;
             let corrupt = |what: String| Error::corrupt(format!("{file} of {}: {what}", self.store.uri()));
-            let schema = Schema::from(reader.schema().as_ref());
             let column = |name: &str| schema.column_with_name(name).map(|(_, field)| field);
             let wrong = |name: &str, field: Option<&Field>, expected: &str| {
                 corrupt(format!(

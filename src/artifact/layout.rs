@@ -42,6 +42,27 @@ pub fn pq_code_type(code_width: usize) -> DataType {
     DataType::FixedSizeList(item_field(DataType::UInt8), code_width as i32)
 }
 
+/// What a writer holds while it builds: plain names are its own, any other writer of that target tags its files.
+pub const CLAIM_FILE: &str = ".lance-artifact-claim";
+
+/// Whether a file of an artifact's folder is one that this crate's writer makes; everything else is left alone.
+pub fn is_ours(path: &str) -> bool {
+    let numbered = |name: &str, prefix: &str| {
+        let Some(middle) = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(".lance")) else {
+            return false;
+        };
+        let (number, tag) = middle.split_once('-').map_or((middle, None), |(number, tag)| (number, Some(tag)));
+        let digits = number.bytes().all(|b| b.is_ascii_digit());
+        let tagged = tag.is_none_or(|tag| tag.len() == 8 && tag.bytes().all(|b| b.is_ascii_hexdigit()));
+        digits && tagged && (prefix != "bucket-" || number.len() >= 5)
+    };
+    match path.split_once('/') {
+        Some((PARTITIONS_DIR, name)) => !name.contains('/') && (numbered(name, "bucket-") || name.starts_with(".lance-artifact-")),
+        Some(_) => false,
+        None => path == METADATA_FILE || numbered(path, "metadata") || path.starts_with(".lance-artifact-"),
+    }
+}
+
 /// The schema of a bucket file.
 pub fn bucket_schema(code_width: usize) -> SchemaRef {
     Arc::new(Schema::new(vec![
@@ -74,4 +95,37 @@ pub fn check_relative_path(path: &str) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_are_ours() {
+        for ours in [bucket_path(7, None), bucket_path(123_456, Some("0a1b2c3d")), metadata_path(None), metadata_path(Some("0a1b2c3d"))] {
+            assert!(is_ours(&ours), "{ours}");
+        }
+        assert!(is_ours("partitions/.lance-artifact-x1") && is_ours(CLAIM_FILE));
+        for other in [
+            "partitions_old/bucket-00007.lance",
+            "partitions/bucket-00007.parquet",
+            "partitions/x/bucket-00007.lance",
+            "partitions/bucket-7.lance",
+            "metadata_mine.lance",
+            "metadata.lance.bak",
+            "manifest.json",
+            "notes.txt",
+        ] {
+            assert!(!is_ours(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn paths_stay_below_the_artifact() {
+        assert!(check_relative_path("partitions/bucket-00001.lance").is_ok());
+        for bad in ["", "/a", "../a", "a/../b", "a//b", "./a", "s3://a/b", "a\\b", "a%2e%2e/b", "a\nb"] {
+            assert!(check_relative_path(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -35,6 +35,12 @@ pub struct PartitionEntry {
 pub struct FileEntry {
     pub num_rows: u64,
     pub size_bytes: u64,
+    /// Bytes at the end of the file that `tail_checksum` is over: its metadata.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail_bytes: Option<u64>,
+    /// xxh3-64, 16 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail_checksum: Option<String>,
 }
 
 /// Rows seen by the encoder, written to the artifact, and dropped by reason.
@@ -57,6 +63,9 @@ pub struct Source {
     pub field_id: Option<i32>,
     pub fragment_ids: Vec<u32>,
     pub stable_row_ids: bool,
+    /// Over the names of the column's data files: tells a dataset from another one, wherever it was moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_files: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,6 +166,9 @@ impl Manifest {
                 self.num_partitions
             )));
         }
+        if self.pq_code_width.is_some_and(|width| width == 0 || i32::try_from(width).is_err()) {
+            return Err(Error::corrupt(format!("manifest: pq_code_width is {:?}, expected 1 to {}", self.pq_code_width, i32::MAX)));
+        }
         check_relative_path(self.metadata_file())?;
         for path in self.files.iter().flatten().map(|(path, _)| path) {
             check_relative_path(path)?;
@@ -183,6 +195,9 @@ impl Manifest {
                 )));
             }
             total = total.checked_add(rows).ok_or_else(|| Error::corrupt("manifest: the number of rows overflows"))?;
+            if rows > 0 && partition.checksum.is_none() && self.checksum_kind.as_deref() == Some(CHECKSUM_KIND) {
+                return Err(Error::corrupt(format!("manifest: partition {id} has no checksum, but checksum_kind is {CHECKSUM_KIND}")));
+            }
             match (&partition.path, rows) {
                 (None, 0) => {}
                 (None, _) => return Err(Error::corrupt(format!("manifest: partition {id} has {rows} rows and no path"))),

@@ -67,7 +67,7 @@ impl Artifact {
             )));
         };
         let manifest = Manifest::parse(&bytes).map_err(|e| e.context(store.uri()))?;
-        let files = BucketFiles::new(store);
+        let files = BucketFiles::new(store, manifest.files.clone().unwrap_or_default());
         let model = metadata::read(&files, manifest.metadata_file()).await?.map(Arc::new);
         let uri = files.store().uri();
         if let Some(model) = &model {

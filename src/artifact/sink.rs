@@ -47,7 +47,7 @@ pub async fn create_file(
     let path = store.path(relative)?;
     let writer: Box<dyn Writer> = match store.local_root() {
         Some(root) => Box::new(LocalFile::create(root.join(relative))?),
-        None => Box::new(Upload::new(store.object_store().inner.clone(), path)),
+        None => Box::new(Upload::new(store.object_store().inner.clone(), path, store.object_store().use_constant_size_upload_parts)),
     };
     let schema = lance_core::datatypes::Schema::try_from(schema)?;
     Ok(lance_file::versions::create_writer(version, writer, schema, options)?)
@@ -120,12 +120,20 @@ struct Upload {
     upload: Option<Box<dyn MultipartUpload>>,
     step: Option<Step>,
     size: usize,
+    parts: usize,
+    /// Some stores want all parts of one size; for the others parts grow, because there may be 10,000 of them.
+    constant_parts: bool,
     done: bool,
 }
 
 impl Upload {
-    fn new(store: Arc<dyn object_store::ObjectStore>, path: Path) -> Self {
-        Self { store, path, part: Vec::new(), upload: None, step: None, size: 0, done: false }
+    /// Bytes of the part being filled: 5 MiB more after each thousand, so that a file can have 250 GiB.
+    fn part_bytes(&self) -> usize {
+        UPLOAD_PART_BYTES * if self.constant_parts { 1 } else { 1 + self.parts / 1000 }
+    }
+
+    fn new(store: Arc<dyn object_store::ObjectStore>, path: Path, constant_parts: bool) -> Self {
+        Self { store, path, part: Vec::new(), upload: None, step: None, size: 0, parts: 0, constant_parts, done: false }
     }
 
     /// Drive the step in flight to its end.
@@ -189,15 +197,20 @@ impl Upload {
 impl AsyncWrite for Upload {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if this.part.len() >= UPLOAD_PART_BYTES {
+        if this.part.len() >= this.part_bytes() {
             futures::ready!(this.poll_step(cx))?;
             this.send_part();
+            this.parts += 1;
             // Start the request now rather than when the next part is full.
             if let Poll::Ready(Err(e)) = this.poll_step(cx) {
                 return Poll::Ready(Err(e));
             }
         }
-        let room = UPLOAD_PART_BYTES - this.part.len();
+        let room = this.part_bytes() - this.part.len();
+        if this.part.capacity() == 0 && this.parts > 0 {
+            // A file of several parts will fill this one: no doubling on the way.
+            this.part.reserve_exact(room);
+        }
         let taken = &bytes[..bytes.len().min(room)];
         this.part.extend_from_slice(taken);
         this.size += taken.len();

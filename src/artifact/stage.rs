@@ -1,5 +1,6 @@
 //! Staging: encoded rows copied into flat columns, and the order in which they go to the bucket files.
 
+use std::collections::TryReserveError;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rayon::prelude::*;
@@ -13,8 +14,13 @@ pub struct Stage {
 }
 
 impl Stage {
-    pub fn with_capacity(rows: usize, code_width: usize) -> Self {
-        Self { row_ids: Vec::with_capacity(rows), part_ids: Vec::with_capacity(rows), codes: Vec::with_capacity(rows * code_width) }
+    /// Room for `rows` rows; memory is taken as they come.
+    pub fn try_with_capacity(rows: usize, code_width: usize) -> Result<Self, TryReserveError> {
+        let mut stage = Self::default();
+        stage.row_ids.try_reserve_exact(rows)?;
+        stage.part_ids.try_reserve_exact(rows)?;
+        stage.codes.try_reserve_exact(rows.saturating_mul(code_width))?;
+        Ok(stage)
     }
 
     pub fn len(&self) -> usize {
@@ -129,7 +135,7 @@ mod tests {
     #[test]
     fn sorts_by_bucket_then_partition_and_keeps_arrival_order() {
         let order = BucketOrder::new(5, 2);
-        let mut stage = Stage::with_capacity(8, 1);
+        let mut stage = Stage::try_with_capacity(8, 1).unwrap();
         let part_ids = [4, 1, 0, 3, 2, 0, 1, 4];
         for (row, part_id) in part_ids.iter().enumerate() {
             stage.extend(&[row as u64], &[*part_id], &[0]);

@@ -1,7 +1,7 @@
 //! `PartitionArtifactBuilder`: encoded batches in, a partition artifact out, in bounded memory and one pass.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -10,7 +10,8 @@ use tokio::runtime::Handle;
 
 use super::batch::EncodedColumns;
 use super::bucket::{BucketWriter, FlushJob};
-use super::layout::{DEFAULT_MAX_BUCKETS, FORMAT_VERSION, MANIFEST_FILE, PARTITIONS_DIR, metadata_path};
+use super::files::BucketFiles;
+use super::layout::{CLAIM_FILE, DEFAULT_MAX_BUCKETS, FORMAT_VERSION, MANIFEST_FILE, PARTITIONS_DIR, is_ours, metadata_path};
 use super::manifest::{CHECKSUM_KIND, FileEntry, Manifest, ModelSummary, PartitionEntry, RowCounts, Source, WriterInfo};
 use super::memory::{MemoryPlan, default_limit};
 use super::stage::{BucketOrder, Stage};
@@ -59,13 +60,25 @@ pub struct PartitionArtifactBuilder {
     plan: MemoryPlan,
     shared: Arc<Shared>,
     inner: Mutex<Inner>,
-    /// Set where an artifact is being replaced.
-    tag: Option<String>,
-    old_files: Vec<String>,
+    target: Target,
+    /// A forked child must not touch what its parent writes.
+    process: u32,
     runtime: Handle,
 }
 
+/// What was at the target when the build began.
+struct Target {
+    /// Set where plain file names are another writer's, or those of an artifact being replaced.
+    tag: Option<String>,
+    /// Files of an earlier artifact or of a killed build, deleted once the new one is published.
+    stale: Vec<String>,
+    replaces: bool,
+    /// Local folders that were there before stay.
+    had_root: bool,
+}
+
 struct Shared {
+    rows: AtomicU64,
     order: BucketOrder,
     buckets: Vec<Mutex<BucketWriter>>,
     cancelled: AtomicBool,
@@ -76,7 +89,6 @@ struct Inner {
     stage: Stage,
     /// The stage being written; it comes back empty.
     flushing: Option<JoinHandle<Result<Stage>>>,
-    rows: u64,
     /// A failed flush; every later call answers with it.
     failed: Option<Error>,
     closed_files: Vec<String>,
@@ -95,7 +107,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl PartitionArtifactBuilder {
-    /// Check the options and the target; creates no file. Call within a Tokio runtime, which the builder uses for IO.
+    /// Check the options, then the target, where only a claim is put. Call within a Tokio runtime, which the builder uses for IO.
     pub async fn try_new(uri: &str, encoding: impl Into<Encoding>, options: BuilderOptions) -> Result<Self> {
         let encoding = encoding.into();
         let (num_partitions, code_width) = match &encoding {
@@ -120,10 +132,12 @@ impl PartitionArtifactBuilder {
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, 16);
         let plan = MemoryPlan::try_new(limit, code_width, num_partitions, num_buckets, open_file_bytes, threads)?;
-        let (tag, old_files) = prepare_target(&store, options.overwrite).await?;
+        let stage = Stage::try_with_capacity(plan.stage_rows, code_width)
+            .map_err(|e| Error::invalid(format!("memory_limit: {limit} bytes cannot be had on this machine ({e}); lower it")))?;
+        let target = prepare_target(&store, options.overwrite).await?;
         let order = BucketOrder::new(num_partitions, num_buckets);
         let buckets = (0..num_buckets)
-            .map(|bucket| Mutex::new(BucketWriter::new(bucket, order.bucket_ranks(bucket).len(), tag.as_deref())))
+            .map(|bucket| Mutex::new(BucketWriter::new(bucket, order.bucket_ranks(bucket).len(), target.tag.as_deref())))
             .collect();
         Ok(Self {
             store,
@@ -132,17 +146,10 @@ impl PartitionArtifactBuilder {
             num_partitions,
             code_width,
             plan,
-            shared: Arc::new(Shared { order, buckets, cancelled: AtomicBool::new(false) }),
-            inner: Mutex::new(Inner {
-                state: State::Open,
-                stage: Stage::with_capacity(plan.stage_rows, code_width),
-                flushing: None,
-                rows: 0,
-                failed: None,
-                closed_files: Vec::new(),
-            }),
-            tag,
-            old_files,
+            shared: Arc::new(Shared { rows: AtomicU64::new(0), order, buckets, cancelled: AtomicBool::new(false) }),
+            inner: Mutex::new(Inner { state: State::Open, stage, flushing: None, failed: None, closed_files: Vec::new() }),
+            target,
+            process: std::process::id(),
             runtime: Handle::current(),
         })
     }
@@ -169,7 +176,7 @@ impl PartitionArtifactBuilder {
 
     /// Rows accepted so far.
     pub fn num_rows(&self) -> u64 {
-        locked(&self.inner).rows
+        self.shared.rows.load(Ordering::Relaxed)
     }
 
     /// Take the rows of an encoded batch. It is checked first: a refused batch changes nothing and the builder stays usable.
@@ -185,14 +192,14 @@ impl PartitionArtifactBuilder {
         let mut at = 0;
         while at < row_ids.len() {
             if inner.stage.len() == self.plan.stage_rows {
-                self.flush(&mut inner)?;
+                self.flush(&mut inner).inspect_err(|e| inner.failed = Some(e.clone()))?;
             }
             let take = (self.plan.stage_rows - inner.stage.len()).min(row_ids.len() - at);
             let to = at + take;
             inner.stage.extend(&row_ids[at..to], &part_ids[at..to], &codes[at * self.code_width..to * self.code_width]);
             at = to;
         }
-        inner.rows += row_ids.len() as u64;
+        self.shared.rows.fetch_add(row_ids.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -217,7 +224,11 @@ impl PartitionArtifactBuilder {
             return Ok(());
         }
         // Only a build that needs a second stage pays for it.
-        let next = written.unwrap_or_else(|| Stage::with_capacity(self.plan.stage_rows, self.code_width));
+        let next = match written {
+            Some(stage) => stage,
+            None => Stage::try_with_capacity(self.plan.stage_rows, self.code_width)
+                .map_err(|e| Error::Storage(format!("no memory for a second stage: {e}; lower memory_limit")))?,
+        };
         let stage = std::mem::replace(&mut inner.stage, next);
         let (shared, store, runtime) = (self.shared.clone(), self.store.clone(), self.runtime.clone());
         let (plan, code_width) = (self.plan, self.code_width);
@@ -242,14 +253,15 @@ impl PartitionArtifactBuilder {
     pub fn finish(&self, counts: Option<RowCounts>) -> Result<Manifest> {
         let mut inner = self.open("finish")?;
         let counts = match counts {
-            Some(counts) if counts.written != inner.rows => {
+            Some(counts) if counts.written != self.num_rows() => {
                 return Err(Error::invalid(format!(
                     "finish: {} rows are said to be written, {} were appended",
-                    counts.written, inner.rows
+                    counts.written,
+                    self.num_rows()
                 )));
             }
             Some(counts) => counts,
-            None => RowCounts { seen: inner.rows, written: inner.rows, dropped: BTreeMap::new() },
+            None => RowCounts { seen: self.num_rows(), written: self.num_rows(), dropped: BTreeMap::new() },
         };
         let result = self.finish_open(&mut inner, counts);
         match &result {
@@ -263,15 +275,16 @@ impl PartitionArtifactBuilder {
         self.flush(inner)?;
         self.wait(inner)?;
         inner.stage = Stage::default();
-        if self.tag.is_none() && self.block_on(self.store.exists(MANIFEST_FILE))? {
+        if !self.target.replaces && self.block_on(self.store.exists(MANIFEST_FILE))? {
             return Err(already_exists(&self.store, "appeared while this one was being written"));
         }
-        let files = self.shared.close(&self.store, &self.runtime, self.plan.threads, &mut inner.closed_files)?;
+        let mut files = self.shared.close(&self.store, &self.runtime, self.plan.threads, &mut inner.closed_files)?;
         let metadata_file = match &self.encoding {
             Encoding::Model(model) => {
-                let name = metadata_path(self.tag.as_deref());
+                let name = metadata_path(self.target.tag.as_deref());
                 inner.closed_files.push(name.clone());
                 self.block_on(metadata::write(&self.store, &name, model))?;
+                files.insert(name.clone(), self.block_on(BucketFiles::describe_written(&self.store, &name, 1, true))?);
                 Some(name)
             }
             Encoding::Shape { .. } => None,
@@ -296,18 +309,58 @@ impl PartitionArtifactBuilder {
             partitions: self.shared.partitions(self.num_partitions),
         };
         let json = serde_json::to_vec(&manifest).map_err(|e| Error::internal(format!("manifest: {e}")))?;
-        if !self.block_on(self.store.publish(MANIFEST_FILE, json, self.tag.is_some()))? {
-            return Err(already_exists(&self.store, "was published by another writer meanwhile"));
-        }
-        // The new artifact stands; what is left of the old one is only waste, so a failure to delete it is no error.
-        let stale: Vec<String> = self.old_files.iter().filter(|f| !inner.closed_files.contains(f)).cloned().collect();
+        self.publish(inner, json)?;
+        // The new artifact stands; what is left of an old one is only waste, so a failure to delete it is no error.
+        let stale: Vec<String> = self.target.stale.iter().filter(|f| !inner.closed_files.contains(f)).cloned().collect();
         let _ = self.block_on(self.store.delete(&stale));
+        self.release_claim();
         Ok(manifest)
+    }
+
+    /// Publish the manifest. An answer may be lost on its way: what is there afterwards decides.
+    fn publish(&self, inner: &mut Inner, json: Vec<u8>) -> Result<()> {
+        if self.shared.cancelled.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted("the builder was aborted".into()));
+        }
+        let answer = self.block_on(self.store.publish(MANIFEST_FILE, json.clone(), self.target.replaces));
+        if matches!(answer, Ok(true)) {
+            return Ok(());
+        }
+        match (self.block_on(self.store.read(MANIFEST_FILE)), answer) {
+            (Ok(Some(there)), _) if there == json => Ok(()),
+            (Ok(_), Err(error)) => Err(error),
+            (Ok(_), Ok(_)) => Err(already_exists(&self.store, "was published by another writer meanwhile")),
+            (Err(error), _) => {
+                // It may be an artifact: its files must stay.
+                inner.closed_files.clear();
+                Err(error.context(format!("it is not known whether the artifact {} was published; its files are kept", self.store.uri())))
+            }
+        }
+    }
+
+    fn release_claim(&self) {
+        if self.target.tag.is_none() {
+            let _ = self.block_on(self.store.delete(&[CLAIM_FILE.to_string()]));
+        }
+    }
+
+    /// Make work in progress end soon with an error, from any thread; the artifact is published anyhow if that has begun.
+    pub fn cancel(&self) {
+        self.shared.cancelled.store(true, Ordering::Relaxed);
     }
 
     /// Stop and remove what was written. After `finish` it does nothing.
     pub fn abort(&self) -> Result<()> {
-        self.shared.cancelled.store(true, Ordering::Relaxed);
+        if self.process != std::process::id() {
+            // A forked child: the files and the threads that write them are the parent's.
+            for bucket in &self.shared.buckets {
+                if let Ok(mut bucket) = bucket.try_lock() {
+                    bucket.forget();
+                }
+            }
+            return Ok(());
+        }
+        self.cancel();
         let mut inner = locked(&self.inner);
         if inner.state != State::Open {
             return Ok(());
@@ -323,7 +376,8 @@ impl PartitionArtifactBuilder {
         }
         let files = std::mem::take(&mut inner.closed_files);
         let deleted = self.block_on(self.store.delete(&files));
-        self.store.remove_empty_dirs(&[PARTITIONS_DIR, ""]);
+        self.release_claim();
+        self.store.remove_empty_dirs(if self.target.had_root { &[PARTITIONS_DIR] } else { &[PARTITIONS_DIR, ""] });
         deleted
     }
 
@@ -345,7 +399,16 @@ impl Shared {
     /// Group a stage and append its runs to the bucket files, all threads at once.
     fn flush(&self, store: &ArtifactStore, runtime: &Handle, mut stage: Stage, plan: MemoryPlan, code_width: usize) -> Result<Stage> {
         let sorted = super::stage::sort(&stage, &self.order, plan.threads);
-        let job = FlushJob { store, runtime, stage: &stage, sorted: &sorted, order: &self.order, chunk_rows: plan.chunk_rows, code_width };
+        let job = FlushJob {
+            store,
+            runtime,
+            stage: &stage,
+            sorted: &sorted,
+            order: &self.order,
+            chunk_rows: plan.chunk_rows,
+            code_width,
+            cancelled: &self.cancelled,
+        };
         self.for_each_bucket(plan.threads, |bucket| job.write(&mut locked(&self.buckets[bucket]), bucket))?;
         drop(sorted);
         stage.clear();
@@ -374,20 +437,23 @@ impl Shared {
     fn for_each_bucket(&self, threads: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
         let next = AtomicUsize::new(0);
         let failed = Mutex::new(None);
-        std::thread::scope(|scope| {
-            for _ in 0..threads.min(self.buckets.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let bucket = next.fetch_add(1, Ordering::Relaxed);
-                        if bucket >= self.buckets.len() || self.cancelled.load(Ordering::Relaxed) || locked(&failed).is_some() {
-                            return;
-                        }
-                        if let Err(error) = work(bucket) {
-                            locked(&failed).get_or_insert(error);
-                        }
-                    }
-                });
+        let run = || {
+            loop {
+                let bucket = next.fetch_add(1, Ordering::Relaxed);
+                if bucket >= self.buckets.len() || self.cancelled.load(Ordering::Relaxed) || locked(&failed).is_some() {
+                    return;
+                }
+                if let Err(error) = work(bucket) {
+                    locked(&failed).get_or_insert(error);
+                }
             }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads.min(self.buckets.len()) {
+                // A thread that cannot be had is one that does not help.
+                let _ = std::thread::Builder::new().name("lance-artifact-write".into()).spawn_scoped(scope, run);
+            }
+            run();
         });
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
@@ -423,23 +489,17 @@ fn already_exists(store: &ArtifactStore, how: &str) -> Error {
     ))
 }
 
-/// Refuse a target that holds an artifact, or arrange to replace it; sweep what a killed build left.
-async fn prepare_target(store: &ArtifactStore, overwrite: bool) -> Result<(Option<String>, Vec<String>)> {
-    let exists = store.exists(MANIFEST_FILE).await?;
-    if exists && !overwrite {
+/// Refuse a target that holds an artifact, or arrange to replace it. Nothing there is changed yet.
+async fn prepare_target(store: &ArtifactStore, overwrite: bool) -> Result<Target> {
+    let had_root = store.local_root().is_some_and(std::path::Path::exists);
+    let replaces = store.exists(MANIFEST_FILE).await?;
+    if replaces && !overwrite {
         return Err(already_exists(store, "would be lost"));
     }
-    let ours = |file: &String| {
-        let name = file.rsplit('/').next().unwrap_or_default();
-        let bucket = file.starts_with(PARTITIONS_DIR) && (name.starts_with("bucket-") || name.starts_with(".lance-artifact-"));
-        bucket
-            || (!file.contains('/') && (name.starts_with("metadata") && name.ends_with(".lance") || name.starts_with(".lance-artifact-")))
-    };
-    let found: Vec<String> = store.list().await?.into_iter().filter(ours).collect();
-    if exists {
-        let tag = uuid::Uuid::new_v4().simple().to_string()[..8].to_string();
-        return Ok((Some(tag), found));
-    }
-    store.delete(&found).await?;
-    Ok((None, Vec::new()))
+    let mut stale = if had_root || store.local_root().is_none() { store.list().await? } else { Vec::new() };
+    stale.retain(|file| is_ours(file));
+    // Plain names are for the writer that holds the claim: two writers of one target cannot spoil each other's files.
+    let claimed = !replaces && store.publish(CLAIM_FILE, Vec::new(), false).await?;
+    let tag = (!claimed).then(|| uuid::Uuid::new_v4().simple().to_string()[..8].to_string());
+    Ok(Target { tag, stale, replaces, had_root })
 }

@@ -14,7 +14,7 @@ pub use column::VectorColumn;
 pub use cpu::{CpuEncoder, train as train_cpu};
 pub use pipeline::encode_into;
 pub use prepare::{Dropped, PreparedVectors, prepare};
-pub use source::{VectorSource, open_dataset};
+pub use source::{VectorSource, data_files, open_dataset};
 
 /// What an encoder makes of `n` vectors.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
-use arrow_array::{Array, ArrayRef, FixedSizeListArray, RecordBatch, UInt64Array};
+use arrow_array::{Array, ArrayRef, FixedSizeListArray, RecordBatch, UInt64Array, make_array};
+use arrow_buffer::MutableBuffer;
+use arrow_data::ArrayData;
 use futures::{Stream, StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::ProjectionRequest;
 use lance::dataset::builder::DatasetBuilder;
 use lance_table::format::Fragment;
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::index;
+use rand::{Rng, SeedableRng};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::column::VectorColumn;
 use super::prepare::{PreparedVectors, prepare};
@@ -63,6 +66,7 @@ impl VectorSource {
             field_id: Some(self.column.field_id),
             fragment_ids: self.fragment_ids(),
             stable_row_ids: self.dataset.manifest().uses_stable_row_ids(),
+            data_files: Some(data_files(&self.dataset, &self.fragment_ids(), self.column.field_id)),
         }
     }
 
@@ -96,79 +100,72 @@ impl VectorSource {
     }
 
     /// `rows` random vectors, prepared for `metric`, drawn without loading the column and the same for the same seed; fewer
-    /// where the dataset holds fewer. They come in random order, because training takes prefixes.
+    /// where the dataset holds fewer usable ones. They come in random order, because training takes prefixes.
     pub async fn sample(&self, rows: usize, metric: Metric, seed: u64) -> Result<FixedSizeListArray> {
         let total = self.count_rows().await?;
         let total = usize::try_from(total).map_err(|_| Error::invalid(format!("{total} rows do not fit this machine's addresses")))?;
         let mut random = SmallRng::seed_from_u64(seed);
-        let mut parts: Vec<ArrayRef> = Vec::new();
-        let mut have = 0;
-        if rows >= total / 8 {
-            // So much of the table is wanted that reading it once in order is cheaper than random access.
-            let chosen = chosen_mask(&mut random, total, rows);
-            let mut stream = Box::pin(self.scan_raw().await?);
-            let mut at = 0;
-            let mut spare: Vec<ArrayRef> = Vec::new();
-            while let Some(batch) = stream.try_next().await? {
-                let row_ids = batch[lance_core::ROW_ID].as_primitive::<UInt64Type>().clone();
-                let mask: arrow_array::BooleanArray = chosen[at..at + batch.num_rows()].iter().map(|c| Some(*c)).collect();
-                at += batch.num_rows();
-                let vectors = self.column.extract(&batch)?;
-                let picked = filter_vectors(&row_ids, &vectors, &mask, metric)?;
-                have += picked.len();
-                parts.push(flat_values(&picked));
-                if rows < total {
-                    // Rows that were not chosen stand in for chosen ones that were dropped.
-                    let others = arrow_arith::boolean::not(&mask)?;
-                    let wanted = spare_rows(&spare, self.column.dimension);
-                    if wanted < rows.min(4096) {
-                        spare.push(flat_values(&filter_vectors(&row_ids, &vectors, &others, metric)?));
-                    }
-                }
-            }
-            for values in spare {
-                if have >= rows {
-                    break;
-                }
-                have += values.len() / self.column.dimension;
-                parts.push(values);
-            }
-        } else {
-            let mut order = index::sample(&mut random, total, (rows * 2 + 1024).min(total)).into_vec();
-            let step = (TAKE_BYTES / self.row_bytes().max(1)).max(1);
-            while have < rows && !order.is_empty() {
-                let mut offsets: Vec<u64> = order.drain(..order.len().min(step).min(rows - have)).map(|i| i as u64).collect();
-                offsets.sort_unstable();
-                let batch = self.take(&offsets).await?;
-                let row_ids = UInt64Array::from_iter_values(0..batch.num_rows() as u64);
-                let picked = prepare(&row_ids, &self.column.extract(&batch)?, metric)?.vectors;
-                have += picked.len();
-                parts.push(flat_values(&picked));
-            }
-        }
-        let refs: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
-        let values = if refs.is_empty() {
-            arrow_array::new_empty_array(&self.column.element_type.data_type())
-        } else {
-            arrow_select::concat::concat(&refs)?
+        // Where so much of the table is wanted, reading it once in order is cheaper than random access.
+        let taken = if rows < total / 8 { self.sample_by_access(rows, total, metric, &mut random).await? } else { None };
+        let values = match taken {
+            Some(values) => values,
+            None => self.sample_by_scan(rows, metric, &mut random).await?,
         };
-        drop(parts);
         let list = fixed_size_list(values, self.column.dimension)?;
         let mut order: Vec<u32> = (0..list.len() as u32).collect();
         rand::seq::SliceRandom::shuffle(order.as_mut_slice(), &mut random);
-        order.truncate(rows);
         let shuffled = arrow_select::take::take(&list, &arrow_array::UInt32Array::from(order), None)?;
         fixed_size_list(flat_values(shuffled.as_fixed_size_list()), self.column.dimension)
     }
 
-    async fn scan_raw(&self) -> Result<impl Stream<Item = Result<RecordBatch>> + Send + use<>> {
-        let mut scanner = self.dataset.scan();
-        scanner.project(&[self.column.path.as_str()])?.with_row_id();
-        scanner.with_fragments(self.fragments.clone());
-        let rows = (BATCH_BYTES / self.row_bytes().max(1)).clamp(256, 65_536);
-        scanner.batch_size(rows).batch_readahead(4).scan_in_order(true);
-        scanner.io_buffer_size(128 << 20);
-        Ok(scanner.try_into_stream().await?.map(|batch| Ok(batch?)))
+    /// Random rows until enough are usable; `None` where most are not.
+    async fn sample_by_access(&self, rows: usize, total: usize, metric: Metric, random: &mut SmallRng) -> Result<Option<ArrayRef>> {
+        let mut order = index::sample(random, total, (rows * 2 + 1024).min(total)).into_vec();
+        let step = (TAKE_BYTES / self.row_bytes().max(1)).max(1);
+        let mut parts: Vec<ArrayRef> = Vec::new();
+        let mut have = 0;
+        while have < rows {
+            if order.is_empty() {
+                return Ok(None);
+            }
+            let mut offsets: Vec<u64> = order.drain(..order.len().min(step).min(rows - have)).map(|i| i as u64).collect();
+            offsets.sort_unstable();
+            let batch = self.take(&offsets).await?;
+            let row_ids = UInt64Array::from_iter_values(0..batch.num_rows() as u64);
+            let picked = prepare(&row_ids, &self.column.extract(&batch)?, metric)?.vectors;
+            have += picked.len();
+            parts.push(flat_values(&picked));
+        }
+        let parts: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
+        Ok(Some(arrow_select::concat::concat(&parts)?))
+    }
+
+    /// A reservoir over all usable rows, in one pass.
+    async fn sample_by_scan(&self, rows: usize, metric: Metric, random: &mut SmallRng) -> Result<ArrayRef> {
+        let width = self.row_bytes();
+        let mut reservoir = MutableBuffer::new(0);
+        let mut seen = 0usize;
+        let mut stream = Box::pin(self.scan(metric).await?);
+        while let Some(prepared) = stream.try_next().await? {
+            let values = flat_values(&prepared.vectors).to_data();
+            let bytes = &values.buffers()[0].as_slice()[values.offset() * width / self.column.dimension..];
+            for vector in bytes.chunks_exact(width).take(prepared.vectors.len()) {
+                if seen < rows {
+                    reservoir.extend_from_slice(vector);
+                } else {
+                    let place = random.random_range(0..=seen);
+                    if place < rows {
+                        reservoir.as_slice_mut()[place * width..(place + 1) * width].copy_from_slice(vector);
+                    }
+                }
+                seen += 1;
+            }
+        }
+        let data = ArrayData::builder(self.column.element_type.data_type())
+            .len(seen.min(rows) * self.column.dimension)
+            .add_buffer(reservoir.into())
+            .build()?;
+        Ok(make_array(data))
     }
 
     /// Rows by their place among the live rows of the chosen fragments.
@@ -225,28 +222,15 @@ fn prepare_batch(batch: &RecordBatch, column: &VectorColumn, metric: Metric) -> 
     prepare(row_ids, &column.extract(batch)?, metric)
 }
 
-fn filter_vectors(
-    row_ids: &UInt64Array,
-    vectors: &FixedSizeListArray,
-    mask: &arrow_array::BooleanArray,
-    metric: Metric,
-) -> Result<FixedSizeListArray> {
-    let row_ids = arrow_select::filter::filter(row_ids, mask)?;
-    let vectors = arrow_select::filter::filter(vectors, mask)?;
-    Ok(prepare(row_ids.as_primitive(), vectors.as_fixed_size_list(), metric)?.vectors)
-}
-
-fn chosen_mask(random: &mut SmallRng, total: usize, rows: usize) -> Vec<bool> {
-    if rows >= total {
-        return vec![true; total];
+/// A fingerprint over the names of the files that hold the column in some fragments. Names are unique to a write, and stay
+/// the same where a dataset is moved or copied.
+pub fn data_files(dataset: &Dataset, fragment_ids: &[u32], field_id: i32) -> String {
+    let chosen: std::collections::HashSet<u32> = fragment_ids.iter().copied().collect();
+    let mut hash = Xxh3::new();
+    for fragment in dataset.manifest().fragments.iter().filter(|f| chosen.contains(&(f.id as u32))) {
+        for file in fragment.files.iter().filter(|f| f.fields.contains(&field_id)) {
+            hash.update(format!("{}:{}\n", fragment.id, file.path).as_bytes());
+        }
     }
-    let mut mask = vec![false; total];
-    for i in index::sample(random, total, rows) {
-        mask[i] = true;
-    }
-    mask
-}
-
-fn spare_rows(spare: &[ArrayRef], dimension: usize) -> usize {
-    spare.iter().map(|values| values.len() / dimension).sum()
+    format!("{:032x}", hash.digest128())
 }

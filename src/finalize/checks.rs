@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use lance::Dataset;
 
-use crate::artifact::Artifact;
-use crate::encode::VectorColumn;
+use crate::artifact::{Artifact, without_credentials};
+use crate::encode::{VectorColumn, data_files};
 use crate::error::{Error, Result};
 use crate::model::{IvfPqModel, Metric};
 
@@ -89,7 +89,7 @@ pub fn model_fits_column(model: &IvfPqModel, column: &VectorColumn, metric: Opti
 
 /// The fragments the index will cover: those the artifacts say they were encoded from, which must be whole, apart and of the
 /// dataset's version; where an artifact does not say, those the caller names, or all.
-pub fn agree_on_fragments(
+pub async fn agree_on_fragments(
     dataset: &Dataset,
     column: &VectorColumn,
     artifacts: &[Arc<Artifact>],
@@ -124,6 +124,14 @@ pub fn agree_on_fragments(
                 if source.stable_row_ids { "address" } else { "stable" }
             )));
         }
+        if source.data_files.as_ref().is_some_and(|said| *said != data_files(dataset, &source.fragment_ids, column.field_id)) {
+            return Err(Error::mismatch(format!(
+                "{uri} was encoded from {}, whose data files are not those of {} at version {version}; it is another dataset",
+                source.dataset_uri,
+                without_credentials(dataset.uri())
+            )));
+        }
+        check_counts(dataset, artifact, &source.fragment_ids).await?;
         for id in &source.fragment_ids {
             if let Some(other) = owner.insert(*id, uri) {
                 return Err(Error::mismatch(format!(
@@ -153,4 +161,30 @@ pub fn agree_on_fragments(
         return Err(Error::invalid("the dataset has no fragment to index"));
     }
     Ok(fragments)
+}
+
+/// The rows an artifact accounts for, written or dropped, must be the live rows of its fragments: a row that its encoder
+/// skipped without counting it would be missing from every search.
+async fn check_counts(dataset: &Dataset, artifact: &Artifact, fragment_ids: &[u32]) -> Result<()> {
+    let Some(rows) = &artifact.manifest().rows else {
+        return Ok(());
+    };
+    let mut live = 0;
+    for id in fragment_ids {
+        if let Some(fragment) = dataset.get_fragment(*id as usize) {
+            live += fragment.count_rows(None).await? as u64;
+        }
+    }
+    if rows.seen != live {
+        return Err(Error::mismatch(format!(
+            "{} accounts for {} rows ({} written, {} dropped), its {} fragments have {live} at version {}; rows that an encoder drops must be counted (rows_dropped of finish()), and it must be this dataset that was encoded",
+            artifact.uri(),
+            rows.seen,
+            rows.written,
+            rows.dropped.values().sum::<u64>(),
+            fragment_ids.len(),
+            dataset.version().version
+        )));
+    }
+    Ok(())
 }

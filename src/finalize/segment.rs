@@ -78,13 +78,15 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn IndexBuild
         return Err(Error::invalid("artifacts: got none, expected at least one"));
     }
     if let IndexType::IvfHnswPq { m, ef_construction } = request.index_type
-        && (m == 0 || ef_construction == 0)
+        && !((4..=1024).contains(&m) && (m..=65_536).contains(&ef_construction))
     {
-        return Err(Error::invalid(format!("m and ef_construction: got {m} and {ef_construction}, expected at least 1")));
+        return Err(Error::invalid(format!(
+            "m and ef_construction: got {m} and {ef_construction}, expected m from 4 to 1024 and ef_construction from m to 65536"
+        )));
     }
     let model = agree_on_model(&request.artifacts, request.model.as_ref())?;
     model_fits_column(&model, &column, request.metric)?;
-    let fragment_ids = agree_on_fragments(&request.dataset, &column, &request.artifacts, request.fragment_ids.as_deref())?;
+    let fragment_ids = agree_on_fragments(&request.dataset, &column, &request.artifacts, request.fragment_ids.as_deref()).await?;
     for artifact in &request.artifacts {
         artifact.check_files().await?;
     }

@@ -42,7 +42,7 @@ impl PartitionArtifactShuffleReader {
         let cpus = get_num_compute_intensive_cpus().max(1);
         // Large enough to read in long ranges, small enough that all cores have partitions to build and that the budget
         // admits a window for each.
-        let window_bytes = (total / (4 * cpus)).clamp(MIN_WINDOW_BYTES, BUILD_BUDGET_BYTES * 4 / 5 / cpus);
+        let window_bytes = (total / (4 * cpus)).clamp(MIN_WINDOW_BYTES, MIN_WINDOW_BYTES.max(BUILD_BUDGET_BYTES * 4 / 5 / cpus));
         let schema = crate::artifact::layout::partition_schema(code_width);
         Ok(Self { artifacts, sizes, row_bytes, window_bytes, schema, row_ids: Arc::new(row_ids), rows_read: Arc::default() })
     }

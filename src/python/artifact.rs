@@ -1,6 +1,7 @@
 //! `PartitionArtifactBuilder`, `Artifact` and `VerifyReport`.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow_array::RecordBatchIterator;
@@ -10,7 +11,7 @@ use pyo3::types::PyType;
 use pyo3_arrow::PyRecordBatchReader;
 use pyo3_arrow::input::AnyRecordBatch;
 
-use super::convert::{SourceArg, record_batches, to_python};
+use super::convert::{SourceArg, UriArg, record_batches, to_python};
 use super::model::PyIvfPqModel;
 use super::runtime::{run, run_blocking};
 use crate::artifact::{Artifact, BuilderOptions, Encoding, PartitionArtifactBuilder, RowCounts};
@@ -25,7 +26,7 @@ use crate::error::Error;
 ///
 /// Parameters
 /// ----------
-/// uri : str
+/// uri : str or os.PathLike
 ///     Local path, or a URI of an object store (s3://, gs://, az://, memory://).
 /// model : IvfPqModel, optional
 ///     Stored with the artifact. Without it, num_partitions and pq_code_width are needed, and finalize() needs the model.
@@ -54,7 +55,8 @@ pub struct PyPartitionArtifactBuilder {
     pub builder: Arc<PartitionArtifactBuilder>,
     uri: String,
     storage_options: Option<HashMap<String, String>>,
-    finished: Mutex<Option<Arc<Artifact>>>,
+    finished: Arc<Mutex<Option<Arc<Artifact>>>>,
+    aborted: AtomicBool,
 }
 
 #[pymethods]
@@ -64,7 +66,7 @@ impl PyPartitionArtifactBuilder {
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
-        uri: String,
+        uri: UriArg,
         model: Option<PyIvfPqModel>,
         num_partitions: Option<usize>,
         pq_code_width: Option<usize>,
@@ -83,10 +85,11 @@ impl PyPartitionArtifactBuilder {
         };
         let options =
             BuilderOptions { num_buckets, memory_limit, overwrite, storage_options: storage_options.clone(), source: source.map(|s| s.0) };
+        let uri = uri.0;
         let target = uri.clone();
         let builder =
             run(py, None, |_, cancel| async move { cancel.race(PartitionArtifactBuilder::try_new(&target, encoding, options)).await })?;
-        Ok(Self { builder: Arc::new(builder), uri, storage_options, finished: Mutex::default() })
+        Ok(Self { builder: Arc::new(builder), uri, storage_options, finished: Arc::default(), aborted: AtomicBool::new(false) })
     }
 
     /// Append encoded rows.
@@ -148,6 +151,7 @@ impl PyPartitionArtifactBuilder {
 
     /// Stop and remove what was written. After finish() it does nothing.
     fn abort(&self, py: Python<'_>) -> PyResult<()> {
+        self.aborted.store(true, Ordering::Relaxed);
         let builder = self.builder.clone();
         run_blocking(py, move || builder.abort())
     }
@@ -166,7 +170,7 @@ impl PyPartitionArtifactBuilder {
     ) -> PyResult<bool> {
         if exc_type.is_some() {
             self.abort(py)?;
-        } else if self.finished.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+        } else if !self.aborted.load(Ordering::Relaxed) && self.finished.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             if let Err(error) = self.finish(py, None, None) {
                 self.abort(py)?;
                 return Err(error);
@@ -235,12 +239,23 @@ impl PyPartitionArtifactBuilder {
 impl PyPartitionArtifactBuilder {
     pub fn publish(&self, py: Python<'_>, counts: RowCounts) -> PyResult<PyArtifact> {
         let (builder, uri, options) = (self.builder.clone(), self.uri.clone(), self.storage_options.clone());
-        let artifact = run(py, None, |_, _| async move {
-            tokio::task::spawn_blocking(move || builder.finish(Some(counts))).await??;
-            Artifact::open(&uri, options.as_ref()).await
+        let finished = self.finished.clone();
+        let artifact = run(py, None, |_, cancel| async move {
+            let finishing = builder.clone();
+            let mut work = tokio::task::spawn_blocking(move || finishing.finish(Some(counts)));
+            // An interrupt stops the writing between two chunks; if the manifest is out already, the artifact stands.
+            let result = match cancel.race(async { Ok((&mut work).await) }).await {
+                Ok(result) => result,
+                Err(_) => {
+                    builder.cancel();
+                    work.await
+                }
+            };
+            result??;
+            let artifact = Arc::new(Artifact::open(&uri, options.as_ref()).await?);
+            *finished.lock().unwrap_or_else(PoisonError::into_inner) = Some(artifact.clone());
+            Ok(artifact)
         })?;
-        let artifact = Arc::new(artifact);
-        *self.finished.lock().unwrap_or_else(PoisonError::into_inner) = Some(artifact.clone());
         Ok(PyArtifact { artifact, storage_options: self.storage_options.clone() })
     }
 }
@@ -265,9 +280,9 @@ impl PyArtifact {
     ///     The manifest or the model breaks the format.
     #[staticmethod]
     #[pyo3(signature = (uri, storage_options = None))]
-    fn open(py: Python<'_>, uri: String, storage_options: Option<HashMap<String, String>>) -> PyResult<Self> {
+    fn open(py: Python<'_>, uri: UriArg, storage_options: Option<HashMap<String, String>>) -> PyResult<Self> {
         let options = storage_options.clone();
-        let artifact = run(py, None, |_, cancel| async move { cancel.race(Artifact::open(&uri, options.as_ref())).await })?;
+        let artifact = run(py, None, |_, cancel| async move { cancel.race(Artifact::open(&uri.0, options.as_ref())).await })?;
         Ok(Self { artifact: Arc::new(artifact), storage_options })
     }
 

@@ -22,6 +22,17 @@ impl<'a, 'py> FromPyObject<'a, 'py> for MetricArg {
     }
 }
 
+/// A path or a URI.
+pub struct UriArg(pub String);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for UriArg {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self(value.py().import("os")?.call_method1("fspath", (value,))?.extract()?))
+    }
+}
+
 /// Any object with `__arrow_c_array__` that is a fixed-size list, or a numpy array, whose last axis is a row.
 pub struct FixedSizeListArg(pub FixedSizeListArray);
 

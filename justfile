@@ -1,0 +1,36 @@
+# The verbs of this project; people and continuous integration use the same.
+
+default:
+    @just --list
+
+# Make .venv and build the extension into it
+setup:
+    scripts/setup demo,progress,test
+
+# The main job on real vectors, beside stock pylance
+demo *args:
+    scripts/demo {{args}}
+
+# Every check
+test *args:
+    scripts/test {{args}}
+
+# Formatting, lints and types, without the tests
+lint:
+    cargo fmt --check
+    cargo clippy --release --all-targets --features python -- -D warnings
+    .venv/bin/ruff check python tests benches examples
+    .venv/bin/ruff format --check python tests benches examples
+    .venv/bin/mypy
+
+# Benchmarks: `just bench handover`, `just bench memory`
+bench name *args: setup
+    .venv/bin/python benches/{{name}}.py {{args}}
+
+# A wheel for this machine, stripped, in dist/
+wheel: setup
+    .venv/bin/maturin build --release --strip --out dist
+
+# Rust documentation, warnings refused
+docs:
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
