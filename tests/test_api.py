@@ -12,15 +12,21 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import differences, leftovers, stored, vectors
 from lance.indices import IndicesBuilder
 from lance.progress import IndexProgress
 
 import lance_artifact as la
+from conftest import differences, leftovers, stored, vectors
 from lance_artifact import cli
 
 K, M, DIM, ROWS = 8, 4, 16, 3000
-BUILD: dict[str, Any] = {"num_partitions": K, "num_sub_vectors": M, "sample_rate": 8, "max_iters": 3, "backend": "cpu"}
+BUILD: dict[str, Any] = {
+    "num_partitions": K,
+    "num_sub_vectors": M,
+    "sample_rate": 8,
+    "max_iters": 3,
+    "backend": "cpu",
+}
 
 
 @pytest.fixture
@@ -43,7 +49,7 @@ assert not threads or len(__import__("os").listdir("/proc/self/task")) == thread
 
 
 def test_training_is_reproducible(ds: Any) -> None:
-    train = {k: v for k, v in BUILD.items()}
+    train = dict(BUILD)
     first = la.train(ds, "vector", seed=3, **train)
     assert la.train(ds, "vector", seed=3, **train) == first
     assert la.train(ds, "vector", seed=4, **train) != first
@@ -68,27 +74,43 @@ def test_a_sample_is_random_and_bounded(ds: Any) -> None:
 
 def test_a_mostly_null_column_is_sampled_and_indexed(write: Any) -> None:
     mask = np.arange(20000) % 10 != 0
-    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors(20000, DIM).reshape(-1)), DIM, mask=pa.array(mask))
+    values = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors(20000, DIM).reshape(-1)), DIM, mask=pa.array(mask)
+    )
     ds = write(values)
-    la.create_index(ds, "vector", num_partitions=4, num_sub_vectors=M, sample_rate=4, num_bits=4, backend="cpu")
+    la.create_index(
+        ds, "vector", num_partitions=4, num_sub_vectors=M, sample_rate=4, num_bits=4, backend="cpu"
+    )
     assert sum(map(len, stored(ds, "vector_idx"))) == 2000
 
 
 def test_a_very_sparse_column_is_sampled(write: Any) -> None:
     mask = np.arange(200_000) % 600 != 0
-    values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(200_000 * 4, "f4") + np.repeat(np.arange(200_000, dtype="f4"), 4)), 4, mask=pa.array(mask))
+    values = pa.FixedSizeListArray.from_arrays(
+        pa.array(np.zeros(200_000 * 4, "f4") + np.repeat(np.arange(200_000, dtype="f4"), 4)),
+        4,
+        mask=pa.array(mask),
+    )
     ds = write(values)
-    model = la.train(ds, "vector", num_partitions=8, num_sub_vectors=2, num_bits=4, sample_rate=16, backend="cpu")
+    model = la.train(
+        ds, "vector", num_partitions=8, num_sub_vectors=2, num_bits=4, sample_rate=16, backend="cpu"
+    )
     assert model.num_partitions == 8
 
 
-def test_what_would_fail_after_training_fails_before_it(ds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_fail_after_training_fails_before_it(
+    ds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lance_artifact import _api
 
     with la.PartitionArtifactBuilder(tmp_path / "there", num_partitions=1, pq_code_width=1):
         pass
     monkeypatch.setattr(_api, "train", None)
-    for wrong in ({"artifact_uri": tmp_path / "there"}, {"memory_limit": 1000}, {"index_type": "IVF_HNSW_PQ", "m": 2}):
+    for wrong in (
+        {"artifact_uri": tmp_path / "there"},
+        {"memory_limit": 1000},
+        {"index_type": "IVF_HNSW_PQ", "m": 2},
+    ):
         with pytest.raises(la.LanceArtifactError):
             la.create_index(ds, "vector", **{**BUILD, **wrong})
 
@@ -97,7 +119,9 @@ def test_many_cores(ds: Any) -> None:
     script = "import lance, sys, lance_artifact as la; la.create_index(lance.dataset(sys.argv[1]), 'vector', num_partitions=4, num_sub_vectors=4, sample_rate=8, max_iters=2, backend='cpu')"
     import os
 
-    subprocess.run([sys.executable, "-c", script, ds.uri], check=True, env={**os.environ, "LANCE_CPU_THREADS": "192"})
+    subprocess.run(
+        [sys.executable, "-c", script, ds.uri], check=True, env={**os.environ, "LANCE_CPU_THREADS": "192"}
+    )
 
 
 def test_given_centroids_and_codebook(ds: Any) -> None:
@@ -108,9 +132,19 @@ def test_given_centroids_and_codebook(ds: Any) -> None:
         "tensors": (pa.FixedShapeTensorArray.from_numpy_ndarray(np.array(model.ivf_centroids.flatten()).reshape(K, DIM)), model.pq_codebook),
     }  # fmt: skip
     for name, (centroids, codebook) in arrays.items():
-        la.create_index(ds, "vector", name=name, num_sub_vectors=M, ivf_centroids=centroids, pq_codebook=codebook, backend="cpu")
+        la.create_index(
+            ds,
+            "vector",
+            name=name,
+            num_sub_vectors=M,
+            ivf_centroids=centroids,
+            pq_codebook=codebook,
+            backend="cpu",
+        )
         assert differences(stored(ds, name), stored(ds, "fixed size lists")) == (K, 0, 0)
-    retrained = la.train(ds, "vector", num_sub_vectors=M, ivf_centroids=model.ivf_centroids, sample_rate=8, backend="cpu")
+    retrained = la.train(
+        ds, "vector", num_sub_vectors=M, ivf_centroids=model.ivf_centroids, sample_rate=8, backend="cpu"
+    )
     assert retrained.ivf_centroids == model.ivf_centroids and retrained != model
 
 
@@ -134,13 +168,20 @@ def test_given_centroids_and_codebook(ds: Any) -> None:
         ({"backend": "nope"}, la.InvalidInputError, ValueError, "backend"),
         ({"backend": "cuvs"}, la.BackendUnavailableError, RuntimeError, "package"),
         ({"backend": object()}, la.InvalidInputError, ValueError, "backend"),
-        ({"pq_codebook": np.zeros((M, 256, 4), "f4")}, la.InvalidInputError, ValueError, "ivf_centroids must be"),
+        (
+            {"pq_codebook": np.zeros((M, 256, 4), "f4")},
+            la.InvalidInputError,
+            ValueError,
+            "ivf_centroids must be",
+        ),
         ({"keep_artifact": True}, la.InvalidInputError, ValueError, "artifact_uri"),
         ({"memory_limit": 10}, la.InvalidInputError, ValueError, "memory_limit"),
         ({"dataset": 3}, la.InvalidInputError, ValueError, "LanceDataset"),
     ],
 )
-def test_errors(change: dict[str, Any], error: type[Exception], builtin: type[Exception], message: str, ds: Any) -> None:
+def test_errors(
+    change: dict[str, Any], error: type[Exception], builtin: type[Exception], message: str, ds: Any
+) -> None:
     arguments = {"dataset": ds, "column": "vector", **BUILD, **change}
     with pytest.raises(error, match=message) as caught:
         la.create_index(arguments.pop("dataset"), arguments.pop("column"), **arguments)
@@ -176,8 +217,16 @@ class Flat:
 
     def train(self, sample: Any, params: la.TrainParams, progress: Any = None) -> la.IvfPqModel:
         array = np.array(sample.flatten()).reshape(len(sample), -1)
-        codebook = array[: 2**params.num_bits].reshape(2**params.num_bits, params.num_sub_vectors, -1).transpose(1, 0, 2)
-        return la.IvfPqModel(array[: params.num_partitions + self.broken.get("extra", 0)], np.ascontiguousarray(codebook), params.metric)
+        codebook = (
+            array[: 2**params.num_bits]
+            .reshape(2**params.num_bits, params.num_sub_vectors, -1)
+            .transpose(1, 0, 2)
+        )
+        return la.IvfPqModel(
+            array[: params.num_partitions + self.broken.get("extra", 0)],
+            np.ascontiguousarray(codebook),
+            params.metric,
+        )
 
     def encoder(self, model: la.IvfPqModel) -> Any:
         oracle, broken = la.CpuEncoder(model), self.broken
@@ -188,7 +237,9 @@ class Flat:
                 if broken.get("raises"):
                     raise ZeroDivisionError
                 codes = np.array(code.flatten()).reshape(len(code), -1)
-                return np.array(part).astype(broken.get("dtype", "uint32")), codes[:, : broken.get("width", 99)]
+                return np.array(part).astype(broken.get("dtype", "uint32")), codes[
+                    :, : broken.get("width", 99)
+                ]
 
         return Encode()
 
@@ -198,7 +249,15 @@ def test_a_backend_of_somebody_else(ds: Any) -> None:
     arguments = {**BUILD, "backend": Flat()}
     la.create_index(ds, "vector", name="flat", **arguments)
     model = la.train(ds, "vector", **arguments)
-    la.create_index(ds, "vector", name="cpu", num_sub_vectors=M, ivf_centroids=model.ivf_centroids, pq_codebook=model.pq_codebook, backend="cpu")
+    la.create_index(
+        ds,
+        "vector",
+        name="cpu",
+        num_sub_vectors=M,
+        ivf_centroids=model.ivf_centroids,
+        pq_codebook=model.pq_codebook,
+        backend="cpu",
+    )
     assert differences(stored(ds, "flat"), stored(ds, "cpu")) == (K, 0, 0)
 
 
@@ -211,7 +270,9 @@ def test_a_backend_of_somebody_else(ds: Any) -> None:
         ({"raises": True}, ZeroDivisionError, None),
     ],
 )
-def test_a_broken_backend_is_found_out(broken: dict[str, Any], error: type[Exception], message: str | None, ds: Any, tmp_path: Path) -> None:
+def test_a_broken_backend_is_found_out(
+    broken: dict[str, Any], error: type[Exception], message: str | None, ds: Any, tmp_path: Path
+) -> None:
     with pytest.raises(error, match=message):
         la.create_index(ds, "vector", artifact_uri=tmp_path / "a", **{**BUILD, "backend": Flat(**broken)})
     assert leftovers(tmp_path / "a") == [] and ds.describe_indices() == []
@@ -239,7 +300,12 @@ def test_a_slow_callback_does_not_hold_the_build(ds: Any) -> None:
     import time
 
     calls = []
-    la.create_index(ds, "vector", progress=lambda e: (calls.append(e), time.sleep(0.02)), **{**BUILD, "num_sub_vectors": DIM})
+    la.create_index(
+        ds,
+        "vector",
+        progress=lambda e: (calls.append(e), time.sleep(0.02)),
+        **{**BUILD, "num_sub_vectors": DIM},
+    )
     assert calls and ds.describe_indices()
 
 
@@ -289,7 +355,9 @@ def test_accelerator_cuvs_says_what_is_missing(ds: Any) -> None:
         lambda: IndicesBuilder(ds, "vector").prepare_global_ivf_pq(K, M, accelerator="cuvs"),
     )
     for call in calls:
-        with pytest.raises(la.BackendUnavailableError, match="package: .*cuvs.*driver|package: .*cuvs.*device"):
+        with pytest.raises(
+            la.BackendUnavailableError, match=r"package: .*cuvs.*driver|package: .*cuvs.*device"
+        ):
             call()
     assert ds.describe_indices() == []
 
@@ -298,10 +366,14 @@ def test_accelerator_cuvs_reaches_the_registry(ds: Any, monkeypatch: pytest.Monk
     from lance_artifact import _register
 
     monkeypatch.setattr(_register, "resolve_accelerator", lambda name: Flat())
-    back = ds.create_index("vector", "IVF_PQ", num_partitions=K, num_sub_vectors=M, accelerator="cuvs", sample_rate=8)
+    back = ds.create_index(
+        "vector", "IVF_PQ", num_partitions=K, num_sub_vectors=M, accelerator="cuvs", sample_rate=8
+    )
     assert back is ds and [i.name for i in ds.describe_indices()] == ["vector_idx"]
     with pytest.raises(la.InvalidInputError, match="ivf_centroids_file"):
-        ds.create_index("vector", "IVF_PQ", num_sub_vectors=M, accelerator="cuvs", ivf_centroids_file="x", replace=True)
+        ds.create_index(
+            "vector", "IVF_PQ", num_sub_vectors=M, accelerator="cuvs", ivf_centroids_file="x", replace=True
+        )
     with pytest.raises(la.InvalidInputError, match="mistyped"):
         ds.create_index("vector", "IVF_PQ", num_sub_vectors=M, accelerator="cuvs", mistyped=1, replace=True)
     trained = IndicesBuilder(ds, "vector").prepare_global_ivf_pq(K, M, accelerator="cuvs", sample_rate=8)
@@ -337,14 +409,21 @@ def test_lancedb_reaches_the_registry(tmp_path: Path, monkeypatch: pytest.Monkey
 
     array = vectors(ROWS, DIM)
     table = lancedb.connect(str(tmp_path)).create_table("t", pa.table({"vector": pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), DIM)}))  # fmt: skip
-    arguments = {"num_partitions": K, "num_sub_vectors": M, "vector_column_name": "vector", "accelerator": "cuvs"}
-    with pytest.raises(la.BackendUnavailableError, match="driver|device"):
+    arguments = {
+        "num_partitions": K,
+        "num_sub_vectors": M,
+        "vector_column_name": "vector",
+        "accelerator": "cuvs",
+    }
+    with pytest.raises(la.BackendUnavailableError, match=r"driver|device"):
         table.create_index("l2", **arguments)
     monkeypatch.setattr(_register, "resolve_accelerator", lambda name: Flat())
     table.create_index("l2", **arguments)
     assert [i.columns for i in table.list_indices()] == [["vector"]]
     assert len(table.search(array[5]).limit(3).nprobes(K).to_list()) == 3
-    la.create_index(table, "vector", name="direct", num_partitions=K, num_sub_vectors=M, sample_rate=8, backend="cpu")
+    la.create_index(
+        table, "vector", name="direct", num_partitions=K, num_sub_vectors=M, sample_rate=8, backend="cpu"
+    )
     table.checkout_latest()
     assert len(table.list_indices()) == 2
 
@@ -360,7 +439,16 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, 
 
 def test_cli(ds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = str(tmp_path / "a")
-    training = ["--num-partitions", str(K), "--num-sub-vectors", str(M), "--sample-rate", "8", "--backend", "cpu"]
+    training = [
+        "--num-partitions",
+        str(K),
+        "--num-sub-vectors",
+        str(M),
+        "--sample-rate",
+        "8",
+        "--backend",
+        "cpu",
+    ]
     code, result, _ = run(capsys, "build", ds.uri, "vector", *training, "--artifact", uri, "--artifact-only")
     assert (code, result["rows"]["written"]) == (0, ROWS)
     code, result, _ = run(capsys, "inspect", uri, "--plot", str(tmp_path / "sizes.png"))
@@ -394,6 +482,14 @@ def test_cli(ds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_cli_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, result, _ = run(capsys, "demo", "--output", str(tmp_path), "--limit", "70000", "--backend", "cpu")
     assert code == 0 and result["rows"] == 70000
-    assert set(result) >= {"rows", "recall_at_10", "stock_recall_at_10", "seconds", "stock_seconds", "peak_memory_bytes", "picture"}
+    assert set(result) >= {
+        "rows",
+        "recall_at_10",
+        "stock_recall_at_10",
+        "seconds",
+        "stock_seconds",
+        "peak_memory_bytes",
+        "picture",
+    }
     assert result["recall_at_10"] > result["stock_recall_at_10"] - 0.03
     assert Path(result["picture"]).read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import content, encoded
 from lance.file import LanceFileReader, LanceFileWriter
 
 import lance_artifact as la
+from conftest import content, encoded
 
 K, WIDTH = 6, 4
 
@@ -45,7 +46,9 @@ def test_what_it_says(artifact: Path) -> None:
     assert opened.model == model()
     assert sum(opened.partition_sizes()) == 500
     assert opened.manifest["num_buckets"] == 3
-    assert sorted(p.name for p in (artifact / "partitions").iterdir()) == [f"bucket-{b:05}.lance" for b in range(3)]
+    assert sorted(p.name for p in (artifact / "partitions").iterdir()) == [
+        f"bucket-{b:05}.lance" for b in range(3)
+    ]
     report = opened.verify()
     assert (report.ok, report.num_rows, report.num_files) == (True, 500, 3)
     assert report.checksums_checked and report.part_ids_checked
@@ -57,7 +60,11 @@ def test_what_it_says(artifact: Path) -> None:
 
 def test_the_manifest_is_what_the_format_says(artifact: Path) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text())
-    assert manifest["version"] == 1 and manifest["metadata_file"] == "metadata.lance" and manifest["total_loss"] is None
+    assert (
+        manifest["version"] == 1
+        and manifest["metadata_file"] == "metadata.lance"
+        and manifest["total_loss"] is None
+    )
     assert len(manifest["partitions"]) == K
     for partition, entry in enumerate(manifest["partitions"]):
         assert entry["path"] == f"partitions/bucket-{partition % 3:05}.lance"
@@ -105,7 +112,9 @@ def test_other_writers_of_the_format(version: str, part_ids: bool, tmp_path: Pat
         if part_ids:
             columns["__ivf_part_id"] = pa.array(parts, pa.uint32())
         table = pa.table(columns)
-        with LanceFileWriter(str(tmp_path / f"partitions/b{bucket}.lance"), table.schema, version=version) as writer:
+        with LanceFileWriter(
+            str(tmp_path / f"partitions/b{bucket}.lance"), table.schema, version=version
+        ) as writer:
             writer.write_batch(table)
     manifest = {"version": 1, "num_partitions": K, "partitions": partitions, "from": "another writer"}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -159,7 +168,9 @@ REFUSED_AT_OPEN = {
     "overflow": lambda p: edit(p, lambda m: m["partitions"][1]["ranges"][0].update(offset=2**64 - 1)),
     "negative": lambda p: edit(p, lambda m: m["partitions"][1]["ranges"][0].update(offset=-1)),
     "absolute path": lambda p: edit(p, lambda m: m["partitions"][1].update(path="/etc/passwd")),
-    "parent path": lambda p: edit(p, lambda m: m["partitions"][1].update(path="../a/partitions/bucket-00001.lance")),
+    "parent path": lambda p: edit(
+        p, lambda m: m["partitions"][1].update(path="../a/partitions/bucket-00001.lance")
+    ),
     "url": lambda p: edit(p, lambda m: m["partitions"][1].update(path="file:///etc/passwd")),
     "rows without a path": lambda p: edit(p, lambda m: m["partitions"][1].update(path=None)),
     "no model file": lambda p: (p / "metadata.lance").unlink(),
@@ -207,10 +218,8 @@ def test_every_flipped_byte_ends_in_an_answer(artifact: Path) -> None:
     good = target.read_bytes()
     for at in np.linspace(0, 1, 40, endpoint=False):
         flip(target, float(at))
-        try:
+        with contextlib.suppress(la.CorruptArtifactError):
             assert content(la.Artifact.open(str(artifact))) == whole
-        except la.CorruptArtifactError:
-            pass
         target.write_bytes(good)
 
 
@@ -272,7 +281,10 @@ def test_models_are_checked(centroids: Any, codebook: Any, options: dict[str, An
 
 def test_a_model_in_every_form_is_the_same() -> None:
     rng = np.random.default_rng(0)
-    centroids, codebook = rng.standard_normal((6, 8)).astype("f4"), rng.standard_normal((4, 256, 2)).astype("f4")
+    centroids, codebook = (
+        rng.standard_normal((6, 8)).astype("f4"),
+        rng.standard_normal((4, 256, 2)).astype("f4"),
+    )
     first = la.IvfPqModel(centroids, codebook)
     flat = pa.FixedSizeListArray.from_arrays(pa.array(codebook.reshape(-1)), 8)
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(centroids)

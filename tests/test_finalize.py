@@ -11,9 +11,9 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import column, differences, encoded, leftovers, segment, stored, vectors
 
 import lance_artifact as la
+from conftest import column, differences, encoded, leftovers, segment, stored, vectors
 from test_artifact import change_code
 
 K, M, DIM, ROWS = 8, 4, 16, 3000
@@ -26,7 +26,9 @@ def ds(write: Any) -> Any:
 
 @pytest.fixture
 def model(ds: Any) -> la.IvfPqModel:
-    return la.train(ds, "vector", num_partitions=K, num_sub_vectors=M, sample_rate=4, max_iters=3, backend="cpu")
+    return la.train(
+        ds, "vector", num_partitions=K, num_sub_vectors=M, sample_rate=4, max_iters=3, backend="cpu"
+    )
 
 
 @pytest.fixture
@@ -73,12 +75,16 @@ def test_replace(ds: Any, artifact: la.Artifact) -> None:
     assert segment(ds, "vector_idx").uuid != first
 
 
-def test_a_foreign_artifact_without_source_or_model(ds: Any, model: la.IvfPqModel, artifact: la.Artifact, tmp_path: Path) -> None:
+def test_a_foreign_artifact_without_source_or_model(
+    ds: Any, model: la.IvfPqModel, artifact: la.Artifact, tmp_path: Path
+) -> None:
     with la.PartitionArtifactBuilder(str(tmp_path / "b"), num_partitions=K, pq_code_width=M) as builder:
         for partition in range(K):
             table = artifact.read_partition(partition).read_all()
             ids = pa.array(np.full(table.num_rows, partition, np.uint32))
-            builder.append_batch(pa.table([table[0], ids, table[1]], ["_rowid", "__ivf_part_id", "__pq_code"]))
+            builder.append_batch(
+                pa.table([table[0], ids, table[1]], ["_rowid", "__ivf_part_id", "__pq_code"])
+            )
     with pytest.raises(la.ArtifactMismatchError, match="pass model="):
         la.finalize(ds, "vector", builder.artifact)
     la.finalize(ds, "vector", builder.artifact, model=model, name="foreign")
@@ -90,7 +96,9 @@ def other_model(model: la.IvfPqModel, **change: Any) -> la.IvfPqModel:
     centroids = np.array(model.ivf_centroids.flatten()).reshape(K, DIM)
     codebook = np.array(model.pq_codebook.flatten()).reshape(M, 256, DIM // M)
     dtype = change.get("dtype", "float32")
-    return la.IvfPqModel((centroids * change.get("scale", 1)).astype(dtype), codebook.astype(dtype), change.get("metric", "l2"))
+    return la.IvfPqModel(
+        (centroids * change.get("scale", 1)).astype(dtype), codebook.astype(dtype), change.get("metric", "l2")
+    )
 
 
 def raw(path: Path, model: Any, rows: pa.Table, **options: Any) -> la.Artifact:
@@ -99,7 +107,9 @@ def raw(path: Path, model: Any, rows: pa.Table, **options: Any) -> la.Artifact:
     return builder.artifact
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(ds: Any, model: la.IvfPqModel, artifact: la.Artifact, tmp_path: Path, write: Any) -> None:
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    ds: Any, model: la.IvfPqModel, artifact: la.Artifact, tmp_path: Path, write: Any
+) -> None:
     rows = encoded(100, K, M)
     wide = write(vectors(ROWS, 2 * DIM), name="wide.lance")
     more = write(np.concatenate([vectors(ROWS, DIM), vectors(ROWS, DIM)]), name="more.lance")
@@ -144,14 +154,18 @@ def test_a_damaged_artifact_leaves_the_old_index(ds: Any, artifact: la.Artifact,
 
 
 def found(ds: Any, query: np.ndarray) -> list[int]:
-    return ds.to_table(nearest={"column": "vector", "q": query, "k": 5, "nprobes": K, "refine_factor": 20})["id"].to_pylist()
+    return ds.to_table(nearest={"column": "vector", "q": query, "k": 5, "nprobes": K, "refine_factor": 20})[
+        "id"
+    ].to_pylist()
 
 
 def test_append_delete_and_update_meanwhile(ds: Any, artifact: la.Artifact) -> None:
     array = vectors(ROWS, DIM)
     extra = vectors(20, DIM, seed=3) + 100
     other = lance.dataset(ds.uri)
-    lance.write_dataset(pa.table({"id": pa.array(range(ROWS, ROWS + 20)), "vector": column(extra)}), ds.uri, mode="append")
+    lance.write_dataset(
+        pa.table({"id": pa.array(range(ROWS, ROWS + 20)), "vector": column(extra)}), ds.uri, mode="append"
+    )
     other.checkout_latest()
     other.delete("id = 7")
     other.update({"id": "5555"}, where="id = 9")
@@ -179,7 +193,9 @@ def test_a_rewritten_dataset_is_a_conflict(what: str, ds: Any, artifact: la.Arti
     if what == "compaction":
         other.optimize.compact_files(target_rows_per_fragment=10 * ROWS)
     else:
-        lance.write_dataset(pa.table({"id": [1], "vector": column(vectors(1, DIM))}), ds.uri, mode="overwrite")
+        lance.write_dataset(
+            pa.table({"id": [1], "vector": column(vectors(1, DIM))}), ds.uri, mode="overwrite"
+        )
     with pytest.raises(la.CommitConflictError, match="build again"):
         la.finalize(ds, "vector", artifact)
     assert names(ds) == []
@@ -198,7 +214,9 @@ def test_cleaned_up_version(ds: Any, artifact: la.Artifact) -> None:
 
 
 def test_another_build_of_the_same_index_meanwhile(ds: Any, artifact: la.Artifact) -> None:
-    lance.dataset(ds.uri).create_index("vector", "IVF_PQ", name="vector_idx", num_partitions=K, num_sub_vectors=M)
+    lance.dataset(ds.uri).create_index(
+        "vector", "IVF_PQ", name="vector_idx", num_partitions=K, num_sub_vectors=M
+    )
     theirs = segment(lance.dataset(ds.uri), "vector_idx").uuid
     with pytest.raises(la.IndexExistsError):
         la.finalize(ds, "vector", artifact)
@@ -207,8 +225,13 @@ def test_another_build_of_the_same_index_meanwhile(ds: Any, artifact: la.Artifac
     assert segment(ds, "vector_idx").uuid != theirs
 
 
-def test_rows_dropped_in_silence_are_found(ds: Any, model: la.IvfPqModel, artifact: la.Artifact, tmp_path: Path) -> None:
-    rows = [artifact.read_partition(p).read_all().append_column("part_id", pa.array([p] * n, pa.uint32())) for p, n in enumerate(artifact.partition_sizes())]
+def test_rows_dropped_in_silence_are_found(
+    ds: Any, model: la.IvfPqModel, artifact: la.Artifact, tmp_path: Path
+) -> None:
+    rows = [
+        artifact.read_partition(p).read_all().append_column("part_id", pa.array([p] * n, pa.uint32()))
+        for p, n in enumerate(artifact.partition_sizes())
+    ]
     rows[3] = rows[3].slice(5)
     made = la.PartitionArtifactBuilder(str(tmp_path / "b"), model, source=la.describe_source(ds, "vector"))
     for table in rows:
@@ -231,7 +254,9 @@ api._commit = lambda *a: time.sleep(60)
 la.finalize(ds, "vector", a)
 """
     for delay in ("0.0", "0.01", "0.05", "0.3"):
-        code = subprocess.run([sys.executable, "-c", script, ds.uri, artifact.uri, delay], check=False).returncode
+        code = subprocess.run(
+            [sys.executable, "-c", script, ds.uri, artifact.uri, delay], check=False
+        ).returncode
         assert code == 9
         assert names(ds) == []
         assert lance.dataset(ds.uri).count_rows() == ROWS
@@ -261,13 +286,21 @@ except KeyboardInterrupt:
     (tmp_path / "temporary").mkdir()
     for delay in ("0.05", "0.2", "0.7"):
         run = subprocess.run(
-            [sys.executable, "-c", script, ds.uri, str(tmp_path / "temporary"), delay], check=False, capture_output=True, text=True
+            [sys.executable, "-c", script, ds.uri, str(tmp_path / "temporary"), delay],
+            check=False,
+            capture_output=True,
+            text=True,
         )
         assert run.returncode == 42, run.stderr
         assert leftovers(tmp_path / "temporary") == []
         latest = lance.dataset(ds.uri)
         live = {s.uuid for i in latest.describe_indices() for s in i.segments}
-        old = {s.uuid for v in latest.versions() for i in latest.checkout_version(v["version"]).describe_indices() for s in i.segments}
+        old = {
+            s.uuid
+            for v in latest.versions()
+            for i in latest.checkout_version(v["version"]).describe_indices()
+            for s in i.segments
+        }
         assert segments_on_disk(ds) <= live | old
 
 

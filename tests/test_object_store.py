@@ -14,9 +14,9 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import column, content, encoded, vectors
 
 import lance_artifact as la
+from conftest import column, content, encoded, vectors
 
 K, M, DIM, ROWS = 8, 4, 16, 3000
 
@@ -70,17 +70,32 @@ def test_dataset_and_artifact_in_s3(s3: dict[str, str]) -> None:
     assert artifact.num_rows == ROWS and artifact.verify().ok
     assert "secret" not in repr(artifact.manifest) + repr(artifact)
     la.finalize(ds, "vector", "s3://vectors/a", storage_options=s3)
-    found = ds.to_table(nearest={"column": "vector", "q": array[5], "k": 1, "nprobes": K, "refine_factor": 20})
+    found = ds.to_table(
+        nearest={"column": "vector", "q": array[5], "k": 1, "nprobes": K, "refine_factor": 20}
+    )
     assert found["id"].to_pylist() == [5]
 
 
 def test_multipart_uploads_and_their_memory(s3: dict[str, str]) -> None:
     """A bucket file of several parts; buckets bounded by what their upload buffers take."""
     width, rows = 64, 300_000
-    made = la.PartitionArtifactBuilder("s3://vectors/big", num_partitions=1000, pq_code_width=width, memory_limit=128 << 20, storage_options=s3)
+    made = la.PartitionArtifactBuilder(
+        "s3://vectors/big",
+        num_partitions=1000,
+        pq_code_width=width,
+        memory_limit=128 << 20,
+        storage_options=s3,
+    )
     assert made.num_buckets == 3
     with pytest.raises(la.InvalidInputError, match="lower num_buckets"):
-        la.PartitionArtifactBuilder("s3://vectors/x", num_partitions=1000, pq_code_width=width, memory_limit=128 << 20, num_buckets=256, storage_options=s3)
+        la.PartitionArtifactBuilder(
+            "s3://vectors/x",
+            num_partitions=1000,
+            pq_code_width=width,
+            memory_limit=128 << 20,
+            num_buckets=256,
+            storage_options=s3,
+        )
     table = encoded(rows, 1000, width)
     with made:
         for start in range(0, rows, 50_000):
@@ -88,13 +103,21 @@ def test_multipart_uploads_and_their_memory(s3: dict[str, str]) -> None:
     artifact = made.artifact
     assert artifact.verify().ok
     assert all(f["size_bytes"] > 5 << 20 for f in artifact.manifest["files"].values())
-    expected = dict(zip(table["_rowid"].to_pylist(), np.array(table["__pq_code"].combine_chunks().flatten()).reshape(-1, width), strict=True))
+    expected = dict(
+        zip(
+            table["_rowid"].to_pylist(),
+            np.array(table["__pq_code"].combine_chunks().flatten()).reshape(-1, width),
+            strict=True,
+        )
+    )
     got = {i: c for part in content(artifact) for i, c in part.items()}
     assert all(got[i] == c.tobytes() for i, c in expected.items()) and len(got) == rows
 
 
 def test_an_abort_leaves_no_object_and_no_upload(s3: dict[str, str]) -> None:
-    made = la.PartitionArtifactBuilder("s3://vectors/gone", num_partitions=8, pq_code_width=64, memory_limit=64 << 20, storage_options=s3)
+    made = la.PartitionArtifactBuilder(
+        "s3://vectors/gone", num_partitions=8, pq_code_width=64, memory_limit=64 << 20, storage_options=s3
+    )
     for n in range(10):
         made.append_batch(encoded(100_000, 8, 64, first=n * 100_000))
     made.abort()
@@ -108,7 +131,12 @@ def test_an_abort_leaves_no_object_and_no_upload(s3: dict[str, str]) -> None:
 
 
 def test_publishing_is_put_if_absent(s3: dict[str, str]) -> None:
-    both = [la.PartitionArtifactBuilder("s3://vectors/race", num_partitions=8, pq_code_width=4, storage_options=s3) for _ in range(2)]
+    both = [
+        la.PartitionArtifactBuilder(
+            "s3://vectors/race", num_partitions=8, pq_code_width=4, storage_options=s3
+        )
+        for _ in range(2)
+    ]
     for n, made in enumerate(both):
         made.append_batch(encoded(100, 8, 4, first=n * 100))
     both[0].finish()
@@ -121,7 +149,12 @@ def test_publishing_is_put_if_absent(s3: dict[str, str]) -> None:
 def test_errors_name_the_place_and_keep_the_secret(s3: dict[str, str]) -> None:
     with pytest.raises(la.ArtifactNotFoundError, match="s3://vectors/nowhere"):
         la.Artifact.open("s3://vectors/nowhere", s3)
-    wrong = {**s3, "aws_endpoint": "http://127.0.0.1:9", "client_max_retries": "0", "client_retry_timeout": "1"}
+    wrong = {
+        **s3,
+        "aws_endpoint": "http://127.0.0.1:9",
+        "client_max_retries": "0",
+        "client_retry_timeout": "1",
+    }
     with pytest.raises(la.StorageError, match="s3://vectors/a") as caught:
         la.Artifact.open("s3://vectors/a", wrong)
     assert "very-secret" not in str(caught.value)

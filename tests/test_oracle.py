@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import column, differences, segment, stored, vectors
 
-import lance
 import lance_artifact as la
+from conftest import column, differences, segment, stored, vectors
 
 K, M, DIM, ROWS = 12, 8, 32, 6000
 
 
 def train(ds: Any, name: str = "vector", **options: Any) -> la.IvfPqModel:
-    defaults = {"num_partitions": K, "num_sub_vectors": M, "sample_rate": 16, "max_iters": 8, "backend": "cpu"}
+    defaults = {
+        "num_partitions": K,
+        "num_sub_vectors": M,
+        "sample_rate": 16,
+        "max_iters": 8,
+        "backend": "cpu",
+    }
     return la.train(ds, name, **{**defaults, **options})
 
 
-def build_both(ds: Any, model: la.IvfPqModel, tmp_path: Any, name: str = "vector", **options: Any) -> tuple[Any, Any]:
+def build_both(
+    ds: Any, model: la.IvfPqModel, tmp_path: Any, name: str = "vector", **options: Any
+) -> tuple[Any, Any]:
     artifact = la.build_artifact(ds, name, model, tmp_path / "artifact", backend="cpu")
     la.finalize(ds, name, artifact, name="ours", **options)
     ds.create_index(
@@ -105,15 +113,22 @@ def test_hnsw_from_the_same_artifact(write: Any, tmp_path: Any) -> None:
     ds = write(array)
     ours, stock = build_both(ds, train(ds), tmp_path, index_type="IVF_HNSW_PQ")
     assert differences(ours, stock) == (K, 0, 0)
-    assert {i.name: i.index_type for i in ds.describe_indices()} == {"ours": "IVF_HNSW_PQ", "stock": "IVF_HNSW_PQ"}
+    assert {i.name: i.index_type for i in ds.describe_indices()} == {
+        "ours": "IVF_HNSW_PQ",
+        "stock": "IVF_HNSW_PQ",
+    }
     assert recall(ds, array, "l2") > 0.9
 
 
 def recall(ds: Any, array: np.ndarray, metric: str, k: int = 10) -> float:
     hits = 0
     for query in array[:50]:
-        truth = ds.to_table(nearest={"column": "vector", "q": query, "k": k, "use_index": False, "metric": metric})
-        found = ds.to_table(nearest={"column": "vector", "q": query, "k": k, "nprobes": K, "refine_factor": 10})
+        truth = ds.to_table(
+            nearest={"column": "vector", "q": query, "k": k, "use_index": False, "metric": metric}
+        )
+        found = ds.to_table(
+            nearest={"column": "vector", "q": query, "k": k, "nprobes": K, "refine_factor": 10}
+        )
         hits += len(set(truth["id"].to_pylist()) & set(found["id"].to_pylist()))
     return hits / (50 * k)
 
@@ -122,7 +137,9 @@ def recall(ds: Any, array: np.ndarray, metric: str, k: int = 10) -> float:
 def test_recall_against_brute_force(metric: str, write: Any) -> None:
     array = vectors(ROWS, DIM)
     ds = write(array)
-    la.create_index(ds, "vector", metric=metric, num_partitions=K, num_sub_vectors=M, sample_rate=32, backend="cpu")
+    la.create_index(
+        ds, "vector", metric=metric, num_partitions=K, num_sub_vectors=M, sample_rate=32, backend="cpu"
+    )
     assert recall(ds, array, metric) > 0.9
 
 
@@ -131,25 +148,38 @@ def test_workers_encode_fragments_and_one_finalizes(write: Any, tmp_path: Any) -
     model = train(ds)
     whole = la.build_artifact(ds, "vector", model, tmp_path / "whole", backend="cpu")
     shards = [
-        la.build_artifact(ds, "vector", model, tmp_path / f"shard-{f.fragment_id}", backend="cpu", fragment_ids=[f.fragment_id])
+        la.build_artifact(
+            ds,
+            "vector",
+            model,
+            tmp_path / f"shard-{f.fragment_id}",
+            backend="cpu",
+            fragment_ids=[f.fragment_id],
+        )
         for f in ds.get_fragments()
     ]
     assert len(shards) >= 3
     la.finalize(ds, "vector", whole, name="ours")
-    la.finalize(ds, "vector", [str(tmp_path / f"shard-{f.fragment_id}") for f in ds.get_fragments()], name="stock")
+    la.finalize(
+        ds, "vector", [str(tmp_path / f"shard-{f.fragment_id}") for f in ds.get_fragments()], name="stock"
+    )
     assert differences(stored(ds, "ours"), stored(ds, "stock")) == (K, 0, 0)
 
 
 def test_some_fragments_only(write: Any, tmp_path: Any) -> None:
     ds = write(vectors(ROWS, DIM))
     model = train(ds)
-    artifact = la.build_artifact(ds, "vector", model, tmp_path / "artifact", backend="cpu", fragment_ids=[0, 2])
+    artifact = la.build_artifact(
+        ds, "vector", model, tmp_path / "artifact", backend="cpu", fragment_ids=[0, 2]
+    )
     la.finalize(ds, "vector", artifact, fragment_ids=[2, 0])
     assert set(segment(ds, "vector_idx").fragment_ids) == {0, 2}
     assert {i >> 32 for part in stored(ds, "vector_idx") for i in part} == {0, 2}
 
 
-def test_large_models_are_assigned_exactly(write: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_are_assigned_exactly(
+    write: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # From K * dim = 1,000,000 stock assigns by an approximate graph; ours stays exact.
     rng = np.random.default_rng(1)
     dim, k = 512, 2000
@@ -157,7 +187,16 @@ def test_large_models_are_assigned_exactly(write: Any, tmp_path: Any, monkeypatc
     ds = write(array)
     centroids = array[:k] + rng.standard_normal((k, dim)).astype("float32") * 0.1
     codebook = rng.standard_normal((8, 16, dim // 8)).astype("float32")
-    la.create_index(ds, "vector", name="ours", num_partitions=k, num_sub_vectors=8, ivf_centroids=centroids, pq_codebook=codebook, backend="cpu")
+    la.create_index(
+        ds,
+        "vector",
+        name="ours",
+        num_partitions=k,
+        num_sub_vectors=8,
+        ivf_centroids=centroids,
+        pq_codebook=codebook,
+        backend="cpu",
+    )
     partition = {i: p for p, part in enumerate(stored(ds, "ours")) for i in part}
     distances = ((array**2).sum(1)[:, None] - 2 * array @ centroids.T) + (centroids**2).sum(1)[None]
     row_ids = ds.to_table(columns=[], with_row_id=True)["_rowid"].to_pylist()

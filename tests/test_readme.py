@@ -30,11 +30,17 @@ def test_the_code_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert names == {"vector_idx", "own_idx", "shards_idx"}
 
 
-@pytest.mark.parametrize("name", [n for n in la.__all__ if n not in ("__version__", "backends", "exceptions")])
+@pytest.mark.parametrize(
+    "name", [n for n in la.__all__ if n not in ("__version__", "backends", "exceptions")]
+)
 def test_public_docstrings(name: str) -> None:
     thing = getattr(la, name)
     assert inspect.getdoc(thing), name
     if inspect.isclass(thing) and thing.__module__.startswith("lance_artifact"):
         for member, value in vars(thing).items():
-            if not member.startswith("_") and (callable(value) or inspect.isgetsetdescriptor(value)) and thing.__name__ != "VerifyReport":
+            if (
+                not member.startswith("_")
+                and (callable(value) or inspect.isgetsetdescriptor(value))
+                and thing.__name__ != "VerifyReport"
+            ):
                 assert inspect.getdoc(value), f"{name}.{member}"

@@ -15,11 +15,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from conftest import content, encoded, leftovers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lance_artifact as la
+from conftest import content, encoded, leftovers
 
 K, WIDTH = 7, 6
 
@@ -65,8 +65,10 @@ def bad(**columns: Any) -> pa.Table:
     table = encoded(10, K, WIDTH)
     for name, value in columns.items():
         place = table.schema.get_field_index(name)
-        table = table.drop_columns([name]) if value is None else (
-            table.append_column(name, value) if place < 0 else table.set_column(place, name, value)
+        table = (
+            table.drop_columns([name])
+            if value is None
+            else (table.append_column(name, value) if place < 0 else table.set_column(place, name, value))
         )
     return table
 
@@ -75,15 +77,29 @@ REFUSED = {
     "missing column": (lambda: bad(_rowid=None), "missing"),
     "extra column": (lambda: bad(score=pa.array(range(10))), "unexpected column"),
     "signed row ids": (lambda: bad(_rowid=pa.array(range(10), pa.int64())), "Int64"),
-    "dictionary": (lambda: bad(__ivf_part_id=pa.array([1] * 10, pa.uint32()).dictionary_encode()), "ictionary"),
+    "dictionary": (
+        lambda: bad(__ivf_part_id=pa.array([1] * 10, pa.uint32()).dictionary_encode()),
+        "ictionary",
+    ),
     "null row id": (lambda: bad(_rowid=pa.array([None, *range(9)], pa.uint64())), "nulls"),
-    "partition out of range": (lambda: bad(__ivf_part_id=pa.array([0] * 9 + [K], pa.uint32())), "less than num_partitions"),
-    "other width": (lambda: bad(__pq_code=pa.FixedSizeListArray.from_arrays(pa.array([0] * 50, pa.uint8()), 5)), r"\[6\]"),
+    "partition out of range": (
+        lambda: bad(__ivf_part_id=pa.array([0] * 9 + [K], pa.uint32())),
+        "less than num_partitions",
+    ),
+    "other width": (
+        lambda: bad(__pq_code=pa.FixedSizeListArray.from_arrays(pa.array([0] * 50, pa.uint8()), 5)),
+        r"\[6\]",
+    ),
     "null byte": (
-        lambda: bad(__pq_code=pa.FixedSizeListArray.from_arrays(pa.array([None] + [0] * 59, pa.uint8()), WIDTH)),
+        lambda: bad(
+            __pq_code=pa.FixedSizeListArray.from_arrays(pa.array([None] + [0] * 59, pa.uint8()), WIDTH)
+        ),
         "null bytes",
     ),
-    "null code": (lambda: bad(__pq_code=pa.array([None, *[[0] * WIDTH] * 9], pa.list_(pa.uint8(), WIDTH))), "nulls"),
+    "null code": (
+        lambda: bad(__pq_code=pa.array([None, *[[0] * WIDTH] * 9], pa.list_(pa.uint8(), WIDTH))),
+        "nulls",
+    ),
     "strings": (lambda: bad(__pq_code=pa.array(["x"] * 10)), "fixed_size_list"),
 }
 
@@ -108,9 +124,13 @@ def test_a_refused_batch_changes_nothing(case: str, tmp_path: Path) -> None:
     buckets=st.integers(1, K),
     rows=st.integers(0, 400),
 )
-def test_content_depends_only_on_the_rows(cuts: list[int], order: Any, buckets: int, rows: int, tmp_path: Path) -> None:
+def test_content_depends_only_on_the_rows(
+    cuts: list[int], order: Any, buckets: int, rows: int, tmp_path: Path
+) -> None:
     table = encoded(rows, K, WIDTH)
-    pieces = [table.slice(a, b - a) for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), rows], strict=True) if b > a]
+    pieces = [
+        table.slice(a, b - a) for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), rows], strict=True) if b > a
+    ]
     order.shuffle(pieces)
     with builder(tmp_path / uuid.uuid4().hex, num_buckets=buckets) as made:
         for piece in pieces:
@@ -292,7 +312,10 @@ print(memory.peak - memory.start)
     peaks = {}
     for rows in (1 << 20, 1 << 22):
         out = subprocess.run(
-            [sys.executable, "-c", script, str(rows), str(tmp_path / f"a{rows}")], check=True, capture_output=True, text=True
+            [sys.executable, "-c", script, str(rows), str(tmp_path / f"a{rows}")],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         peaks[rows] = int(out.stdout)
     # The margin: what the runtime, the allocator and the interpreter add, stated in docs/ARCHITECTURE.md.
@@ -308,7 +331,12 @@ def test_an_artifact_in_memory(tmp_path: Path) -> None:
 
 
 def test_other_files_of_the_target_are_left_alone(tmp_path: Path) -> None:
-    mine = ["a/partitions_old/bucket-00007.lance", "a/partitions/bucket-00007.parquet", "a/metadata_mine.lance", "a/notes.txt"]
+    mine = [
+        "a/partitions_old/bucket-00007.lance",
+        "a/partitions/bucket-00007.parquet",
+        "a/metadata_mine.lance",
+        "a/notes.txt",
+    ]
     for name in mine:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -120,7 +120,9 @@ def train(
     chosen = resolve_backend(backend)
     ids = _ids(fragment_ids)
     if num_sub_vectors is None:
-        raise InvalidInputError("num_sub_vectors: got None; num_partitions and num_sub_vectors are required for IVF_PQ")
+        raise InvalidInputError(
+            "num_sub_vectors: got None; num_partitions and num_sub_vectors are required for IVF_PQ"
+        )
     _check_sub_vectors(dimension, num_sub_vectors, num_bits)
     given = None
     if ivf_centroids is not None:
@@ -132,7 +134,9 @@ def train(
         num_partitions = len(given)
     if num_partitions is None:
         num_partitions = _default_partitions(handle.count_rows(ids), target_partition_size, sample_rate)
-    params = TrainParams(metric, num_partitions, num_sub_vectors, num_bits, sample_rate, max_iters, seed, given)
+    params = TrainParams(
+        metric, num_partitions, num_sub_vectors, num_bits, sample_rate, max_iters, seed, given
+    )
     _check_training(params)
     wanted = sample_rate * (max(num_partitions, 2**num_bits) if given is None else 2**num_bits)
     sample = handle.vectors(path, ids).sample(wanted, metric, seed)
@@ -471,7 +475,11 @@ def given_model(ivf_centroids: Any, pq_codebook: Any, metric: str, num_sub_vecto
 
 
 def _encode(
-    backend: Backend, model: IvfPqModel, source: core._VectorSource, builder: PartitionArtifactBuilder, report: Report | None
+    backend: Backend,
+    model: IvfPqModel,
+    source: core._VectorSource,
+    builder: PartitionArtifactBuilder,
+    report: Report | None,
 ) -> tuple[int, dict[str, int]]:
     """The loop for encoders in Python: a batch is prepared and scanned ahead in the extension, encoded here."""
     encoder = backend.encoder(model)
@@ -494,7 +502,9 @@ def _encode(
     return seen, scan.dropped
 
 
-def _encoded(backend: Backend, model: IvfPqModel, row_ids: pa.Array, part_id: Any, pq_code: Any) -> pa.RecordBatch:
+def _encoded(
+    backend: Backend, model: IvfPqModel, row_ids: pa.Array, part_id: Any, pq_code: Any
+) -> pa.RecordBatch:
     rows, width = len(row_ids), model.pq_code_width
     if isinstance(pq_code, (pa.Array, pa.ChunkedArray)):
         codes = pq_code.combine_chunks() if isinstance(pq_code, pa.ChunkedArray) else pq_code
@@ -508,10 +518,14 @@ def _encoded(backend: Backend, model: IvfPqModel, row_ids: pa.Array, part_id: An
     if not isinstance(part_id, pa.Array):
         ids = np.asarray(part_id)
         if ids.shape != (rows,) or ids.dtype != np.uint32:
-            raise InvalidInputError(f"backend {backend.name!r}: part_id is {ids.dtype}{ids.shape}, expected uint32({rows},)")
+            raise InvalidInputError(
+                f"backend {backend.name!r}: part_id is {ids.dtype}{ids.shape}, expected uint32({rows},)"
+            )
         part_id = pa.array(ids)
     if len(part_id) != rows or len(codes) != rows:
-        raise InvalidInputError(f"backend {backend.name!r}: {len(part_id)} part_id and {len(codes)} pq_code for {rows} vectors")
+        raise InvalidInputError(
+            f"backend {backend.name!r}: {len(part_id)} part_id and {len(codes)} pq_code for {rows} vectors"
+        )
     return pa.RecordBatch.from_arrays([row_ids, part_id, codes], ["_rowid", "__ivf_part_id", "__pq_code"])
 
 
@@ -528,7 +542,7 @@ def _commit(handle: Handle, at: Handle, name: str, path: str, replace: bool, seg
         name=name,
         fields=[segment["field_id"]],
         dataset_version=segment["dataset_version"],
-        fragment_ids=intended,
+        fragment_ids=cast(Any, intended),  # pylance turns a set into its bitmap
         index_version=segment["index_version"],
         index_details=(segment["details_type_url"], segment["details"]),
     )
@@ -543,7 +557,9 @@ def _commit(handle: Handle, at: Handle, name: str, path: str, replace: bool, seg
         # An answer that got lost may hide a commit that happened: files of a committed index must stay.
         if not _is_committed(handle, segment["uuid"]):
             core.discard_segment(at.uri, at.version, segment["uuid"], storage_options=at.storage_options)
-        if isinstance(error, (OSError, RuntimeError, ValueError)) and not isinstance(error, LanceArtifactError):
+        if isinstance(error, (OSError, RuntimeError, ValueError)) and not isinstance(
+            error, LanceArtifactError
+        ):
             text = str(error).lower()
             if "conflict" in text or "incompatible" in text or "concurrent" in text:
                 raise CommitConflictError(
@@ -552,7 +568,7 @@ def _commit(handle: Handle, at: Handle, name: str, path: str, replace: bool, seg
                 ) from error
         raise
     if base is not handle.dataset:
-        handle.dataset.checkout_latest()
+        cast(Any, handle.dataset).checkout_latest()
     committed = _coverage(handle.dataset, segment["uuid"])
     if committed is None or not intended <= committed:
         lost = sorted(intended - (committed or set()))
@@ -565,7 +581,8 @@ def _commit(handle: Handle, at: Handle, name: str, path: str, replace: bool, seg
 def _column_files(dataset: lance.LanceDataset, field_id: int) -> dict[int, set[str]]:
     """For each fragment the data files that hold the column."""
     return {
-        f.fragment_id: {file.path for file in f.metadata.files if field_id in file.fields} for f in dataset.get_fragments()
+        f.fragment_id: {file.path for file in f.metadata.files if field_id in file.fields}
+        for f in dataset.get_fragments()
     }
 
 
@@ -627,7 +644,11 @@ def _check_hnsw(index_type: str, m: int, ef_construction: int) -> None:
 
 
 def _check_target(
-    artifact_uri: str | Path | None, num_partitions: int, width: int, memory_limit: int | None, options: dict[str, str] | None
+    artifact_uri: str | Path | None,
+    num_partitions: int,
+    width: int,
+    memory_limit: int | None,
+    options: dict[str, str] | None,
 ) -> None:
     """What would fail after an hour of training fails before it: the writer's options, and an artifact that is there."""
     with tempfile.TemporaryDirectory(prefix="lance-artifact-") as folder:
@@ -644,7 +665,9 @@ def _check_name(handle: Handle, name: str, replace: bool, path: str) -> None:
     same = [index for index in handle.dataset.describe_indices() if index.name == name]
     for index in same:
         if list(index.field_names) != [path]:
-            raise InvalidInputError(f"name: index {name!r} is on {list(index.field_names)}, not on {path!r}; choose another name")
+            raise InvalidInputError(
+                f"name: index {name!r} is on {list(index.field_names)}, not on {path!r}; choose another name"
+            )
     if same and not replace:
         raise IndexExistsError(
             f"Index name '{name}' already exists, please specify a different name or use replace=True"
@@ -660,14 +683,20 @@ def _index_type(index_type: str) -> str:
 def _metric(metric: str) -> str:
     names = {"l2": "l2", "euclidean": "l2", "cosine": "cosine", "dot": "dot"}
     if not isinstance(metric, str) or metric.lower() not in names:
-        raise InvalidInputError(f"Metric {metric} not supported; expected 'l2' ('euclidean'), 'cosine' or 'dot'")
+        raise InvalidInputError(
+            f"Metric {metric} not supported; expected 'l2' ('euclidean'), 'cosine' or 'dot'"
+        )
     return names[metric.lower()]
 
 
 def _whole(what: str, value: Any) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer)) or not float(value).is_integer():
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.integer))
+        or not float(value).is_integer()
+    ):
         raise InvalidInputError(f"{what}: got {value!r}, expected a whole number")
     return int(value)
 
@@ -677,7 +706,9 @@ def _ids(fragment_ids: Sequence[int] | None) -> list[int] | None:
         return None
     ids = [_whole("fragment_ids", i) for i in fragment_ids]
     if not ids or any(i is None or i < 0 or i >= 2**32 for i in ids):
-        raise InvalidInputError(f"fragment_ids: got {list(fragment_ids)}, expected at least one fragment id, or None for all")
+        raise InvalidInputError(
+            f"fragment_ids: got {list(fragment_ids)}, expected at least one fragment id, or None for all"
+        )
     return [i for i in ids if i is not None]
 
 
@@ -689,7 +720,9 @@ def _check_sub_vectors(dimension: int, num_sub_vectors: int, num_bits: int) -> N
             f"dimension ({dimension}) must be divisible by num_sub_vectors ({num_sub_vectors})"
         )
     if num_bits == 4 and num_sub_vectors % 2:
-        raise InvalidInputError(f"num_sub_vectors: got {num_sub_vectors}, expected an even number with num_bits=4")
+        raise InvalidInputError(
+            f"num_sub_vectors: got {num_sub_vectors}, expected an even number with num_bits=4"
+        )
 
 
 def _check_training(params: TrainParams) -> None:
@@ -724,10 +757,18 @@ def _fixed_size_list(what: str, value: Any) -> pa.FixedSizeListArray:
         raise InvalidInputError(f"{what}: {error}") from None
 
 
-def _check_model(backend: Backend, model: IvfPqModel, params: TrainParams, sample: pa.FixedSizeListArray) -> None:
+def _check_model(
+    backend: Backend, model: IvfPqModel, params: TrainParams, sample: pa.FixedSizeListArray
+) -> None:
     """A foreign backend's model must be what was asked for, before hours are spent on encoding with it."""
     got = (model.metric, model.num_partitions, model.num_sub_vectors, model.num_bits, model.dimension)
-    expected = (params.metric, params.num_partitions, params.num_sub_vectors, params.num_bits, sample.type.list_size)
+    expected = (
+        params.metric,
+        params.num_partitions,
+        params.num_sub_vectors,
+        params.num_bits,
+        sample.type.list_size,
+    )
     dtype = str(np.dtype(sample.type.value_type.to_pandas_dtype()))
     if got != expected or model.dtype != dtype:
         raise InvalidInputError(

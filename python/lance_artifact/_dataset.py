@@ -77,7 +77,7 @@ def vector_column(handle: Handle, column: str | list[str]) -> tuple[str, int]:
         if len(column) != 1:
             raise InvalidInputError(f"column: got {len(column)} columns, expected one")
         column = column[0]
-    field = handle.dataset.lance_schema.field_case_insensitive(column)
+    field: Any = handle.dataset.lance_schema.field_case_insensitive(column)
     if field is None:
         raise ColumnNotFoundError(f"{column} not found in schema")
     arrow = field.to_arrow()

@@ -5,6 +5,20 @@ from typing import Any, final
 
 import pyarrow as pa
 
+__all__ = [
+    "Artifact",
+    "CpuEncoder",
+    "IvfPqModel",
+    "PartitionArtifactBuilder",
+    "VerifyReport",
+    "_VectorScan",
+    "_VectorSource",
+    "__version__",
+    "build_segment",
+    "delete_artifact",
+    "discard_segment",
+    "train_on_cpu",
+]
 __version__: str
 
 _Report = Callable[[str, str, int, int | None, str], None]
@@ -58,7 +72,9 @@ class PartitionArtifactBuilder:
         source: Mapping[str, Any] | None = None,
     ) -> PartitionArtifactBuilder: ...
     def append_batch(self, data: Any) -> int: ...
-    def finish(self, *, rows_seen: int | None = None, rows_dropped: Mapping[str, int] | None = None) -> Artifact: ...
+    def finish(
+        self, *, rows_seen: int | None = None, rows_dropped: Mapping[str, int] | None = None
+    ) -> Artifact: ...
     def abort(self) -> None: ...
     def __enter__(self) -> PartitionArtifactBuilder: ...
     def __exit__(
@@ -188,5 +204,7 @@ def build_segment(
     hints: Mapping[str, str] | None = None,
     progress: _Report | None = None,
 ) -> dict[str, Any]: ...
-def discard_segment(uri: str, version: int, uuid: str, *, storage_options: Mapping[str, str] | None = None) -> None: ...
+def discard_segment(
+    uri: str, version: int, uuid: str, *, storage_options: Mapping[str, str] | None = None
+) -> None: ...
 def delete_artifact(uri: str, storage_options: Mapping[str, str] | None = None) -> None: ...

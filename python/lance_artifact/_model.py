@@ -27,7 +27,9 @@ def as_fixed_size_list(value: Any) -> pa.FixedSizeListArray:
             f"got an array of shape {array.shape}, expected (num_partitions, dimension) for centroids or "
             "(num_sub_vectors, 2**num_bits, dimension // num_sub_vectors) for a codebook"
         )
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(array).reshape(-1)), array.shape[-1])
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(np.ascontiguousarray(array).reshape(-1)), array.shape[-1]
+    )
 
 
 def _unpickle_model(centroids: Any, codebook: Any, metric: str, num_sub_vectors: int) -> IvfPqModel:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, cast
 
 from lance.progress import IndexProgress
+
+_Event = Literal["start", "progress", "complete"]
 
 Report = Callable[[str, str, int, "int | None", str], None]
 """What the extension calls, on the thread that waits: ``(event, stage, completed, total, unit)``."""
@@ -44,7 +46,7 @@ class _Guarded:
             return
         known = None if event == "start" else completed
         try:
-            self._callback(IndexProgress(event, stage, known, total, unit))
+            self._callback(IndexProgress(cast(_Event, event), stage, known, total, unit))
         except Exception as error:
             self._callback = None
             warnings.warn(f"the progress callback failed and is not called again: {error!r}", stacklevel=2)
@@ -59,6 +61,8 @@ def reporter(progress: bool | Callable[[IndexProgress], Any]) -> Report | None:
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        warnings.warn('progress=True shows a bar only with tqdm: pip install "lance-artifact[progress]"', stacklevel=3)
+        warnings.warn(
+            'progress=True shows a bar only with tqdm: pip install "lance-artifact[progress]"', stacklevel=3
+        )
         return None
     return _Bars(tqdm)

@@ -11,8 +11,9 @@ from lance.dataset import LanceDataset
 from lance.indices import IndicesBuilder
 
 from . import _api
+from ._lance_artifact import Artifact
 from .backends import resolve_accelerator
-from .exceptions import InvalidInputError
+from .exceptions import ArtifactMismatchError, InvalidInputError
 
 _MARK = "__lance_artifact_original__"
 _LOCK = threading.Lock()
@@ -29,7 +30,12 @@ _REFUSED = {
     "skip_transpose": False,
 }
 # Arguments that tune Lance's own shuffle, cache or filter; ours has no use for them and gives the same index without.
-_WITHOUT_EFFECT = {"index_cache_size", "shuffle_partition_batches", "shuffle_partition_concurrency", "filter_nan"}
+_WITHOUT_EFFECT = {
+    "index_cache_size",
+    "shuffle_partition_batches",
+    "shuffle_partition_concurrency",
+    "filter_nan",
+}
 _OURS = {
     "num_bits",
     "sample_rate",
@@ -87,7 +93,9 @@ def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments
     extra = arguments.pop("kwargs", {})
     for what, default in _REFUSED.items():
         if arguments.pop(what, default) != default:
-            raise InvalidInputError(f"{what}: not supported with accelerator='cuvs' or precomputed_partition_artifact_uri")
+            raise InvalidInputError(
+                f"{what}: not supported with accelerator='cuvs' or precomputed_partition_artifact_uri"
+            )
     for what in _WITHOUT_EFFECT:
         arguments.pop(what, None)
     unknown = set(extra) - _OURS
@@ -99,28 +107,42 @@ def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments
     progress = arguments.pop("progress_callback", None) or False
     # pylance logs that it falls back to the CPU for other index types; IVF_HNSW_PQ is built from the same codes here.
     if uri is not None and accelerator is not None:
-        raise InvalidInputError("accelerator: the artifact is encoded already; pass one of accelerator and precomputed_partition_artifact_uri")
+        raise InvalidInputError(
+            "accelerator: the artifact is encoded already; pass one of accelerator and precomputed_partition_artifact_uri"
+        )
     if uri is None:
         return _api.create_index(
-            self, column, index_type, backend=resolve_accelerator(accelerator), progress=progress, **arguments, **extra
+            self,
+            column,
+            index_type,
+            backend=resolve_accelerator(accelerator),
+            progress=progress,
+            **arguments,
+            **extra,
         )
     return _finalize(str(uri), self, column, index_type, progress, arguments, extra)
 
 
-def _finalize(uri: str, dataset: Any, column: Any, index_type: str, progress: Any, arguments: Any, extra: Any) -> Any:
+def _finalize(
+    uri: str, dataset: Any, column: Any, index_type: str, progress: Any, arguments: Any, extra: Any
+) -> Any:
     training = sorted(set(extra) - {"m", "ef_construction", "num_bits"})
     if training:
-        raise InvalidInputError(f"{training}: the artifact is encoded already; they have no meaning with precomputed_partition_artifact_uri")
+        raise InvalidInputError(
+            f"{training}: the artifact is encoded already; they have no meaning with precomputed_partition_artifact_uri"
+        )
     if arguments["target_partition_size"] is not None:
         raise InvalidInputError("target_partition_size: the artifact has its partitions already")
     if not isinstance(column, str):
         if len(column) != 1:
             raise InvalidInputError(f"column: got {len(column)} columns, expected one")
         column = column[0]
-    opened = _api.Artifact.open(uri, arguments.get("storage_options"))
+    opened = Artifact.open(uri, arguments.get("storage_options"))
     centroids, codebook = arguments["ivf_centroids"], arguments["pq_codebook"]
     if (centroids is None) != (codebook is None):
-        raise InvalidInputError("ivf_centroids and pq_codebook: pass both or neither; they must match the artifact's model")
+        raise InvalidInputError(
+            "ivf_centroids and pq_codebook: pass both or neither; they must match the artifact's model"
+        )
     model = None
     if centroids is not None:
         model = _api.given_model(centroids, codebook, arguments["metric"], arguments["num_sub_vectors"])
@@ -131,7 +153,9 @@ def _finalize(uri: str, dataset: Any, column: Any, index_type: str, progress: An
         ("num_bits", extra.get("num_bits")),
     ):
         if expected is not None and got is not None and got != getattr(expected, what):
-            raise _api.ArtifactMismatchError(f"{what}: got {got}, the artifact {opened.uri} was encoded with {getattr(expected, what)}")
+            raise ArtifactMismatchError(
+                f"{what}: got {got}, the artifact {opened.uri} was encoded with {getattr(expected, what)}"
+            )
     return _api.finalize(
         dataset,
         column,
@@ -151,7 +175,12 @@ def _finalize(uri: str, dataset: Any, column: Any, index_type: str, progress: An
 def _wrap_prepare(original: Any) -> Any:
     @functools.wraps(original)
     def prepare_global_ivf_pq(
-        self: Any, num_partitions: int | None = None, num_subvectors: int | None = None, *, accelerator: Any = None, **kwargs: Any
+        self: Any,
+        num_partitions: int | None = None,
+        num_subvectors: int | None = None,
+        *,
+        accelerator: Any = None,
+        **kwargs: Any,
     ) -> Any:
         if not _is_cuvs(accelerator):
             return original(self, num_partitions, num_subvectors, accelerator=accelerator, **kwargs)
@@ -173,7 +202,10 @@ def _wrap_prepare(original: Any) -> Any:
     return prepare_global_ivf_pq
 
 
-_WRAPPED = ((LanceDataset, "create_index", _wrap_create_index), (IndicesBuilder, "prepare_global_ivf_pq", _wrap_prepare))
+_WRAPPED = (
+    (LanceDataset, "create_index", _wrap_create_index),
+    (IndicesBuilder, "prepare_global_ivf_pq", _wrap_prepare),
+)
 
 
 def register() -> bool:

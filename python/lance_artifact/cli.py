@@ -63,14 +63,23 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, summary: str) -> argparse.ArgumentParser:
         made = commands.add_parser(
-            name, help=summary, description=summary, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=summary,
+            description=summary,
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         made.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         made.add_argument("--no-progress", action="store_true", help="no bars, even on a terminal")
         return made
 
     def storage(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--storage-option", action="append", metavar="KEY=VALUE", help="of dataset and artifact; repeatable")
+        made.add_argument(
+            "--storage-option",
+            action="append",
+            metavar="KEY=VALUE",
+            help="of dataset and artifact; repeatable",
+        )
 
     def training(made: argparse.ArgumentParser) -> None:
         made.add_argument("--metric", default="l2", choices=["l2", "cosine", "dot"])
@@ -87,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--replace", action="store_true", help="replace an index of that name")
 
     demo = command("demo", "index and search every 8x8 patch of two photographs, beside stock pylance")
-    demo.add_argument("--output", type=Path, default=Path("demo-out"), help="folder for dataset, artifact and picture")
+    demo.add_argument(
+        "--output", type=Path, default=Path("demo-out"), help="folder for dataset, artifact and picture"
+    )
     demo.add_argument("--limit", type=int, help="vectors at most")
     demo.add_argument("--backend", default="auto")
 
@@ -99,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--backend", default="auto")
     build.add_argument("--artifact", metavar="URI", help="where to lay the artifact out, and keep it")
     build.add_argument("--artifact-only", action="store_true", help="stop before the index; needs --artifact")
-    build.add_argument("--fragment", type=int, action="append", metavar="ID", help="only these fragments; repeatable")
+    build.add_argument(
+        "--fragment", type=int, action="append", metavar="ID", help="only these fragments; repeatable"
+    )
     build.add_argument("--memory-limit", type=int, metavar="BYTES", help="of the writer")
     storage(build)
 
@@ -112,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = command("inspect", "sizes, skew and ranges of an artifact")
     inspect.add_argument("artifact")
-    inspect.add_argument("--plot", type=Path, metavar="FILE", help="draw the partition sizes (needs matplotlib)")
+    inspect.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the partition sizes (needs matplotlib)"
+    )
     storage(inspect)
 
     verify = command("verify", "check every promise of an artifact's manifest against its files")
@@ -153,7 +168,11 @@ def _index_result(ds: Any, args: argparse.Namespace) -> tuple[dict[str, Any], st
         "index_type": index.index_type,
         "rows": index.num_rows_indexed,
     }
-    return result, f"index {name} ({index.index_type}) over {index.num_rows_indexed:,} rows at version {ds.version}", 0
+    return (
+        result,
+        f"index {name} ({index.index_type}) over {index.num_rows_indexed:,} rows at version {ds.version}",
+        0,
+    )
 
 
 def _build(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
@@ -239,7 +258,9 @@ def _inspect(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         text.append(f"  {artifact.model!r}")
     source = artifact.manifest.get("source")
     if source:
-        text.append(f"  encoded from {source['dataset_uri']} version {source['version']}, column {source['column']}, {len(source['fragment_ids'])} fragments")
+        text.append(
+            f"  encoded from {source['dataset_uri']} version {source['version']}, column {source['column']}, {len(source['fragment_ids'])} fragments"
+        )
     return result, "\n".join(text), 0
 
 
@@ -247,7 +268,9 @@ def _plot(sizes: Any, path: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise errors.InvalidInputError('--plot: needs matplotlib: pip install "lance-artifact[demo]"') from error
+        raise errors.InvalidInputError(
+            '--plot: needs matplotlib: pip install "lance-artifact[demo]"'
+        ) from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
@@ -255,7 +278,12 @@ def _plot(sizes: Any, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     axis.plot(np.sort(sizes)[::-1], drawstyle="steps-post")
     axis.axhline(sizes.mean(), color="gray", linestyle="--", label=f"mean {sizes.mean():,.0f}")
-    axis.set(xlabel="partitions, largest first", ylabel="rows", title=f"{sizes.sum():,} rows in {len(sizes):,} partitions", ylim=(0, None))
+    axis.set(
+        xlabel="partitions, largest first",
+        ylabel="rows",
+        title=f"{sizes.sum():,} rows in {len(sizes):,} partitions",
+        ylim=(0, None),
+    )
     axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -268,7 +296,9 @@ def _verify(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     report = Artifact.open(args.artifact, _options(args.storage_option)).verify(reporter(_bars(args)))
     names = ("ok", "num_rows", "num_partitions", "num_files", "num_ranges", "checksums_checked", "part_ids_checked", "duplicate_row_ids", "num_problems", "problems")  # fmt: skip
     result = {name: getattr(report, name) for name in names}
-    text = [f"{args.artifact}: {'ok' if report.ok else 'CORRUPT'}, {report.num_rows:,} rows in {report.num_files} files"]
+    text = [
+        f"{args.artifact}: {'ok' if report.ok else 'CORRUPT'}, {report.num_rows:,} rows in {report.num_files} files"
+    ]
     text += [f"  {problem}" for problem in report.problems]
     if not report.checksums_checked:
         text.append("  note: its writer left no checksums that are known here")
@@ -279,7 +309,9 @@ def _backends(_: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     from . import available_backends
 
     found = available_backends()
-    result = {n: {"available": a.ok, "missing": list(a.missing), "details": a.details} for n, a in found.items()}
+    result = {
+        n: {"available": a.ok, "missing": list(a.missing), "details": a.details} for n, a in found.items()
+    }
     text = []
     for name, availability in found.items():
         text.append(f"{name}: {'available' if availability.ok else 'not available'}")

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from . import _api
+from .backends import resolve_backend
 from .exceptions import LanceArtifactError
 
 PATCH = 8
@@ -27,7 +28,9 @@ def _photographs() -> list[np.ndarray]:
     try:
         from sklearn.datasets import load_sample_images
     except ImportError as error:
-        raise LanceArtifactError('the demo needs scikit-learn and matplotlib: pip install "lance-artifact[demo]"') from error
+        raise LanceArtifactError(
+            'the demo needs scikit-learn and matplotlib: pip install "lance-artifact[demo]"'
+        ) from error
     return list(load_sample_images().images)
 
 
@@ -60,7 +63,12 @@ def _write(images: list[np.ndarray], uri: str, limit: int | None) -> lance.Lance
                 )
 
     schema = pa.schema(
-        [("image", pa.int8()), ("y", pa.int32()), ("x", pa.int32()), ("vector", pa.list_(pa.float32(), DIMENSION))]
+        [
+            ("image", pa.int8()),
+            ("y", pa.int32()),
+            ("x", pa.int32()),
+            ("vector", pa.list_(pa.float32(), DIMENSION)),
+        ]
     )
     reader = pa.RecordBatchReader.from_batches(schema, batches())
     return lance.write_dataset(reader, uri, mode="overwrite", max_rows_per_file=200_000)
@@ -100,7 +108,9 @@ def _resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _recall(ds: lance.LanceDataset, queries: np.ndarray, truth: list[set[int]], **search: Any) -> tuple[float, float]:
+def _recall(
+    ds: lance.LanceDataset, queries: np.ndarray, truth: list[set[int]], **search: Any
+) -> tuple[float, float]:
     """Mean recall@K and milliseconds a query."""
     hits, started = 0, time.perf_counter()
     for query, expected in zip(queries, truth, strict=True):
@@ -120,7 +130,11 @@ def _truth(ds: lance.LanceDataset, queries: np.ndarray) -> list[set[int]]:
         ids = np.broadcast_to(batch["_rowid"].to_numpy().astype(np.int64), (len(queries), len(block)))
         distance = np.hstack([best_distance, norms - 2 * queries @ block.T + (block**2).sum(1)[None]])
         ids = np.hstack([best_id, ids])
-        keep = np.argpartition(distance, K - 1, axis=1)[:, :K] if distance.shape[1] > K else np.argsort(distance, 1)
+        keep = (
+            np.argpartition(distance, K - 1, axis=1)[:, :K]
+            if distance.shape[1] > K
+            else np.argsort(distance, 1)
+        )
         best_distance, best_id = np.take_along_axis(distance, keep, 1), np.take_along_axis(ids, keep, 1)
     return [set(row.tolist()) for row in best_id]
 
@@ -142,12 +156,21 @@ def _picture(ds: lance.LanceDataset, queries: np.ndarray, path: Path, shown: int
             cell.axis("off")
     axes[0][0].set_title("query", fontsize=9)
     axes[0][1].set_title("nearest patches found", fontsize=9, loc="left")
-    figure.suptitle(f"IVF_PQ through a partition artifact: {ds.count_rows():,} patches of two photographs", fontsize=11)
+    figure.suptitle(
+        f"IVF_PQ through a partition artifact: {ds.count_rows():,} patches of two photographs", fontsize=11
+    )
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def run(output: Path, *, limit: int | None = None, backend: str = "auto", progress: bool = True, stock: bool = True) -> dict[str, Any]:
+def run(
+    output: Path,
+    *,
+    limit: int | None = None,
+    backend: str = "auto",
+    progress: bool = True,
+    stock: bool = True,
+) -> dict[str, Any]:
     """Run the demo in a folder and return its figures.
 
     Parameters
@@ -182,7 +205,7 @@ def run(output: Path, *, limit: int | None = None, backend: str = "auto", progre
     with stage("write_dataset"):
         ds = _write(_photographs(), str(output / "patches.lance"), limit)
     rows = ds.count_rows()
-    chosen = _api.resolve_backend(backend)
+    chosen = resolve_backend(backend)
     common: dict[str, Any] = {"backend": chosen, "progress": progress}
     with _PeakMemory() as memory:
         with stage("train"):
@@ -190,11 +213,19 @@ def run(output: Path, *, limit: int | None = None, backend: str = "auto", progre
         with stage("encode_and_write_artifact"):
             artifact = _api.build_artifact(ds, "vector", model, output / "artifact", **common)
         with stage("finalize"):
-            _api.finalize(ds, "vector", artifact, name="artifact_idx", progress=progress, backend_name=chosen.name)
+            _api.finalize(
+                ds, "vector", artifact, name="artifact_idx", progress=progress, backend_name=chosen.name
+            )
     build_seconds = round(sum(seconds[s] for s in ("train", "encode_and_write_artifact", "finalize")), 3)
     random = np.random.default_rng(7)
     picked = np.sort(random.choice(rows, min(QUERIES, rows), replace=False))
-    queries = ds.take(picked.tolist(), columns=["vector"])["vector"].combine_chunks().flatten().to_numpy().reshape(-1, DIMENSION)
+    queries = (
+        ds.take(picked.tolist(), columns=["vector"])["vector"]
+        .combine_chunks()
+        .flatten()
+        .to_numpy()
+        .reshape(-1, DIMENSION)
+    )
     # Not themselves in the table: a little noise on the pixels.
     queries = np.clip(queries + random.normal(0, 0.01, queries.shape), 0, 1).astype(np.float32)
     with stage("brute_force"):
@@ -254,6 +285,12 @@ def describe(result: dict[str, Any]) -> str:
         f"nprobes={parameters['nprobes']}, refine_factor={parameters['refine_factor']}",
     ]
     if result["stock_recall_at_10"] is not None:
-        lines.append(f"  {'recall@10 of stock':<28}{result['stock_recall_at_10']:>9.4f}   same parameters and queries")
-    lines += [f"  {'one search':<28}{result['search_milliseconds']:>9.2f} ms", "", f"  picture: {result['picture']}"]
+        lines.append(
+            f"  {'recall@10 of stock':<28}{result['stock_recall_at_10']:>9.4f}   same parameters and queries"
+        )
+    lines += [
+        f"  {'one search':<28}{result['search_milliseconds']:>9.2f} ms",
+        "",
+        f"  picture: {result['picture']}",
+    ]
     return "\n".join(lines)

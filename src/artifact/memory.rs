@@ -62,7 +62,9 @@ impl MemoryPlan {
         let per_row = 2 * row_bytes + 4;
         let stage_rows = usable.saturating_sub(fixed + writing) / per_row;
         if stage_rows < MIN_STAGE_ROWS {
-            let needed = fixed + threads * 2 * 64 * 1024 * 2 + MIN_STAGE_ROWS * per_row;
+            // Writing takes an eighth, or the smallest chunks where an eighth is less.
+            let staged = fixed + MIN_STAGE_ROWS * per_row;
+            let needed = (staged / 7 * 8 + 64).max(staged + threads * 2 * 64 * 1024);
             return Err(Error::invalid(format!(
                 "memory_limit: got {limit} bytes, expected at least {} for {num_partitions} partitions in {num_buckets} buckets with codes of {code_width} bytes; raise memory_limit or lower num_buckets",
                 needed.next_multiple_of(1 << 20)

@@ -448,13 +448,15 @@ impl Shared {
                 }
             }
         };
-        std::thread::scope(|scope| {
-            for _ in 1..threads.min(self.buckets.len()) {
-                // A thread that cannot be had is one that does not help.
-                let _ = std::thread::Builder::new().name("lance-artifact-write".into()).spawn_scoped(scope, run);
-            }
-            run();
+        // Threads of our own: the caller's may be a runtime's, which must not block on IO. One that cannot be had is one that
+        // does not help, unless it was the only one.
+        let spawned = std::thread::scope(|scope| {
+            let spawn = |_| std::thread::Builder::new().name("lance-artifact-write".into()).spawn_scoped(scope, run);
+            (0..threads.min(self.buckets.len())).map(spawn).filter(std::io::Result::is_ok).count()
         });
+        if spawned == 0 {
+            return Err(Error::Storage("no thread could be started to write with".into()));
+        }
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
             None if self.cancelled.load(Ordering::Relaxed) => Err(Error::Interrupted("the builder was aborted".into())),

@@ -62,14 +62,14 @@ pub async fn encode_into(
 fn encoded_batch(row_ids: &arrow_array::UInt64Array, vectors: &FixedSizeListArray, encoder: &dyn Encoder) -> Result<RecordBatch> {
     let Encoded { part_ids, codes } = encoder.encode(vectors)?;
     let rows = row_ids.len();
-    if part_ids.len() != rows || (rows > 0 && !codes.len().is_multiple_of(rows)) {
+    let width = encoder.code_width();
+    if part_ids.len() != rows || codes.len() != rows * width {
         return Err(Error::internal(format!(
             "the encoder gave {} partition ids and {} code bytes for {rows} rows",
             part_ids.len(),
             codes.len()
         )));
     }
-    let width = if rows == 0 { encoder.code_width() } else { codes.len() / rows };
     let codes = fixed_size_list(Arc::new(UInt8Array::from(codes)), width)?;
     let columns: Vec<arrow_array::ArrayRef> = vec![Arc::new(row_ids.clone()), Arc::new(UInt32Array::from(part_ids)), Arc::new(codes)];
     Ok(RecordBatch::try_new(bucket_schema(width), columns)?)

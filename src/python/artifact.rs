@@ -170,11 +170,12 @@ impl PyPartitionArtifactBuilder {
     ) -> PyResult<bool> {
         if exc_type.is_some() {
             self.abort(py)?;
-        } else if !self.aborted.load(Ordering::Relaxed) && self.finished.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
-            if let Err(error) = self.finish(py, None, None) {
-                self.abort(py)?;
-                return Err(error);
-            }
+        } else if !self.aborted.load(Ordering::Relaxed)
+            && self.finished.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+            && let Err(error) = self.finish(py, None, None)
+        {
+            self.abort(py)?;
+            return Err(error);
         }
         Ok(false)
     }

@@ -30,7 +30,9 @@ def probe() -> Cuda:
         return Cuda(found, 0, None if status == 100 else f"cuInit failed with CUDA error {status}")
     count = ctypes.c_int(0)
     status = driver.cuDeviceGetCount(ctypes.byref(count))
-    return Cuda(found, count.value, None if status == 0 else f"cuDeviceGetCount failed with CUDA error {status}")
+    return Cuda(
+        found, count.value, None if status == 0 else f"cuDeviceGetCount failed with CUDA error {status}"
+    )
 
 
 def missing(cuda: Cuda) -> list[str]:

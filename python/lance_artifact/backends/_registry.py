@@ -31,7 +31,9 @@ def _load(name: str) -> Backend:
     entry = names[name]
     made = entry() if isinstance(entry, type) else entry.load()()
     if not isinstance(made, Backend):
-        raise InvalidInputError(f"backend {name!r}: {type(made).__name__} does not fulfil lance_artifact.Backend")
+        raise InvalidInputError(
+            f"backend {name!r}: {type(made).__name__} does not fulfil lance_artifact.Backend"
+        )
     return made
 
 
@@ -81,5 +83,7 @@ def resolve_accelerator(accelerator: str) -> Backend:
             return backend
         reasons.append(f"backend {name!r}: " + "; ".join(found.missing))
     raise BackendUnavailableError(
-        "accelerator='cuvs' cannot run here. " + ". ".join(reasons) + ". To build on the CPU, call lance_artifact.create_index(..., backend='cpu')"
+        "accelerator='cuvs' cannot run here. "
+        + ". ".join(reasons)
+        + ". To build on the CPU, call lance_artifact.create_index(..., backend='cpu')"
     )

@@ -41,4 +41,6 @@ class CuvsBackend:
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        raise BackendUnavailableError(f"backend {self.name!r} cannot run here: " + "; ".join(self.availability().missing))
+        raise BackendUnavailableError(
+            f"backend {self.name!r} cannot run here: " + "; ".join(self.availability().missing)
+        )

@@ -18,6 +18,8 @@ class PylanceCuvsBackend(CuvsBackend):
         """Which of package, driver and device is missing. Imports nothing of CUDA."""
         missing = []
         if find_spec("lance_cuvs") is None:
-            missing.append("package: the Python package lance_cuvs is not installed; pip install pylance-cuvs")
+            missing.append(
+                "package: the Python package lance_cuvs is not installed; pip install pylance-cuvs"
+            )
         cuda = _cuda.probe()
         return Availability(False, (*missing, *_cuda.missing(cuda), NOT_YET), {"devices": cuda.devices})

@@ -1,0 +1,84 @@
+"""What the benchmarks share: the machine, processes of their own, and their peak memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> str:
+    """Processor, cores and memory, in words."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        flags = next(line for line in lines if line.startswith("flags"))
+        model += " with AVX-512" if "avx512f" in flags else ""
+    except (OSError, StopIteration):
+        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}"
+
+
+def versions() -> dict[str, str]:
+    """Of what is measured."""
+    return {name: version(name) for name in ("lance-artifact", "pylance", "pyarrow", "numpy")}
+
+
+def resident() -> int:
+    """Resident bytes of this process now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Peak:
+    """Seconds, and the highest resident memory above that at the start, of a block."""
+
+    def __enter__(self) -> Peak:
+        self.start = self.highest = resident()
+        self._stop = threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+        self._watch.start()
+        self._began = time.perf_counter()
+        return self
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.01):
+            self.highest = max(self.highest, resident())
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._began
+        self._stop.set()
+        self._watch.join()
+        self.bytes = max(self.highest, resident()) - self.start
+
+
+def in_process(script: str, job: str, **arguments: Any) -> dict[str, Any]:
+    """Run `job` of a benchmark in a process of its own, and return the JSON it prints last."""
+    command = [sys.executable, script, "--job", job, "--arguments", json.dumps(arguments)]
+    environment = {**os.environ, "LANCE_INCLUDE_VECTOR_CENTROIDS": "false", "LANCE_LOG": "error"}
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    return result
+
+
+def dispatch(jobs: dict[str, Callable[..., dict[str, Any]]], main: Callable[[list[str]], None]) -> None:
+    """A benchmark is run without --job by people, and with it by `in_process`."""
+    if "--job" in sys.argv:
+        job = sys.argv[sys.argv.index("--job") + 1]
+        arguments = json.loads(sys.argv[sys.argv.index("--arguments") + 1])
+        print(json.dumps(jobs[job](**arguments)))
+    else:
+        main(sys.argv[1:])
