@@ -11,6 +11,7 @@ from lance.dataset import LanceDataset
 from lance.indices import IndicesBuilder
 
 from . import _api
+from ._arguments import given_model
 from ._lance_artifact import Artifact
 from .backends import resolve_accelerator
 from .exceptions import ArtifactMismatchError, InvalidInputError
@@ -145,7 +146,7 @@ def _finalize(
         )
     model = None
     if centroids is not None:
-        model = _api.given_model(centroids, codebook, arguments["metric"], arguments["num_sub_vectors"])
+        model = given_model(centroids, codebook, arguments["metric"], arguments["num_sub_vectors"])
     expected = model or opened.model
     for what, got in (
         ("num_partitions", arguments["num_partitions"]),
@@ -176,8 +177,8 @@ def _wrap_prepare(original: Any) -> Any:
     @functools.wraps(original)
     def prepare_global_ivf_pq(
         self: Any,
-        num_partitions: int | None = None,
-        num_subvectors: int | None = None,
+        num_partitions: int | None,
+        num_subvectors: int | None,
         *,
         accelerator: Any = None,
         **kwargs: Any,

@@ -1,0 +1,155 @@
+"""Arguments as users pass them, checked and made uniform before anything is done with them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ._lance_artifact import IvfPqModel, PartitionArtifactBuilder
+from ._model import as_fixed_size_list
+from .backends import Backend, TrainParams
+from .exceptions import InvalidInputError
+
+INDEX_TYPES = ("IVF_PQ", "IVF_HNSW_PQ")
+
+# pylance's own numbers (rows of a partition, bounds on the number of partitions).
+TARGET_PARTITION_SIZE = 8192
+MAX_DEFAULT_PARTITIONS = 4096
+
+
+def index_type_name(index_type: str) -> str:
+    if not isinstance(index_type, str) or index_type.upper() not in INDEX_TYPES:
+        raise InvalidInputError(f"index_type: got {index_type!r}, expected one of {INDEX_TYPES}")
+    return index_type.upper()
+
+
+def metric_name(metric: str) -> str:
+    names = {"l2": "l2", "euclidean": "l2", "cosine": "cosine", "dot": "dot"}
+    if not isinstance(metric, str) or metric.lower() not in names:
+        raise InvalidInputError(
+            f"Metric {metric} not supported; expected 'l2' ('euclidean'), 'cosine' or 'dot'"
+        )
+    return names[metric.lower()]
+
+
+def whole_number(what: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.integer))
+        or not float(value).is_integer()
+    ):
+        raise InvalidInputError(f"{what}: got {value!r}, expected a whole number")
+    return int(value)
+
+
+def fragment_list(fragment_ids: Sequence[int] | None) -> list[int] | None:
+    if fragment_ids is None:
+        return None
+    ids = [whole_number("fragment_ids", i) for i in fragment_ids]
+    if not ids or any(i is None or i < 0 or i >= 2**32 for i in ids):
+        raise InvalidInputError(
+            f"fragment_ids: got {list(fragment_ids)}, expected at least one fragment id, or None for all"
+        )
+    return [i for i in ids if i is not None]
+
+
+def check_sub_vectors(dimension: int, num_sub_vectors: int, num_bits: int) -> None:
+    if num_bits not in (4, 8):
+        raise InvalidInputError(f"num_bits: got {num_bits}, expected 4 or 8")
+    if num_sub_vectors < 1 or dimension % num_sub_vectors:
+        raise InvalidInputError(
+            f"dimension ({dimension}) must be divisible by num_sub_vectors ({num_sub_vectors})"
+        )
+    if num_bits == 4 and num_sub_vectors % 2:
+        raise InvalidInputError(
+            f"num_sub_vectors: got {num_sub_vectors}, expected an even number with num_bits=4"
+        )
+
+
+def check_training(params: TrainParams) -> None:
+    for what, value, least in (
+        ("num_partitions", params.num_partitions, 1),
+        ("sample_rate", params.sample_rate, 2),
+        ("max_iters", params.max_iters, 1),
+        ("seed", params.seed, 0),
+    ):
+        if value < least:
+            raise InvalidInputError(f"{what}: got {value}, expected at least {least}")
+
+
+def check_hnsw(index_type: str, m: int, ef_construction: int) -> None:
+    if index_type == "IVF_HNSW_PQ" and not (4 <= m <= 1024 and m <= ef_construction <= 65_536):
+        raise InvalidInputError(
+            f"m and ef_construction: got {m} and {ef_construction}, expected m from 4 to 1024 and ef_construction from m to 65536"
+        )
+
+
+def check_target(
+    artifact_uri: str | Path | None,
+    num_partitions: int,
+    width: int,
+    memory_limit: int | None,
+    options: dict[str, str] | None,
+) -> None:
+    """What would fail after an hour of training fails before it: the writer's options, and an artifact that is there."""
+    with tempfile.TemporaryDirectory(prefix="lance-artifact-") as folder:
+        PartitionArtifactBuilder(
+            str(artifact_uri) if artifact_uri is not None else f"{folder}/artifact",
+            num_partitions=num_partitions,
+            pq_code_width=width,
+            memory_limit=memory_limit,
+            storage_options=options,
+        ).abort()
+
+
+def default_partitions(rows: int, target: int | None, sample_rate: int) -> int:
+    if target is not None and target < 1:
+        raise InvalidInputError(f"target_partition_size: got {target}, expected at least 1")
+    wanted = min(max(rows // (target or TARGET_PARTITION_SIZE), 1), MAX_DEFAULT_PARTITIONS)
+    # As Lance does: no more centroids than there are vectors to train them.
+    return max(1, min(wanted, rows // sample_rate)) if rows < wanted * sample_rate else wanted
+
+
+def fixed_size_list(what: str, value: Any) -> pa.FixedSizeListArray:
+    if isinstance(value, pa.FixedShapeTensorArray):
+        value = value.storage
+    if isinstance(value, pa.FixedSizeListArray):
+        return value
+    try:
+        return as_fixed_size_list(value)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{what}: {error}") from None
+
+
+def given_model(ivf_centroids: Any, pq_codebook: Any, metric: str, num_sub_vectors: int | None) -> IvfPqModel:
+    """The caller's own arrays as a model."""
+    centroids = fixed_size_list("ivf_centroids", ivf_centroids)
+    codebook = fixed_size_list("pq_codebook", pq_codebook)
+    return IvfPqModel(centroids, codebook, metric, num_sub_vectors=num_sub_vectors)
+
+
+def check_model(
+    backend: Backend, model: IvfPqModel, params: TrainParams, sample: pa.FixedSizeListArray
+) -> None:
+    """A foreign backend's model must be what was asked for, before hours are spent on encoding with it."""
+    got = (model.metric, model.num_partitions, model.num_sub_vectors, model.num_bits, model.dimension)
+    expected = (
+        params.metric,
+        params.num_partitions,
+        params.num_sub_vectors,
+        params.num_bits,
+        sample.type.list_size,
+    )
+    dtype = str(np.dtype(sample.type.value_type.to_pandas_dtype()))
+    if got != expected or model.dtype != dtype:
+        raise InvalidInputError(
+            f"backend {backend.name!r} trained (metric, num_partitions, num_sub_vectors, num_bits, dimension) = {got} in "
+            f"{model.dtype}, expected {expected} in {dtype}"
+        )

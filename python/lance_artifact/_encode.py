@@ -1,0 +1,68 @@
+"""The loop for encoders in Python: batches are scanned ahead and prepared in the extension, encoded here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ._lance_artifact import IvfPqModel, PartitionArtifactBuilder, _VectorSource
+from ._progress import Report
+from .backends import Backend
+from .exceptions import InvalidInputError, LanceArtifactError
+
+
+def encode_with(
+    backend: Backend,
+    model: IvfPqModel,
+    source: _VectorSource,
+    builder: PartitionArtifactBuilder,
+    report: Report | None,
+) -> tuple[int, dict[str, int]]:
+    """The loop for encoders in Python: a batch is prepared and scanned ahead in the extension, encoded here."""
+    encoder = backend.encoder(model)
+    scan = source.scan(model.metric)
+    total, seen = source.count_rows(), 0
+    if report:
+        report("start", "encode", 0, total, "rows")
+    for batch in scan:
+        if batch.num_rows == 0:
+            continue
+        part_id, pq_code = encoder.encode(batch.column(1))
+        builder.append_batch(_encoded(backend, model, batch.column(0), part_id, pq_code))
+        seen = builder.num_rows + sum(scan.dropped.values())
+        if report:
+            report("progress", "encode", seen, total, "rows")
+    if seen != total:
+        raise LanceArtifactError(f"the scan gave {seen} rows, the dataset has {total} in these fragments")
+    if report:
+        report("complete", "encode", total, total, "rows")
+    return seen, scan.dropped
+
+
+def _encoded(
+    backend: Backend, model: IvfPqModel, row_ids: pa.Array, part_id: Any, pq_code: Any
+) -> pa.RecordBatch:
+    rows, width = len(row_ids), model.pq_code_width
+    if isinstance(pq_code, (pa.Array, pa.ChunkedArray)):
+        codes = pq_code.combine_chunks() if isinstance(pq_code, pa.ChunkedArray) else pq_code
+    else:
+        array = np.asarray(pq_code)
+        if array.shape != (rows, width) or array.dtype != np.uint8:
+            raise InvalidInputError(
+                f"backend {backend.name!r}: pq_code is {array.dtype}{array.shape}, expected uint8({rows}, {width})"
+            )
+        codes = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), width)
+    if not isinstance(part_id, pa.Array):
+        ids = np.asarray(part_id)
+        if ids.shape != (rows,) or ids.dtype != np.uint32:
+            raise InvalidInputError(
+                f"backend {backend.name!r}: part_id is {ids.dtype}{ids.shape}, expected uint32({rows},)"
+            )
+        part_id = pa.array(ids)
+    if len(part_id) != rows or len(codes) != rows:
+        raise InvalidInputError(
+            f"backend {backend.name!r}: {len(part_id)} part_id and {len(codes)} pq_code for {rows} vectors"
+        )
+    return pa.RecordBatch.from_arrays([row_ids, part_id, codes], ["_rowid", "__ivf_part_id", "__pq_code"])
