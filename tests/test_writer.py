@@ -402,3 +402,29 @@ except KeyboardInterrupt:
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 42
     assert leftovers(tmp_path) == []
+
+
+def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+    """Writes fail in the middle of a file (the limit on file sizes stands for a full disk): a typed error, nothing left."""
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from conftest import encoded
+import lance_artifact as la
+tables = [encoded(200_000, {K}, {WIDTH}, seed=n, first=n * 200_000) for n in range(12)]
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+made = la.PartitionArtifactBuilder(
+    {str(tmp_path / "a")!r}, num_partitions={K}, pq_code_width={WIDTH}, memory_limit=16 << 20
+)
+try:
+    for table in tables:
+        made.append_batch(table)
+    made.finish()
+except la.StorageError as error:
+    assert "bucket-" in str(error), error
+    made.abort()
+    sys.exit(42)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 42
+    assert leftovers(tmp_path) == []
