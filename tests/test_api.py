@@ -261,6 +261,16 @@ def test_a_backend_of_somebody_else(ds: Any) -> None:
     assert differences(stored(ds, "flat"), stored(ds, "cpu")) == (K, 0, 0)
 
 
+def test_a_last_batch_of_nothing_but_nulls(write: Any) -> None:
+    mask = np.arange(9000) >= 3000
+    values = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors(9000, DIM).reshape(-1)), DIM, mask=pa.array(mask)
+    )
+    ds = write(values)
+    la.create_index(ds, "vector", **{**BUILD, "backend": Flat()})
+    assert sum(map(len, stored(ds, "vector_idx"))) == 3000
+
+
 @pytest.mark.parametrize(
     ("broken", "error", "message"),
     [

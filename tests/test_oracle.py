@@ -106,6 +106,8 @@ def test_nested_column(tmp_path: Any) -> None:
     ds = lance.write_dataset(pa.table({"a": struct}), str(tmp_path / "nested.lance"), max_rows_per_file=2500)
     ours, stock = build_both(ds, train(ds, "a.b"), tmp_path, "a.b")
     assert differences(ours, stock) == (K, 0, 0)
+    la.finalize(ds, "a.b", str(tmp_path / "artifact"), name="ours", replace=True)
+    assert differences(stored(ds, "ours"), stock) == (K, 0, 0)
 
 
 def test_hnsw_from_the_same_artifact(write: Any, tmp_path: Any) -> None:

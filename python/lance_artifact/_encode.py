@@ -34,6 +34,8 @@ def encode_with(
         seen = builder.num_rows + sum(scan.dropped.values())
         if report:
             report("progress", "encode", seen, total, "rows")
+    # Batches whose rows were all dropped count too, the last one among them.
+    seen = builder.num_rows + sum(scan.dropped.values())
     if seen != total:
         raise LanceArtifactError(f"the scan gave {seen} rows, the dataset has {total} in these fragments")
     if report:
