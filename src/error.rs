@@ -29,6 +29,12 @@ pub enum Error {
     /// Reading or writing failed: disk, network, permissions.
     #[error("{0}")]
     Storage(String),
+    /// A device failed: lost, out of order, or its driver is.
+    #[error("{0}")]
+    Device(String),
+    /// A device has too little free memory, also for the smallest batch.
+    #[error("{0}")]
+    DeviceMemory(String),
     /// The caller interrupted the work.
     #[error("{0}")]
     Interrupted(String),
@@ -65,6 +71,8 @@ impl Error {
             Self::ArtifactMismatch(m) => Self::ArtifactMismatch(wrap(m)),
             Self::CommitConflict(m) => Self::CommitConflict(wrap(m)),
             Self::Storage(m) => Self::Storage(wrap(m)),
+            Self::Device(m) => Self::Device(wrap(m)),
+            Self::DeviceMemory(m) => Self::DeviceMemory(wrap(m)),
             Self::Interrupted(m) => Self::Interrupted(wrap(m)),
             Self::Internal(m) => Self::Internal(wrap(m)),
         }

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import importlib
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +114,102 @@ def content(artifact: la.Artifact) -> list[dict[int, bytes]]:
 def leftovers(root: Path) -> list[str]:
     """Every file below a folder, if it exists."""
     return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()) if root.exists() else []
+
+
+DOUBLES = Path(__file__).parent / "doubles"
+REQUIRE_GPU = os.environ.get("LANCE_ARTIFACT_REQUIRE_GPU") == "1"
+
+
+def real_driver() -> bool:
+    """Whether this machine has NVIDIA's own driver, beside which its double cannot be loaded."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def double_driver(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The double of the CUDA driver (tests/doubles/libcuda.c), compiled and loaded: without devices until asked."""
+    if real_driver():
+        pytest.skip("a double of the driver cannot stand beside the real one; run pytest -m gpu")
+    folder = tmp_path_factory.mktemp("doubles")
+    loaded = []
+    for name, soname in (("libcuda", "libcuda.so"), ("libcuvs_c", "libcuvs_c.so")):
+        command = [
+            "cc",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-pthread",
+            f"-Wl,-soname,{soname}",
+        ]
+        subprocess.run([*command, "-o", folder / soname, DOUBLES / f"{name}.c"], check=True)
+        # Whoever loads a library by this name from now on gets the one that is loaded.
+        loaded.append(ctypes.CDLL(str(folder / soname), mode=ctypes.RTLD_GLOBAL))
+    driver = loaded[0]
+    driver.fake_cuda_reset.argtypes = [ctypes.c_int, ctypes.c_size_t]
+    driver.fake_cuda_fail.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
+    driver.fake_cuda_live.restype = ctypes.c_long
+    return driver
+
+
+@dataclass
+class Gpu:
+    """A machine with GPUs: a real one, or two doubles of 1 GiB each."""
+
+    devices: int
+    driver: Any = None
+    control: Any = None
+
+    @property
+    def real(self) -> bool:
+        return self.driver is None
+
+    def fail(self, call: bytes, after: int, code: int) -> None:
+        self.driver.fake_cuda_fail(call, after, code)
+
+    def reset(self, devices: int = 2, memory: int = 1 << 30) -> None:
+        self.driver.fake_cuda_reset(devices, memory)
+        self.control.reset()
+
+
+def _forget(*packages: str) -> None:
+    for name in [n for n in sys.modules if n.split(".")[0] in packages]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def double(double_driver: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    """Doubles of two GPUs and of cuVS. What is not released by the end is an error."""
+    packages = ("cuvs", "pylibraft", "rmm", "lance_cuvs")
+    _forget(*packages)
+    monkeypatch.syspath_prepend(str(DOUBLES / "packages"))
+    control = importlib.import_module("cuvs._double").CONTROL
+    gpu = Gpu(2, double_driver, control)
+    gpu.reset()
+    yield gpu
+    gpu.reset()
+    gc.collect()
+    live = double_driver.fake_cuda_live()
+    _forget(*packages)
+    double_driver.fake_cuda_reset(0, 1 << 30)
+    assert live == 0, f"{live} allocations, streams, events or contexts were not released"
+
+
+@pytest.fixture(params=["double", pytest.param("real", marks=pytest.mark.gpu)])
+def gpu(request: pytest.FixtureRequest) -> Gpu:
+    """A machine with GPUs and cuVS: the same tests run over the doubles and, with ``-m gpu``, on real ones."""
+    if request.param == "double":
+        found: Gpu = request.getfixturevalue("double")
+        return found
+    missing = la.available_backends()["cuvs"].missing
+    if missing and REQUIRE_GPU:
+        pytest.fail(f"LANCE_ARTIFACT_REQUIRE_GPU=1, but {'; '.join(missing)}")
+    if missing:
+        pytest.skip("; ".join(missing))
+    return Gpu(len(la.available_backends()["cuvs"].details["devices"]))

@@ -375,7 +375,7 @@ def test_accelerator_cuvs_says_what_is_missing(ds: Any) -> None:
 def test_accelerator_cuvs_reaches_the_registry(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from lance_artifact import _register
 
-    monkeypatch.setattr(_register, "resolve_accelerator", lambda name: Flat())
+    monkeypatch.setattr(_register, "resolve_accelerator", lambda *_: Flat())
     back = ds.create_index(
         "vector", "IVF_PQ", num_partitions=K, num_sub_vectors=M, accelerator="cuvs", sample_rate=8
     )
@@ -427,7 +427,7 @@ def test_lancedb_reaches_the_registry(tmp_path: Path, monkeypatch: pytest.Monkey
     }
     with pytest.raises(la.BackendUnavailableError, match=r"driver|device"):
         table.create_index("l2", **arguments)
-    monkeypatch.setattr(_register, "resolve_accelerator", lambda name: Flat())
+    monkeypatch.setattr(_register, "resolve_accelerator", lambda *_: Flat())
     table.create_index("l2", **arguments)
     assert [i.columns for i in table.list_indices()] == [["vector"]]
     assert len(table.search(array[5]).limit(3).nprobes(K).to_list()) == 3

@@ -11,13 +11,22 @@ from ._api import build_artifact, create_index, describe_source, finalize, train
 from ._lance_artifact import (
     Artifact,
     CpuEncoder,
+    DeviceArray,
     IvfPqModel,
     PartitionArtifactBuilder,
     VerifyReport,
     __version__,
 )
 from ._register import register, unregister
-from .backends import Availability, Backend, Encoder, TrainParams, available_backends
+from .backends import (
+    Availability,
+    Backend,
+    DeviceEncoder,
+    DeviceSession,
+    Encoder,
+    TrainParams,
+    available_backends,
+)
 from .exceptions import (
     ArtifactExistsError,
     ArtifactMismatchError,
@@ -27,6 +36,8 @@ from .exceptions import (
     ColumnTypeError,
     CommitConflictError,
     CorruptArtifactError,
+    DeviceError,
+    DeviceMemoryError,
     IndexExistsError,
     InvalidInputError,
     LanceArtifactError,
@@ -46,6 +57,11 @@ __all__ = [
     "CommitConflictError",
     "CorruptArtifactError",
     "CpuEncoder",
+    "DeviceArray",
+    "DeviceEncoder",
+    "DeviceError",
+    "DeviceMemoryError",
+    "DeviceSession",
     "Encoder",
     "IndexExistsError",
     "InvalidInputError",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _lance_artifact as core
 from ._arguments import (
+    bounded_sample,
     check_hnsw,
     check_model,
     check_sub_vectors,
@@ -27,10 +28,10 @@ from ._arguments import (
 )
 from ._commit import check_name, commit_segment
 from ._dataset import Handle, vector_column
-from ._encode import encode_with
+from ._encode import encode_on_devices, encode_with
 from ._lance_artifact import Artifact, IvfPqModel, PartitionArtifactBuilder
 from ._progress import reporter
-from .backends import Backend, TrainParams, resolve_backend
+from .backends import Backend, DatasetBackend, DeviceEncoder, TrainParams, resolve_backend
 from .backends.cpu import CpuBackend
 from .exceptions import (
     ArtifactMismatchError,
@@ -80,6 +81,7 @@ def train(
     fragment_ids: Sequence[int] | None = None,
     target_partition_size: int | None = None,
     backend: str | Backend = "auto",
+    devices: Sequence[int] | None = None,
     progress: Progress = False,
 ) -> IvfPqModel:
     """Train centroids and codebook on a random sample of the column, drawn without loading the column.
@@ -107,6 +109,8 @@ def train(
     target_partition_size : int, default 8192
         Rows of a partition where num_partitions is not given.
     backend : str or Backend, default "auto"
+    devices : sequence of int, optional
+        GPUs of a backend that has them; the first one trains. Default the first visible one.
     progress : bool or callable, default False
         True: a tqdm bar on a terminal. A callable gets `lance.progress.IndexProgress`.
 
@@ -120,7 +124,7 @@ def train(
     handle = Handle.of(dataset)
     path, dimension = vector_column(handle, column)
     metric = metric_name(metric)
-    chosen = resolve_backend(backend)
+    chosen = resolve_backend(backend, devices)
     ids = fragment_list(fragment_ids)
     if num_sub_vectors is None:
         raise InvalidInputError(
@@ -141,8 +145,12 @@ def train(
         metric, num_partitions, num_sub_vectors, num_bits, sample_rate, max_iters, seed, given
     )
     check_training(params)
+    if isinstance(chosen, DatasetBackend):
+        return chosen.train_on_dataset(handle.dataset, path, params, ids)
+    source = handle.vectors(path, ids)
     wanted = sample_rate * (max(num_partitions, 2**num_bits) if given is None else 2**num_bits)
-    sample = handle.vectors(path, ids).sample(wanted, metric, seed)
+    wanted = bounded_sample(chosen, params, wanted, min(wanted, source.count_rows()), dimension, source.dtype)
+    sample = source.sample(wanted, metric, seed)
     LOGGER.info("training on %d vectors with backend %s", len(sample), chosen.name)
     model = chosen.train(sample, params, progress=reporter(progress))
     check_model(chosen, model, params, sample)
@@ -156,6 +164,8 @@ def build_artifact(
     artifact_uri: str | Path,
     *,
     backend: str | Backend = "auto",
+    devices: Sequence[int] | None = None,
+    batch_rows: int | None = None,
     fragment_ids: Sequence[int] | None = None,
     memory_limit: int | None = None,
     num_buckets: int | None = None,
@@ -178,6 +188,10 @@ def build_artifact(
     artifact_uri : str or path
         Local path, or a URI of an object store.
     backend : str or Backend, default "auto"
+    devices : sequence of int, optional
+        GPUs of a backend that has them; they share the rows. Default the first visible one.
+    batch_rows : int, optional
+        Rows that a GPU gets at once. Default: chosen from its free memory, up to 65,536 rows or 64 MiB.
     fragment_ids : sequence of int, optional
         Encode these fragments only: one worker's share.
     memory_limit : int, optional
@@ -197,10 +211,12 @@ def build_artifact(
         There is an artifact and overwrite is False.
     StorageError
         Reading or writing failed; nothing is left behind.
+    DeviceError, DeviceMemoryError
+        A GPU failed, or has too little memory also for small batches; nothing is left behind.
     """
     handle = Handle.of(dataset)
     path, _ = vector_column(handle, column)
-    chosen = resolve_backend(backend)
+    chosen = resolve_backend(backend, devices)
     source = handle.vectors(path, fragment_list(fragment_ids))
     if (model.dtype, model.dimension) != (source.dtype, source.dimension):
         raise ArtifactMismatchError(
@@ -208,6 +224,28 @@ def build_artifact(
         )
     LOGGER.info("encoding with backend %s", chosen.name)
     report = reporter(progress)
+    if isinstance(chosen, DatasetBackend):
+        for what, value in (
+            ("memory_limit", memory_limit),
+            ("num_buckets", num_buckets),
+            ("batch_rows", batch_rows),
+        ):
+            if value is not None:
+                raise InvalidInputError(
+                    f"{what}: backend {chosen.name!r} writes its artifact itself and takes none"
+                )
+        if overwrite or storage_options:
+            raise InvalidInputError(
+                f"overwrite and storage_options: backend {chosen.name!r} writes its artifact itself, to a new local folder"
+            )
+        return chosen.write_artifact(handle.dataset, path, model, artifact_uri, fragment_list(fragment_ids))
+    encoder = chosen.encoder(model)
+    if batch_rows is not None and not isinstance(encoder, DeviceEncoder):
+        raise InvalidInputError(
+            f"batch_rows: backend {chosen.name!r} does not encode on a device and takes none"
+        )
+    if batch_rows is not None and batch_rows < 1:
+        raise InvalidInputError(f"batch_rows: got {batch_rows}, expected at least 1")
     builder = PartitionArtifactBuilder(
         str(artifact_uri),
         model,
@@ -220,8 +258,10 @@ def build_artifact(
     try:
         if isinstance(chosen, CpuBackend):
             seen, dropped = source.encode_on_cpu(model, builder, report)
+        elif isinstance(encoder, DeviceEncoder):
+            seen, dropped, _ = encode_on_devices(encoder, model, source, builder, batch_rows, report)
         else:
-            seen, dropped = encode_with(chosen, model, source, builder, report)
+            seen, dropped = encode_with(chosen, encoder, model, source, builder, report)
         return builder.finish(rows_seen=seen, rows_dropped=dropped)
     except BaseException:
         builder.abort()
@@ -343,6 +383,7 @@ def create_index(
     m: int = 20,
     ef_construction: int = 150,
     backend: str | Backend = "auto",
+    devices: Sequence[int] | None = None,
     artifact_uri: str | Path | None = None,
     keep_artifact: bool | None = None,
     memory_limit: int | None = None,
@@ -362,6 +403,8 @@ def create_index(
         Of IVF_HNSW_PQ.
     backend : str or Backend, default "auto"
         "auto" takes a GPU if there is one, else the CPU.
+    devices : sequence of int, optional
+        GPUs of a backend that has them; the first one trains, all encode. Default the first visible one.
     artifact_uri : str or path, optional
         Where the encoded rows are laid out (8 + 4 + pq_code_width bytes a row). Default: a folder in the system's temporary
         folder, removed at the end.
@@ -388,7 +431,7 @@ def create_index(
     metric = metric_name(metric)
     num_partitions = whole_number("num_partitions", num_partitions)
     check_name(handle, name or f"{path}_idx", replace, path)
-    chosen = resolve_backend(backend)
+    chosen = resolve_backend(backend, devices)
     if keep_artifact and artifact_uri is None:
         raise InvalidInputError("keep_artifact: got True without artifact_uri; say where to keep it")
     check_hnsw(index_type, m, ef_construction)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ from ._lance_artifact import IvfPqModel, PartitionArtifactBuilder
 from ._model import as_fixed_size_list
 from .backends import Backend, TrainParams
 from .exceptions import InvalidInputError
+
+LOGGER = logging.getLogger("lance_artifact")
 
 INDEX_TYPES = ("IVF_PQ", "IVF_HNSW_PQ")
 
@@ -82,6 +86,48 @@ def check_training(params: TrainParams) -> None:
     ):
         if value < least:
             raise InvalidInputError(f"{what}: got {value}, expected at least {least}")
+
+
+# Share of the free memory of this machine that a training sample may take: drawing it needs copies.
+SAMPLE_SHARE = 0.25
+# Training vectors for each centroid and codeword below which k-means is not worth its name.
+LEAST_SAMPLE_RATE = 16
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def bounded_sample(
+    backend: Backend, params: TrainParams, wanted: int, there: int, dimension: int, dtype: str
+) -> int:
+    """Rows of the training sample that fit the memory of this machine and of the backend's device.
+
+    Fewer than wanted are said; too few are an error before anything is read.
+    """
+    most = int(available_memory() * SAMPLE_SHARE) // (dimension * np.dtype(dtype).itemsize)
+    where = "this machine's memory"
+    limit = getattr(backend, "sample_bytes", None)
+    if limit is not None and limit() // (dimension * 4) < most:
+        most, where = limit() // (dimension * 4), "the device's memory"
+    if there <= most:
+        return wanted
+    codes = 2**params.num_bits
+    needed = LEAST_SAMPLE_RATE * (
+        codes if params.ivf_centroids is not None else max(params.num_partitions, codes)
+    )
+    if most < min(needed, there):
+        raise InvalidInputError(
+            f"training: a sample of {min(needed, there)} vectors of dimension {dimension} does not fit {where}, which holds {most}; "
+            "lower num_partitions, or train elsewhere and pass ivf_centroids and pq_codebook"
+        )
+    LOGGER.warning("training on %d vectors instead of %d: more do not fit %s", most, there, where)
+    return most
 
 
 def check_hnsw(index_type: str, m: int, ef_construction: int) -> None:

@@ -1,27 +1,54 @@
-"""The loop for encoders in Python: batches are scanned ahead and prepared in the extension, encoded here."""
+"""Encoders in Python: on devices, which the extension feeds, or in a loop over batches that the extension scans ahead."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ._lance_artifact import IvfPqModel, PartitionArtifactBuilder, _VectorSource
+from ._lance_artifact import IvfPqModel, PartitionArtifactBuilder, _VectorSource, encode_on_device
 from ._progress import Report
-from .backends import Backend
+from .backends import Backend, DeviceEncoder, Encoder
 from .exceptions import InvalidInputError, LanceArtifactError
+
+LOGGER = logging.getLogger("lance_artifact")
+
+
+def encode_on_devices(
+    encoder: DeviceEncoder,
+    model: IvfPqModel,
+    source: _VectorSource,
+    builder: PartitionArtifactBuilder,
+    batch_rows: int | None,
+    report: Report | None,
+) -> tuple[int, dict[str, int], list[dict[str, Any]]]:
+    """Rows seen, rows dropped by reason, and what each device did."""
+    seen, dropped, reports = encode_on_device(
+        source, model, builder, encoder, list(encoder.devices), batch_rows=batch_rows, progress=report
+    )
+    for device in reports:
+        for note in device["notes"]:
+            LOGGER.warning("%s: %s", device["device"], note)
+        LOGGER.info(
+            "%s encoded %d rows in batches of %d: waited %.2f s for the scan, filled slots %.2f s, copied %.2f s, "
+            "encoded %.2f s, waited %.2f s for the writer",
+            *(device[key] for key in ("device", "rows", "batch_rows", "scan_wait_seconds", "fill_seconds",
+                                      "copy_seconds", "encode_seconds", "write_seconds")),
+        )  # fmt: skip
+    return seen, dropped, reports
 
 
 def encode_with(
     backend: Backend,
+    encoder: Encoder,
     model: IvfPqModel,
     source: _VectorSource,
     builder: PartitionArtifactBuilder,
     report: Report | None,
 ) -> tuple[int, dict[str, int]]:
     """The loop for encoders in Python: a batch is prepared and scanned ahead in the extension, encoded here."""
-    encoder = backend.encoder(model)
     scan = source.scan(model.metric)
     total, seen = source.count_rows(), 0
     if report:

@@ -8,15 +8,20 @@ import pyarrow as pa
 __all__ = [
     "Artifact",
     "CpuEncoder",
+    "DeviceArray",
     "IvfPqModel",
     "PartitionArtifactBuilder",
     "VerifyReport",
+    "_CudaDevice",
     "_VectorScan",
     "_VectorSource",
     "__version__",
     "build_segment",
+    "cuda_devices",
     "delete_artifact",
     "discard_segment",
+    "encode_on_device",
+    "measure_copy",
     "train_on_cpu",
 ]
 __version__: str
@@ -55,6 +60,33 @@ class IvfPqModel:
 class CpuEncoder:
     def __new__(cls, model: IvfPqModel) -> CpuEncoder: ...
     def encode(self, vectors: Any) -> tuple[pa.UInt32Array, pa.FixedSizeListArray]: ...
+
+@final
+class DeviceArray:
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+@final
+class _CudaDevice:
+    def __new__(cls, index: int) -> _CudaDevice: ...
+    def __enter__(self) -> _CudaDevice: ...
+    def __exit__(self, *_exception: Any) -> None: ...
+    def free_memory(self) -> int: ...
 
 @final
 class PartitionArtifactBuilder:
@@ -208,3 +240,15 @@ def discard_segment(
     uri: str, version: int, uuid: str, *, storage_options: Mapping[str, str] | None = None
 ) -> None: ...
 def delete_artifact(uri: str, storage_options: Mapping[str, str] | None = None) -> None: ...
+def cuda_devices(*, free_memory: bool = False) -> dict[str, Any]: ...
+def measure_copy(device: int, *, size: int = 67108864, repeats: int = 20) -> tuple[float, float]: ...
+def encode_on_device(
+    source: _VectorSource,
+    model: IvfPqModel,
+    builder: PartitionArtifactBuilder,
+    encoder: Any,
+    devices: Sequence[int],
+    *,
+    batch_rows: int | None = None,
+    progress: _Report | None = None,
+) -> tuple[int, dict[str, int], list[dict[str, Any]]]: ...

@@ -47,11 +47,12 @@ _OURS = {
     "artifact_uri",
     "keep_artifact",
     "memory_limit",
+    "devices",
 }
 
 
 def _is_cuvs(accelerator: Any) -> bool:
-    return isinstance(accelerator, str) and accelerator == "cuvs"
+    return isinstance(accelerator, str) and (accelerator == "cuvs" or accelerator.startswith("cuvs:"))
 
 
 def pylance_knows_cuvs() -> bool:
@@ -116,7 +117,7 @@ def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments
             self,
             column,
             index_type,
-            backend=resolve_accelerator(accelerator),
+            backend=resolve_accelerator(accelerator, extra.pop("devices", None)),
             progress=progress,
             **arguments,
             **extra,

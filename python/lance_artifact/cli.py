@@ -25,6 +25,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.CommitConflictError, 8),
     (errors.IndexExistsError, 9),
     (errors.StorageError, 10),
+    (errors.DeviceError, 11),
     (errors.InvalidInputError, 2),
     (errors.ColumnNotFoundError, 2),
     (errors.ColumnTypeError, 2),
@@ -108,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     training(build)
     committing(build)
     build.add_argument("--backend", default="auto")
+    build.add_argument(
+        "--devices", type=_devices, metavar="N,N", help="GPUs that share the rows; default the first"
+    )
     build.add_argument("--artifact", metavar="URI", help="where to lay the artifact out, and keep it")
     build.add_argument("--artifact-only", action="store_true", help="stop before the index; needs --artifact")
     build.add_argument(
@@ -136,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
 
     command("backends", "who can train and encode here, and what the others lack")
     return parser
+
+
+def _devices(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected device indices such as 0 or 0,1") from None
 
 
 def _demo(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
@@ -192,12 +203,13 @@ def _build(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         "seed": args.seed,
         "fragment_ids": args.fragment,
         "backend": args.backend,
+        "devices": args.devices,
         "progress": _bars(args),
     }
     if args.artifact_only:
         model = la.train(ds, args.column, **parameters)
         artifact = la.build_artifact(
-            ds, args.column, model, args.artifact, backend=args.backend, fragment_ids=args.fragment,
+            ds, args.column, model, args.artifact, backend=args.backend, devices=args.devices, fragment_ids=args.fragment,
             memory_limit=args.memory_limit, storage_options=options, progress=_bars(args),
         )  # fmt: skip
         return {"artifact": artifact.uri, "rows": artifact.manifest["rows"]}, f"{artifact!r}", 0
@@ -307,15 +319,23 @@ def _verify(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
 
 def _backends(_: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     from . import available_backends
+    from .backends._cuda import probe
 
     found = available_backends()
-    result = {
+    result: dict[str, Any] = {
         n: {"available": a.ok, "missing": list(a.missing), "details": a.details} for n, a in found.items()
     }
     text = []
     for name, availability in found.items():
         text.append(f"{name}: {'available' if availability.ok else 'not available'}")
         text += [f"  missing {reason}" for reason in availability.missing]
+    # Starts the devices, which only this command does without work for them.
+    result["cuda"] = probe(free_memory=True)
+    for device in result["cuda"]["devices"]:
+        text.append(
+            f"CUDA device {device['index']}: {device['name']}, compute capability {'.'.join(map(str, device['compute_capability']))}, "
+            f"{device['free_memory'] / 2**30:.1f} of {device['total_memory'] / 2**30:.1f} GiB free"
+        )
     return result, "\n".join(text), 0
 
 

@@ -11,6 +11,8 @@ __all__ = [
     "ColumnTypeError",
     "CommitConflictError",
     "CorruptArtifactError",
+    "DeviceError",
+    "DeviceMemoryError",
     "IndexExistsError",
     "InvalidInputError",
     "LanceArtifactError",
@@ -55,6 +57,14 @@ class ArtifactMismatchError(LanceArtifactError, ValueError):
 
 class BackendUnavailableError(LanceArtifactError, RuntimeError):
     """The backend cannot run here; the message says what is missing and how to get it."""
+
+
+class DeviceError(LanceArtifactError, RuntimeError):
+    """A device failed in the middle of work: it is lost, or its driver refused a call. Nothing was committed."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """A device has too little free memory, even for the smallest batch."""
 
 
 class IndexExistsError(LanceArtifactError, RuntimeError):

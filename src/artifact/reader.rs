@@ -13,7 +13,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 
 use super::checksum::{checksum, to_hex};
 use super::files::BucketFiles;
-use super::layout::{MANIFEST_FILE, PART_ID_COLUMN, partition_schema};
+use super::layout::{MANIFEST_FILE, METADATA_FILE, PART_ID_COLUMN, partition_schema};
 use super::manifest::{CHECKSUM_KIND, Manifest};
 use super::metadata;
 use super::store::{ArtifactStore, StorageOptions};
@@ -61,8 +61,16 @@ impl Artifact {
     pub async fn open(uri: &str, storage_options: Option<&StorageOptions>) -> Result<Self> {
         let store = ArtifactStore::open(uri, storage_options).await?;
         let Some(bytes) = store.read(MANIFEST_FILE).await? else {
+            let legacy = if store.read(METADATA_FILE).await?.is_some() {
+                format!(
+                    ". {METADATA_FILE} is there: this is a build that has not finished, or an artifact of pylance-cuvs 0.1.0b1 or \
+                     0.1.0b2, which say nowhere which rows belong to which partition; pylance-cuvs must be newer than 0.1.0b2"
+                )
+            } else {
+                String::new()
+            };
             return Err(Error::ArtifactNotFound(format!(
-                "{}: no partition artifact here: {MANIFEST_FILE} does not exist; it appears when a build finishes",
+                "{}: no partition artifact here: {MANIFEST_FILE} does not exist; it appears when a build finishes{legacy}",
                 store.uri()
             )));
         };

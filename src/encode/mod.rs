@@ -2,6 +2,7 @@
 
 mod column;
 mod cpu;
+pub mod device;
 mod pipeline;
 mod prepare;
 mod source;

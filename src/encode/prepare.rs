@@ -6,7 +6,10 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, Float64Type};
 use arrow_array::{Array, ArrayRef, ArrowPrimitiveType, BooleanArray, FixedSizeListArray, PrimitiveArray, UInt64Array};
-use lance_linalg::kernels::normalize_fsl;
+use arrow_buffer::NullBuffer;
+use half::f16;
+use lance_linalg::kernels::{Normalizable, normalize};
+use num_traits::Float;
 
 use crate::error::{Error, Result};
 use crate::model::{ElementType, Metric, fixed_size_list, flat_values};
@@ -50,79 +53,198 @@ pub struct PreparedVectors {
     pub dropped: Dropped,
 }
 
-/// Why a row is kept or dropped.
-#[derive(Clone, Copy, PartialEq)]
-enum Fate {
-    Kept,
-    Null,
-    NonFinite,
+/// An element type of vectors: what is finite, and how a row is normalised.
+trait Element: ArrowPrimitiveType<Native: Normalizable> {}
+impl Element for Float16Type {}
+impl Element for Float32Type {}
+impl Element for Float64Type {}
+
+/// Without an early end, which would keep the loop from being vectorised: nearly all rows are finite.
+fn all_finite<F: Float>(values: &[F]) -> bool {
+    values.iter().fold(true, |finite, v| finite & v.is_finite())
 }
 
-fn fates<T: ArrowPrimitiveType>(vectors: &FixedSizeListArray, values: &ArrayRef, finite: impl Fn(T::Native) -> bool) -> Vec<Fate> {
-    let dimension = vectors.value_length() as usize;
-    let values: &PrimitiveArray<T> = values.as_primitive();
-    let inner_nulls = values.nulls().filter(|n| n.null_count() > 0);
-    values
-        .values()
-        .chunks_exact(dimension)
-        .enumerate()
-        .map(|(row, vector)| {
-            let null = vectors.is_null(row) || inner_nulls.is_some_and(|n| n.slice(row * dimension, dimension).null_count() > 0);
-            if null {
-                Fate::Null
-            } else if vector.iter().all(|v| finite(*v)) {
-                Fate::Kept
-            } else {
-                Fate::NonFinite
+/// The rows of a batch: which are null, and their elements.
+struct Rows<'a, T: Element> {
+    dimension: usize,
+    nulls: Option<&'a NullBuffer>,
+    element_nulls: Option<&'a NullBuffer>,
+    values: &'a [T::Native],
+}
+
+impl<'a, T: Element> Rows<'a, T> {
+    fn new(vectors: &'a FixedSizeListArray, values: &'a ArrayRef) -> Self {
+        let values = values.as_primitive::<T>();
+        Self {
+            dimension: vectors.value_length() as usize,
+            nulls: vectors.nulls().filter(|n| n.null_count() > 0),
+            element_nulls: values.nulls().filter(|n| n.null_count() > 0),
+            values: values.values(),
+        }
+    }
+
+    fn is_null(&self, row: usize) -> bool {
+        self.nulls.is_some_and(|n| n.is_null(row))
+            || self.element_nulls.is_some_and(|n| n.slice(row * self.dimension, self.dimension).null_count() > 0)
+    }
+
+    fn len(&self) -> usize {
+        self.values.len() / self.dimension
+    }
+
+    fn row(&self, row: usize) -> &'a [T::Native] {
+        &self.values[row * self.dimension..(row + 1) * self.dimension]
+    }
+
+    /// For each row whether it is kept, and the rows dropped.
+    fn usable(&self) -> (Vec<bool>, Dropped) {
+        let mut dropped = Dropped::default();
+        let kept = (0..self.len())
+            .map(|row| {
+                let (null, finite) = (self.is_null(row), all_finite(self.row(row)));
+                dropped.null += u64::from(null);
+                dropped.non_finite += u64::from(!null && !finite);
+                !null && finite
+            })
+            .collect();
+        (kept, dropped)
+    }
+
+    /// Copy the usable rows, one after the other, to the start of `out`; each is read from memory once. Returns the rows
+    /// kept. `metric` decides whether they are normalised, with Lance's own kernel so that codes come out equal.
+    fn copy_into<O: Float>(&self, metric: Metric, out: &mut [O], convert: impl Fn(T::Native) -> O + Copy) -> Result<(Vec<u32>, Dropped)> {
+        let mut dropped = Dropped::default();
+        let mut kept = Vec::with_capacity(self.len());
+        for row in 0..self.len() {
+            let place = kept.len() * self.dimension;
+            let target = &mut out[place..place + self.dimension];
+            if self.is_null(row) {
+                dropped.null += 1;
+                continue;
             }
-        })
-        .collect()
-}
-
-fn row_fates(vectors: &FixedSizeListArray, element_type: ElementType) -> Vec<Fate> {
-    let values = flat_values(vectors);
-    match element_type {
-        ElementType::Float16 => fates::<Float16Type>(vectors, &values, |v| v.is_finite()),
-        ElementType::Float32 => fates::<Float32Type>(vectors, &values, f32::is_finite),
-        ElementType::Float64 => fates::<Float64Type>(vectors, &values, f64::is_finite),
+            let source = self.row(row);
+            if !all_finite(source) {
+                dropped.non_finite += 1;
+                continue;
+            }
+            if metric == Metric::Cosine {
+                let mut finite = true;
+                for (to, from) in target.iter_mut().zip(normalize(source).0) {
+                    finite &= from.is_finite();
+                    *to = convert(from);
+                }
+                // A norm of zero makes NaN and infinities.
+                if !finite {
+                    dropped.zero_norm += 1;
+                    continue;
+                }
+            } else {
+                for (to, from) in target.iter_mut().zip(source) {
+                    *to = convert(*from);
+                }
+            }
+            if size_of::<O>() < size_of::<T::Native>() && !all_finite(target) {
+                return Err(Error::invalid(
+                    "a vector of the float64 column has an element beyond the range of float32, in which this backend computes; \
+                     use backend=\"cpu\", or remove the vector",
+                ));
+            }
+            kept.push(row as u32);
+        }
+        Ok((kept, dropped))
     }
 }
 
-fn keep(row_ids: &UInt64Array, vectors: &FixedSizeListArray, mask: Vec<bool>) -> Result<(UInt64Array, FixedSizeListArray)> {
-    let mask = BooleanArray::from(mask);
-    let row_ids = arrow_select::filter::filter(row_ids, &mask)?.as_primitive().clone();
-    let vectors = arrow_select::filter::filter(vectors, &mask)?.as_fixed_size_list().clone();
-    Ok((row_ids, vectors))
+/// A place for vectors on their way to a device: of the column's own type, or float32 for float64 columns.
+pub enum VectorsMut<'a> {
+    Float16(&'a mut [f16]),
+    Float32(&'a mut [f32]),
 }
 
-/// Drop what Lance drops; for cosine normalise what is left (with Lance's own kernel, so that codes come out equal).
-pub fn prepare(row_ids: &UInt64Array, vectors: &FixedSizeListArray, metric: Metric) -> Result<PreparedVectors> {
-    let element_type = ElementType::try_from(&vectors.value_type())?;
+/// Copy the usable vectors of a batch, filtered and normalised as [`prepare`] does it, to the start of `out` in one pass.
+/// Returns the row ids kept and the rows dropped.
+pub fn prepare_into(
+    row_ids: &UInt64Array,
+    vectors: &FixedSizeListArray,
+    metric: Metric,
+    out: VectorsMut<'_>,
+) -> Result<(Vec<u64>, Dropped)> {
+    let values = flat_values(vectors);
+    let (kept, dropped) = match (ElementType::try_from(&vectors.value_type())?, out) {
+        (ElementType::Float16, VectorsMut::Float16(out)) => Rows::<Float16Type>::new(vectors, &values).copy_into(metric, out, |v| v)?,
+        (ElementType::Float16, VectorsMut::Float32(out)) => {
+            Rows::<Float16Type>::new(vectors, &values).copy_into(metric, out, f16::to_f32)?
+        }
+        (ElementType::Float32, VectorsMut::Float32(out)) => Rows::<Float32Type>::new(vectors, &values).copy_into(metric, out, |v| v)?,
+        (ElementType::Float64, VectorsMut::Float32(out)) => {
+            Rows::<Float64Type>::new(vectors, &values).copy_into(metric, out, |v| v as f32)?
+        }
+        (element, VectorsMut::Float16(_)) => {
+            return Err(Error::invalid(format!(
+                "the encoder takes float16, the column is {element}; expected an encoder that takes float32"
+            )));
+        }
+    };
     if row_ids.len() != vectors.len() {
         return Err(Error::internal(format!("{} row ids for {} vectors", row_ids.len(), vectors.len())));
     }
-    let mut dropped = Dropped::default();
-    let fates = row_fates(vectors, element_type);
-    for fate in &fates {
-        dropped.null += u64::from(*fate == Fate::Null);
-        dropped.non_finite += u64::from(*fate == Fate::NonFinite);
+    let ids = row_ids.values();
+    Ok((kept.iter().map(|row| ids[*row as usize]).collect(), dropped))
+}
+
+fn usable(vectors: &FixedSizeListArray, element_type: ElementType) -> (Vec<bool>, Dropped) {
+    let values = flat_values(vectors);
+    match element_type {
+        ElementType::Float16 => Rows::<Float16Type>::new(vectors, &values).usable(),
+        ElementType::Float32 => Rows::<Float32Type>::new(vectors, &values).usable(),
+        ElementType::Float64 => Rows::<Float64Type>::new(vectors, &values).usable(),
     }
-    let (mut row_ids, mut vectors) = if dropped.total() > 0 {
-        keep(row_ids, vectors, fates.iter().map(|f| *f == Fate::Kept).collect())?
+}
+
+fn normalized(vectors: &FixedSizeListArray, element_type: ElementType) -> Result<(Vec<u32>, ArrayRef, Dropped)> {
+    fn run<T: Element>(vectors: &FixedSizeListArray) -> Result<(Vec<u32>, ArrayRef, Dropped)>
+    where
+        PrimitiveArray<T>: From<Vec<T::Native>>,
+    {
+        let values = flat_values(vectors);
+        let rows = Rows::<T>::new(vectors, &values);
+        let mut out = vec![T::Native::default(); rows.values.len()];
+        let (kept, dropped) = rows.copy_into(Metric::Cosine, &mut out, |v| v)?;
+        out.truncate(kept.len() * rows.dimension);
+        Ok((kept, Arc::new(PrimitiveArray::<T>::from(out)), dropped))
+    }
+    match element_type {
+        ElementType::Float16 => run::<Float16Type>(vectors),
+        ElementType::Float32 => run::<Float32Type>(vectors),
+        ElementType::Float64 => run::<Float64Type>(vectors),
+    }
+}
+
+/// Drop what Lance drops; for cosine normalise what is left.
+pub fn prepare(row_ids: &UInt64Array, vectors: &FixedSizeListArray, metric: Metric) -> Result<PreparedVectors> {
+    let element_type = ElementType::try_from(&vectors.value_type())?;
+    let dimension = vectors.value_length() as usize;
+    if row_ids.len() != vectors.len() {
+        return Err(Error::internal(format!("{} row ids for {} vectors", row_ids.len(), vectors.len())));
+    }
+    if metric == Metric::Cosine {
+        let (kept, values, dropped) = normalized(vectors, element_type)?;
+        let row_ids = if kept.len() == row_ids.len() {
+            row_ids.clone()
+        } else {
+            kept.iter().map(|row| row_ids.value(*row as usize)).collect::<Vec<_>>().into()
+        };
+        return Ok(PreparedVectors { row_ids, vectors: fixed_size_list(values, dimension)?, dropped });
+    }
+    let (kept, dropped) = usable(vectors, element_type);
+    let (row_ids, vectors) = if dropped.total() > 0 {
+        let mask = BooleanArray::from(kept);
+        let row_ids = arrow_select::filter::filter(row_ids, &mask)?.as_primitive().clone();
+        (row_ids, arrow_select::filter::filter(vectors, &mask)?.as_fixed_size_list().clone())
     } else {
         (row_ids.clone(), vectors.clone())
     };
-    vectors = fixed_size_list(flat_values(&vectors), vectors.value_length() as usize)?;
-    if metric == Metric::Cosine && !vectors.is_empty() {
-        vectors = normalize_fsl(&vectors)?;
-        // A norm of zero turned the vector into NaN.
-        let fates = row_fates(&vectors, element_type);
-        dropped.zero_norm = fates.iter().filter(|f| **f != Fate::Kept).count() as u64;
-        if dropped.zero_norm > 0 {
-            (row_ids, vectors) = keep(&row_ids, &vectors, fates.iter().map(|f| *f == Fate::Kept).collect())?;
-        }
-        vectors = fixed_size_list(without_nulls(&flat_values(&vectors)), vectors.value_length() as usize)?;
-    }
+    let vectors = fixed_size_list(without_nulls(&flat_values(&vectors)), dimension)?;
     Ok(PreparedVectors { row_ids, vectors, dropped })
 }
 

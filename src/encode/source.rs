@@ -84,19 +84,25 @@ impl VectorSource {
         self.column.dimension * self.column.element_type.byte_width()
     }
 
-    /// All rows in order, prepared for `metric`, in batches of about 16 MiB of vectors with a few read ahead.
-    pub async fn scan(&self, metric: Metric) -> Result<impl Stream<Item = Result<PreparedVectors>> + Send + use<>> {
+    /// All rows in order, in batches of about 16 MiB of vectors with a few read ahead.
+    pub async fn scan_unfiltered(&self) -> Result<impl Stream<Item = Result<Scanned>> + Send + use<>> {
         let mut scanner = self.dataset.scan();
         scanner.project(&[self.column.path.as_str()])?.with_row_id();
         scanner.with_fragments(self.fragments.clone());
         let rows = (BATCH_BYTES / self.row_bytes().max(1)).clamp(256, 65_536);
         // Read-ahead holds batches: as many as there are threads to encode them, no more.
-        let ahead = std::thread::available_parallelism().map_or(4, usize::from).min(8);
+        let ahead = std::thread::available_parallelism().map_or(4, usize::from).min(16);
         scanner.batch_size(rows).batch_readahead(ahead).scan_in_order(true);
         scanner.io_buffer_size(128 << 20);
         let column = self.column.clone();
         let stream = scanner.try_into_stream().await?;
-        Ok(stream.map(move |batch| prepare_batch(&batch?, &column, metric)))
+        Ok(stream.map(move |batch| Scanned::of(&batch?, &column)))
+    }
+
+    /// All rows in order, prepared for `metric`.
+    pub async fn scan(&self, metric: Metric) -> Result<impl Stream<Item = Result<PreparedVectors>> + Send + use<>> {
+        let scan = self.scan_unfiltered().await?;
+        Ok(scan.map(move |scanned| scanned.and_then(|s| prepare(&s.row_ids, &s.vectors, metric))))
     }
 
     /// `rows` random vectors, prepared for `metric`, drawn without loading the column and the same for the same seed; fewer
@@ -214,12 +220,30 @@ fn select_fragments(dataset: &Dataset, fragment_ids: Option<&[u32]>) -> Result<V
     Ok(found)
 }
 
-fn prepare_batch(batch: &RecordBatch, column: &VectorColumn, metric: Metric) -> Result<PreparedVectors> {
-    let row_ids = batch
-        .column_by_name(lance_core::ROW_ID)
-        .and_then(|c| c.as_primitive_opt::<UInt64Type>())
-        .ok_or_else(|| Error::internal("a scanned batch has no row ids"))?;
-    prepare(row_ids, &column.extract(batch)?, metric)
+/// Scanned rows, not yet filtered.
+#[derive(Debug, Clone)]
+pub struct Scanned {
+    pub row_ids: UInt64Array,
+    pub vectors: FixedSizeListArray,
+}
+
+impl Scanned {
+    fn of(batch: &RecordBatch, column: &VectorColumn) -> Result<Self> {
+        let row_ids = batch
+            .column_by_name(lance_core::ROW_ID)
+            .and_then(|c| c.as_primitive_opt::<UInt64Type>())
+            .ok_or_else(|| Error::internal("a scanned batch has no row ids"))?;
+        Ok(Self { row_ids: row_ids.clone(), vectors: column.extract(batch)? })
+    }
+
+    pub fn len(&self) -> usize {
+        self.row_ids.len()
+    }
+
+    /// `rows` rows from `first` on, without a copy.
+    pub fn slice(&self, first: usize, rows: usize) -> Self {
+        Self { row_ids: self.row_ids.slice(first, rows), vectors: self.vectors.slice(first, rows) }
+    }
 }
 
 /// A fingerprint over the names of the files that hold the column in some fragments. Names are unique to a write, and stay

@@ -20,7 +20,7 @@ use crate::finalize::{IndexType, SegmentRequest, build_segment as build, discard
 
 /// A vector column of a dataset at a version, opened on the caller's storage options.
 #[pyclass(name = "_VectorSource", module = "lance_artifact._lance_artifact", frozen)]
-pub struct PyVectorSource(Arc<VectorSource>);
+pub struct PyVectorSource(pub(super) Arc<VectorSource>);
 
 #[pymethods]
 impl PyVectorSource {

@@ -17,6 +17,8 @@ fn class_name(error: &Error) -> &'static str {
         Error::ArtifactMismatch(_) => "ArtifactMismatchError",
         Error::CommitConflict(_) => "CommitConflictError",
         Error::Storage(_) => "StorageError",
+        Error::Device(_) => "DeviceError",
+        Error::DeviceMemory(_) => "DeviceMemoryError",
         Error::Interrupted(_) | Error::Internal(_) => "LanceArtifactError",
     }
 }

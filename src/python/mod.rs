@@ -3,6 +3,8 @@
 mod artifact;
 mod build;
 mod convert;
+mod device;
+mod dlpack;
 mod errors;
 mod model;
 mod runtime;
@@ -19,6 +21,11 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<artifact::PyVerifyReport>()?;
     module.add_class::<build::PyVectorSource>()?;
     module.add_class::<build::PyVectorScan>()?;
+    module.add_class::<device::PyDeviceArray>()?;
+    module.add_class::<device::PyCudaDevice>()?;
+    module.add_function(wrap_pyfunction!(device::cuda_devices, module)?)?;
+    module.add_function(wrap_pyfunction!(device::measure_copy, module)?)?;
+    module.add_function(wrap_pyfunction!(device::encode_on_device, module)?)?;
     module.add_function(wrap_pyfunction!(model::train_on_cpu, module)?)?;
     module.add_function(wrap_pyfunction!(build::build_segment, module)?)?;
     module.add_function(wrap_pyfunction!(build::discard_segment, module)?)?;

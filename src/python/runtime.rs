@@ -49,6 +49,11 @@ impl Cancel {
         self.0.send_replace(true);
     }
 
+    /// For work that has to wind up in order: true once it is cancelled.
+    pub fn subscribe(&self) -> watch::Receiver<bool> {
+        self.0.subscribe()
+    }
+
     /// Run `work` until it ends or is cancelled; then it is dropped where it waits.
     pub async fn race<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let mut cancelled = self.0.subscribe();

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from ._protocol import Availability, Backend, Encoder, TrainParams
+from ._protocol import (
+    Availability,
+    Backend,
+    DatasetBackend,
+    DeviceEncoder,
+    DeviceSession,
+    Encoder,
+    TrainParams,
+)
 from ._registry import available_backends, resolve_accelerator, resolve_backend
 
 __all__ = [
     "Availability",
     "Backend",
+    "DatasetBackend",
+    "DeviceEncoder",
+    "DeviceSession",
     "Encoder",
     "TrainParams",
     "available_backends",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import lance
     import pyarrow as pa
 
-    from .._lance_artifact import IvfPqModel
+    from .._lance_artifact import Artifact, DeviceArray, IvfPqModel
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,63 @@ class Encoder(Protocol):
         ...
 
 
+class DeviceSession(Protocol):
+    """An encoder at work on one device. All calls come from one thread, in which that device is current.
+
+    Attributes
+    ----------
+    on_stream : bool
+        Whether it computes on the stream it was opened with. If not, it is called when its input is there, and has its output
+        there when it returns.
+    """
+
+    on_stream: bool
+
+    def encode(self, vectors: DeviceArray, part_id: DeviceArray, pq_code: DeviceArray) -> None:
+        """Put the encoding of ``n`` vectors on the session's stream, or finish it.
+
+        Parameters
+        ----------
+        vectors : (n, dimension) of the encoder's input_dtype
+            Finite, of unit norm for cosine. Valid on the session's stream, during the call and until what the call put there
+            is done; so are the outputs.
+        part_id : (n,) uint32
+            Written.
+        pq_code : (n, pq_code_width) uint8
+            Written.
+
+        Raises
+        ------
+        MemoryError
+            The device is out of memory: the call is repeated with fewer rows.
+        """
+        ...
+
+    def close(self) -> None:
+        """Finish and release everything; also called after errors."""
+        ...
+
+
+@runtime_checkable
+class DeviceEncoder(Encoder, Protocol):
+    """An encoder that computes on CUDA devices: it is fed by asynchronous copies, several batches in flight.
+
+    Attributes
+    ----------
+    input_dtype : {"float16", "float32"}
+        What it takes; float64 columns are narrowed to float32 on their way.
+    devices : sequence of int
+        Where it computes; they share the rows.
+    """
+
+    input_dtype: str
+    devices: Sequence[int]
+
+    def open(self, device: int, stream: int) -> DeviceSession:
+        """Get ready on a device, which is current in the calling thread, to compute on ``stream`` (a ``cudaStream_t``)."""
+        ...
+
+
 @runtime_checkable
 class Backend(Protocol):
     """Trains models and makes encoders.
@@ -99,4 +160,26 @@ class Backend(Protocol):
 
     def encoder(self, model: IvfPqModel) -> Encoder:
         """An encoder for a model, its own or anybody's."""
+        ...
+
+
+@runtime_checkable
+class DatasetBackend(Backend, Protocol):
+    """A backend that reads the dataset itself and writes a whole artifact: its artifact is finalized as it is."""
+
+    def train_on_dataset(
+        self, dataset: lance.LanceDataset, column: str, params: TrainParams, fragment_ids: list[int] | None
+    ) -> IvfPqModel:
+        """Train on the rows of a dataset at the version of its handle."""
+        ...
+
+    def write_artifact(
+        self,
+        dataset: lance.LanceDataset,
+        column: str,
+        model: IvfPqModel,
+        artifact_uri: str | Path,
+        fragment_ids: list[int] | None,
+    ) -> Artifact:
+        """Encode the dataset with a model that this backend trained."""
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -42,13 +44,28 @@ def available_backends() -> dict[str, Availability]:
     return {name: _load(name).availability() for name in sorted(_names())}
 
 
-def resolve_backend(backend: str | Backend) -> Backend:
+def _on(backend: Backend, devices: Sequence[int] | None) -> Backend:
+    """The backend on the devices that were asked for."""
+    if devices is None:
+        return backend
+    move = getattr(backend, "on_devices", None)
+    if move is None:
+        raise InvalidInputError(
+            f"devices: got {list(devices)}, but backend {backend.name!r} takes no devices; leave it out, or name a GPU backend"
+        )
+    moved: Backend = move(devices)
+    return moved
+
+
+def resolve_backend(backend: str | Backend, devices: Sequence[int] | None = None) -> Backend:
     """A backend that can run here.
 
     Parameters
     ----------
     backend : str or Backend
         A name, "auto" (a GPU if there is one, else the CPU), or an object that fulfils the protocol.
+    devices : sequence of int, optional
+        Where a backend with devices computes.
 
     Raises
     ------
@@ -57,27 +74,44 @@ def resolve_backend(backend: str | Backend) -> Backend:
     """
     if not isinstance(backend, str):
         if isinstance(backend, Backend):
-            return backend
+            return _on(backend, devices)
         raise InvalidInputError(
             f"backend: got {type(backend).__name__}, expected a name or an object with name, availability(), train() and encoder()"
         )
     if backend == "auto":
+        if devices is not None:
+            return resolve_accelerator("cuvs", devices)
         chosen = _load("cuvs")
         return chosen if chosen.availability().ok else CpuBackend()
-    chosen = _load(backend)
+    chosen = _on(_load(backend), devices)
     found = chosen.availability()
     if not found.ok:
         raise BackendUnavailableError(f"backend {backend!r} cannot run here: " + "; ".join(found.missing))
     return chosen
 
 
-def resolve_accelerator(accelerator: str) -> Backend:
-    """The backend that ``accelerator="cuvs"`` means: cuvs, else pylance-cuvs, else an error. Never the CPU."""
-    if accelerator != "cuvs":
-        raise InvalidInputError(f"accelerator: got {accelerator!r}, expected 'cuvs'")
+def resolve_accelerator(accelerator: str, devices: Sequence[int] | None = None) -> Backend:
+    """The backend that ``accelerator="cuvs"`` means: cuvs, else pylance-cuvs, else an error. Never the CPU.
+
+    ``"cuvs:1"`` is device 1, as pylance writes ``"cuda:1"``.
+    """
+    match = re.fullmatch(r"cuvs(?::(\d+))?", accelerator)
+    if match is None:
+        raise InvalidInputError(f"accelerator: got {accelerator!r}, expected 'cuvs' or 'cuvs:N'")
+    if match[1] is not None:
+        if devices is not None and list(devices) != [int(match[1])]:
+            raise InvalidInputError(
+                f"devices: got {list(devices)} and accelerator={accelerator!r}; pass one of them"
+            )
+        devices = [int(match[1])]
     reasons = []
     for name in ("cuvs", "pylance-cuvs"):
         backend = _load(name)
+        if devices is not None and hasattr(backend, "on_devices"):
+            backend = _on(backend, devices)
+        elif devices is not None and list(devices) != [0]:
+            reasons.append(f"backend {name!r}: takes no devices")
+            continue
         found = backend.availability()
         if found.ok:
             return backend

@@ -1,0 +1,2 @@
+class CuvsException(Exception):
+    pass

@@ -1,0 +1,3 @@
+from .pq import Quantizer, QuantizerParams, build
+
+__all__ = ["Quantizer", "QuantizerParams", "build"]

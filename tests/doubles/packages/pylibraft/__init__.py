@@ -1,0 +1,1 @@
+"""A double of pylibraft's arrays, over the double of the driver."""

@@ -1,0 +1,3 @@
+from .device_ndarray import device_ndarray
+
+__all__ = ["device_ndarray"]

@@ -1,0 +1,1 @@
+"""A double of rmm's choice of a memory resource."""

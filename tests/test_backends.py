@@ -1,0 +1,171 @@
+"""Who can train and encode here, what the others say they lack, and the bridge to `lance_cuvs`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lance_artifact as la
+from conftest import Gpu, column, leftovers, real_driver, stored, vectors
+from lance_artifact.backends import DatasetBackend, pylance_cuvs, resolve_accelerator
+
+K, M, DIM, ROWS = 12, 8, 32, 6000
+SHAPE = {"num_partitions": K, "num_sub_vectors": M}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lance_artifact.cli", *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.skipif(real_driver(), reason="this machine has a driver")
+def test_without_cuda_everything_says_what_is_missing() -> None:
+    done = run("backends")
+    assert done.returncode == 0
+    assert "cpu: available" in done.stdout
+    assert "missing driver: the NVIDIA driver is not installed or not visible" in done.stdout
+    assert "--gpus all" in done.stdout
+    found = json.loads(run("backends", "--json").stdout)
+    assert found["cuvs"]["details"]["cuda_driver"] is None
+    assert found["cuda"]["devices"] == []
+    assert any("pip install cuvs-cu13" in reason for reason in found["cuvs"]["missing"])
+    assert any("pip install pylance-cuvs" in reason for reason in found["pylance-cuvs"]["missing"])
+
+
+def test_a_driver_without_a_device_is_said(double: Gpu) -> None:
+    double.reset(devices=0)
+    assert (
+        "device: the NVIDIA driver (CUDA 13.0) sees no GPU; look at nvidia-smi"
+        in la.available_backends()["cuvs"].missing[0]
+    )
+
+
+def test_two_devices_are_described(double: Gpu, capsys: pytest.CaptureFixture[str]) -> None:
+    from lance_artifact.cli import main
+
+    assert main(["backends", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["cuvs"]["available"]
+    assert [d["name"] for d in found["cuda"]["devices"]] == ["Double A", "Double B"]
+    assert found["cuda"]["devices"][1]["compute_capability"] == [9, 0]
+    assert found["cuda"]["devices"][1]["free_memory"] == 1 << 30
+    assert found["cuvs"]["details"]["devices"][0]["free_memory"] is None
+    assert main(["backends"]) == 0
+    assert "CUDA device 1: Double B, compute capability 9.0, 1.0 of 1.0 GiB free" in capsys.readouterr().out
+
+
+def test_a_cuvs_that_cannot_be_imported_is_said(double: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pylibraft.common", None)
+    missing = la.available_backends()["cuvs"].missing
+    assert len(missing) == 1
+    assert "cannot be imported" in missing[0]
+    assert "nvidia-cuda-runtime" in missing[0]
+
+
+def test_auto_takes_the_gpu_where_there_is_one(double: Gpu, write: Any) -> None:
+    ds = write(vectors(ROWS, DIM))
+    la.create_index(ds, "vector", sample_rate=16, **SHAPE)
+    assert double.control.calls > 0
+    calls = double.control.calls
+    double.reset(devices=0)
+    double.control.calls = calls
+    la.create_index(ds, "vector", sample_rate=16, replace=True, **SHAPE)
+    assert double.control.calls == calls
+
+
+@pytest.fixture
+def bridge(double: Gpu, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The double of lance_cuvs, of a version that writes manifests, on a machine without the backend cuvs."""
+    import lance_cuvs
+
+    from lance_artifact.backends import cuvs
+
+    monkeypatch.setattr(pylance_cuvs, "_installed_version", lambda: "0.1.0")
+    monkeypatch.setattr(cuvs, "find_spec", lambda name: None)
+    lance_cuvs.CALLS.clear()
+    return lance_cuvs
+
+
+def test_the_bridge_finalizes_the_artifact_as_it_is(bridge: Any, write: Any) -> None:
+    array = vectors(ROWS, DIM)
+    ds = write(array)
+    assert isinstance(resolve_accelerator("cuvs"), DatasetBackend)
+    ds.create_index(
+        "vector", "IVF_PQ", metric="cosine", accelerator="cuvs", sample_rate=16, max_iters=7, **SHAPE
+    )
+    assert sum(map(len, stored(ds, "vector_idx"))) == ROWS
+    trained, written = bridge.CALLS
+    assert trained[0] == "train_ivf_pq"
+    assert trained[2] == {
+        "metric_type": "Cosine", "num_partitions": K, "num_sub_vectors": M, "sample_rate": 16, "max_iters": 7, "num_bits": 8,
+        "filter_nan": True,
+    }  # fmt: skip
+    assert written[0] == "build_ivf_pq_artifact"
+    found = ds.to_table(
+        nearest={"column": "vector", "q": array[5], "k": 1, "nprobes": K, "refine_factor": 10}
+    )
+    assert found["id"].to_pylist() == [5]
+
+
+def test_the_bridge_refuses_what_it_would_get_wrong(bridge: Any, write: Any, tmp_path: Path) -> None:
+    ds = write(vectors(ROWS, DIM))
+    backend = pylance_cuvs.PylanceCuvsBackend()
+    for parameters, message in (
+        ({"metric": "dot"}, "raw vectors"),
+        ({"num_bits": 4}, "8 bits"),
+        ({"ivf_centroids": vectors(K, DIM)}, "its own centroids"),
+        ({"fragment_ids": [0]}, "reads all fragments"),
+    ):
+        with pytest.raises(la.InvalidInputError, match=message):
+            la.train(ds, "vector", backend=backend, **{**SHAPE, **parameters})
+    model = la.train(ds, "vector", backend="cpu", sample_rate=16, **SHAPE)
+    with pytest.raises(la.InvalidInputError, match="trained in this process"):
+        la.build_artifact(ds, "vector", model, tmp_path / "a", backend=backend)
+    model = la.train(ds, "vector", backend=backend, sample_rate=16, **SHAPE)
+    for parameters in ({"memory_limit": 1 << 28}, {"overwrite": True}, {"batch_rows": 5}):
+        with pytest.raises(la.InvalidInputError, match="writes its artifact itself"):
+            la.build_artifact(ds, "vector", model, tmp_path / "a", backend=backend, **parameters)
+    with pytest.raises(la.InvalidInputError, match="local folder"):
+        la.build_artifact(ds, "vector", model, "s3://bucket/a", backend=backend)
+    older = ds.version
+    ds.delete("id = 3")
+    with pytest.raises(la.ArtifactMismatchError, match="reads the newest version"):
+        la.build_artifact(ds.checkout_version(older), "vector", model, tmp_path / "a", backend=backend)
+    assert leftovers(tmp_path / "a") == []
+
+
+def test_releases_without_a_manifest_are_refused(
+    double: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import lance
+    import pyarrow as pa
+
+    monkeypatch.setattr(pylance_cuvs, "_installed_version", lambda: "0.1.0b1")
+    missing = la.available_backends()["pylance-cuvs"].missing
+    assert "pylance-cuvs 0.1.0b1 writes artifacts without a manifest.json" in missing[0]
+    assert "newer than 0.1.0b2" in missing[0]
+    # Its artifact: shuffle files, and the model in metadata.lance.
+    from lance.file import LanceFileWriter
+
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    centroids = column(np.zeros((K, DIM), "f4"))
+    with LanceFileWriter(str(folder / "metadata.lance")) as writer:
+        writer.write_batch(pa.record_batch({"_ivf_centroids": centroids}))
+    (folder / "sorted_0.lance").write_bytes(b"LANC")
+    with pytest.raises(la.ArtifactNotFoundError, match=r"pylance-cuvs 0\.1\.0b1 or 0\.1\.0b2.*must be newer"):
+        la.Artifact.open(folder)
+    assert lance.__version__
+
+
+def test_the_bridge_calls_by_signature(bridge: Any) -> None:
+    for name in ("train_ivf_pq", "build_ivf_pq_artifact"):
+        assert "storage_options" not in inspect.signature(getattr(bridge, name)).parameters
