@@ -32,7 +32,12 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Of what is measured."""
-    return {name: version(name) for name in ("lance-artifact", "pylance", "pyarrow", "numpy")}
+    from lance_artifact import __version__
+
+    return {
+        "lance-artifact": __version__,
+        **{name: version(name) for name in ("pylance", "pyarrow", "numpy")},
+    }
 
 
 def resident() -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
+import runpy
 import signal
 import threading
 import time
@@ -524,3 +526,23 @@ def test_the_bus_is_measured(gpu: Gpu) -> None:
     to_device, from_device = measure_copy(0, size=1 << 20, repeats=3)
     assert to_device > 0
     assert from_device > 0
+
+
+def test_the_example_and_the_benchmark_run(
+    gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parent.parent
+    np.save(tmp_path / "vectors.npy", vectors(9000, DIM))
+    runpy.run_path(str(root / "examples/cuvs.py"))["main"]([str(tmp_path / "vectors.npy")])
+    assert "on the GPU" in capsys.readouterr().out
+    monkeypatch.syspath_prepend(str(root / "benches"))
+    arguments = ["--rows", "6000", "--dim", "32", "--partitions", "8", "--sub-vectors", "8", "--sample-rate", "64",
+                 "--max-iters", "5", "--runs", "1", "--parts", "stages,ours,stock", "--batch-rows", "1000",
+                 "--folder", str(tmp_path / "bench"), "--json", str(tmp_path / "gpu.json")]  # fmt: skip
+    runpy.run_path(str(root / "benches/gpu.py"))["main"](arguments)
+    table = {row["goal"]: row for row in json.loads((tmp_path / "gpu.json").read_text())}
+    assert len(table) == 4
+    assert table["end to end against stock pylance on the CPU"]["ours"] > 0
+    found = table["recall@10 beside stock pylance on the CPU"]
+    assert found["ours"] > found["peer"] - 0.1
+    assert set(found) >= {"goal", "ours", "peer", "ratio", "limit", "unit", "machine", "versions"}

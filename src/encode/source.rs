@@ -7,10 +7,12 @@ use arrow_array::types::UInt64Type;
 use arrow_array::{Array, ArrayRef, FixedSizeListArray, RecordBatch, UInt64Array, make_array};
 use arrow_buffer::MutableBuffer;
 use arrow_data::ArrayData;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use lance::Dataset;
 use lance::dataset::ProjectionRequest;
 use lance::dataset::builder::DatasetBuilder;
+use lance::dataset::fragment::{BaseSchedulers, FileFragment, FragReadConfig};
+use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
 use lance_table::format::Fragment;
 use rand::rngs::SmallRng;
 use rand::seq::index;
@@ -85,24 +87,58 @@ impl VectorSource {
     }
 
     /// All rows in order, in batches of about 16 MiB of vectors with a few read ahead.
+    ///
+    /// Reads ranges of rows rather than Lance's scan, which reads whole pages: of a table written in one piece those are as
+    /// large as its files, and several at a time.
     pub async fn scan_unfiltered(&self) -> Result<impl Stream<Item = Result<Scanned>> + Send + use<>> {
-        let mut scanner = self.dataset.scan();
-        scanner.project(&[self.column.path.as_str()])?.with_row_id();
-        scanner.with_fragments(self.fragments.clone());
-        let rows = (BATCH_BYTES / self.row_bytes().max(1)).clamp(256, 65_536);
-        // Read-ahead holds batches: as many as there are threads to encode them, no more.
-        let ahead = std::thread::available_parallelism().map_or(4, usize::from).min(16);
-        scanner.batch_size(rows).batch_readahead(ahead).scan_in_order(true);
-        scanner.io_buffer_size(128 << 20);
+        let rows = (BATCH_BYTES / self.row_bytes().max(1)).clamp(256, 65_536) as u32;
+        let ahead = std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 16);
+        let (dataset, column) = (self.dataset.clone(), self.column.clone());
+        let store = dataset.object_store(None).await?;
+        let scheduler = ScanScheduler::new(store.clone(), SchedulerConfig::max_bandwidth(&store));
+        let bases = BaseSchedulers::max_bandwidth();
+        let opened = stream::iter(self.fragments.clone())
+            .map(move |fragment| {
+                let (dataset, path) = (dataset.clone(), column.path.clone());
+                let (scheduler, bases) = (scheduler.clone(), bases.clone());
+                async move {
+                    let projection = dataset.schema().project(&[path])?;
+                    let fragment = FileFragment::new(dataset, fragment);
+                    let config = FragReadConfig::default().with_row_id(true).with_scan_scheduler(scheduler).with_base_schedulers(bases);
+                    let physical_rows = fragment.physical_rows().await? as u32;
+                    Ok::<_, Error>((Arc::new(fragment.open(&projection, config).await?), physical_rows))
+                }
+            })
+            // The next fragment's metadata comes while this one is read.
+            .buffered(2);
+        let ranges = opened
+            .map_ok(move |(reader, physical_rows)| {
+                let starts = (0..physical_rows).step_by(rows as usize);
+                stream::iter(starts.map(move |start| Ok::<_, Error>((reader.clone(), start..physical_rows.min(start + rows)))))
+            })
+            .try_flatten();
         let column = self.column.clone();
-        let stream = scanner.try_into_stream().await?;
-        Ok(stream.map(move |batch| Scanned::of(&batch?, &column)))
+        Ok(ranges
+            .map(move |range| {
+                let column = column.clone();
+                async move {
+                    let (reader, range) = range?;
+                    // A task of its own: decoding is work, and the reader of the stream may be busy.
+                    tokio::spawn(async move {
+                        let batches = reader.take_range(range, rows).await?.buffered(1).try_collect::<Vec<_>>().await?;
+                        batches.iter().filter(|b| b.num_rows() > 0).map(|b| Scanned::of(b, &column)).collect::<Result<Vec<_>>>()
+                    })
+                    .await?
+                }
+            })
+            .buffered(ahead)
+            .map_ok(|batches| stream::iter(batches.into_iter().map(Ok)))
+            .try_flatten())
     }
 
     /// All rows in order, prepared for `metric`.
     pub async fn scan(&self, metric: Metric) -> Result<impl Stream<Item = Result<PreparedVectors>> + Send + use<>> {
-        let scan = self.scan_unfiltered().await?;
-        Ok(scan.map(move |scanned| scanned.and_then(|s| prepare(&s.row_ids, &s.vectors, metric))))
+        Ok(self.scan_unfiltered().await?.map(move |scanned| scanned.and_then(|s| prepare(&s.row_ids, &s.vectors, metric))))
     }
 
     /// `rows` random vectors, prepared for `metric`, drawn without loading the column and the same for the same seed; fewer

@@ -71,6 +71,25 @@ impl PyVectorSource {
         to_pyarrow(py, Arc::new(sample))
     }
 
+    /// Scan and do nothing with it: the limit of everything that encodes. Returns rows and seconds.
+    fn drain(&self, py: Python<'_>) -> PyResult<(u64, f64)> {
+        let source = self.0.clone();
+        run(py, None, |_, cancel| async move {
+            let start = std::time::Instant::now();
+            let rows = cancel
+                .race(async {
+                    let mut scan = Box::pin(source.scan_unfiltered().await?);
+                    let mut rows = 0;
+                    while let Some(batch) = scan.try_next().await? {
+                        rows += batch.len() as u64;
+                    }
+                    Ok(rows)
+                })
+                .await?;
+            Ok((rows, start.elapsed().as_secs_f64()))
+        })
+    }
+
     /// Prepared vectors, batch by batch, a few read ahead.
     fn scan(&self, py: Python<'_>, metric: MetricArg) -> PyResult<PyVectorScan> {
         let source = self.0.clone();

@@ -1,5 +1,6 @@
 //! PyO3 bindings: convert arguments, release the GIL, map errors. No decisions.
 
+mod allocator;
 mod artifact;
 mod build;
 mod convert;

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use lance_index::progress::IndexBuildProgress;
@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 
 /// How often a waiting call looks for signals.
 const POLL: Duration = Duration::from_millis(50);
+
+/// After work that takes longer, its memory is given back.
+const LONG: Duration = Duration::from_millis(500);
 
 static RUNTIME: OnceLock<(u32, Runtime)> = OnceLock::new();
 
@@ -179,6 +182,7 @@ where
     F: Future<Output = Result<T>> + Send + 'static,
 {
     let runtime = runtime()?;
+    let started = Instant::now();
     let cancel = Cancel::new();
     let (events, receiver) = channel();
     let receiver = Mutex::new(receiver);
@@ -209,6 +213,9 @@ where
         }
     }
     let result = py.detach(|| runtime.block_on(task));
+    if started.elapsed() > LONG {
+        py.detach(super::allocator::give_back);
+    }
     match (raised, result) {
         (Some(exception), _) => Err(exception),
         (None, Ok(result)) => Ok(result?),
