@@ -23,7 +23,11 @@ lint:
     .venv/bin/ruff format --check python tests benches examples
     .venv/bin/mypy
 
-# Benchmarks: `just bench handover`, `just bench memory`
+# On a machine with an NVIDIA GPU: the GPU tests, then the GPU benchmark
+gpu *args:
+    scripts/gpu {{args}}
+
+# Benchmarks: `just bench handover`, `just bench memory`, `just bench gpu`
 bench name *args: setup
     .venv/bin/python benches/{{name}}.py {{args}}
 
