@@ -45,6 +45,35 @@ def test_without_cuda_everything_says_what_is_missing() -> None:
         assert advised == (find_spec(package) is None)
 
 
+@pytest.mark.skipif(real_driver(), reason="this machine has a driver")
+def test_a_backend_as_an_object_is_refused_too(tmp_path: Path) -> None:
+    script = f"""
+import lance, numpy as np, pyarrow as pa, lance_artifact as la
+from lance_artifact.backends.cuvs import CuvsBackend
+column = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(3000 * 8, "f4")), 8)
+ds = lance.write_dataset(pa.table({{"vector": column}}), {str(tmp_path / "t.lance")!r})
+try:
+    la.train(ds, "vector", num_partitions=2, num_sub_vectors=2, backend=CuvsBackend())
+except la.BackendUnavailableError as error:
+    print("refused", error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert "refused" in done.stdout, done.stderr
+    assert "driver" in done.stdout
+
+
+def test_a_driver_older_than_the_package_is_said(double: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lance_artifact.backends import _cuda, cuvs
+
+    monkeypatch.setattr(cuvs, "installed_distribution", lambda: ("cuvs-cu13", "26.10.0"))
+    assert la.available_backends()["cuvs"].ok
+    found = {**_cuda.probe(), "driver": (12, 8)}
+    monkeypatch.setattr(_cuda, "probe", lambda: found)
+    assert "it runs CUDA 12.8, and cuvs-cu13 needs 13" in la.available_backends()["cuvs"].missing[0]
+    found = {**found, "driver": (13, 0), "devices": [{**found["devices"][0], "compute_capability": (6, 1)}]}
+    assert "compute capability 6.1, cuVS needs 7.5" in la.available_backends()["cuvs"].missing[0]
+
+
 def test_a_driver_without_a_device_is_said(double: Gpu) -> None:
     double.reset(devices=0)
     assert (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -214,7 +215,7 @@ def test_a_lost_device_leaves_nothing_behind(call: bytes, double: Gpu, write: An
     before, model = stored(ds, "vector_idx"), train(ds)
     # In the middle of the work, or at the third of what a lane makes.
     double.fail(call, 2, 719)
-    with pytest.raises(la.DeviceError, match=r"CUDA_ERROR_LAUNCH_FAILED \(719\)") as caught:
+    with pytest.raises(la.DeviceError, match="719") as caught:
         la.build_artifact(ds, "vector", model, tmp_path / "artifact", backend="cuvs", batch_rows=500)
     assert "nvidia-smi" in str(caught.value)
     assert leftovers(tmp_path / "artifact") == []
@@ -237,6 +238,71 @@ def test_an_error_of_cuvs_is_raised_with_its_cause(double: Gpu, write: Any, tmp_
         la.build_artifact(ds, "vector", model, tmp_path / "artifact", backend="cuvs", batch_rows=500)
     assert type(caught.value.__cause__).__name__ == "CuvsException"
     assert leftovers(tmp_path / "artifact") == []
+
+
+def test_a_failed_allocation_is_not_always_a_full_device(double: Gpu, write: Any, tmp_path: Path) -> None:
+    ds = write(vectors(ROWS, DIM))
+    model = train(ds)
+    double.control.message = "std::bad_alloc: CUDA error (failed to allocate 16 bytes) at: cudaErrorIllegalAddress an illegal memory access"
+    double.control.fail_at = 2
+    with pytest.raises(la.DeviceError, match="cudaErrorIllegalAddress") as caught:
+        la.build_artifact(ds, "vector", model, tmp_path / "artifact", backend="cuvs", batch_rows=500)
+    assert not isinstance(caught.value, la.DeviceMemoryError)
+    double.control.calls = 1
+    with pytest.raises(la.DeviceError, match=r"training on .*cudaErrorIllegalAddress"):
+        train(ds, "cuvs")
+    # Whoever keeps the exception does not keep the device's memory.
+    assert double.driver.fake_cuda_live() == 0
+
+
+def test_dot_of_short_vectors_goes_where_the_cpu_puts_them(gpu: Gpu, write: Any, tmp_path: Path) -> None:
+    array = (vectors(ROWS, DIM, "float32") * 0.01 / 17).astype("float16")
+    ds = write(array)
+    model = train(ds, metric="dot", num_partitions=64)
+    cpu = la.build_artifact(ds, "vector", model, tmp_path / "cpu", backend="cpu")
+    ours = la.build_artifact(ds, "vector", model, tmp_path / "cuvs", backend="cuvs")
+    where = [{row: p for p, rows in enumerate(content(a)) for row in rows} for a in (cpu, ours)]
+    moved = sum(where[0][row] != where[1][row] for row in where[0])
+    print(f"{moved} of {ROWS} rows in another partition")
+    assert moved <= ROWS * 0.002
+
+
+def test_given_centroids_need_vectors_for_the_codebook_only(gpu: Gpu, write: Any) -> None:
+    array = vectors(ROWS, DIM)
+    ds = write(array)
+    for backend in ("cpu", "cuvs"):
+        model = train(ds, backend, ivf_centroids=array[:600], num_partitions=None, num_bits=4)
+        assert model.num_partitions == 600
+
+
+def test_training_beyond_float32_is_refused(double: Gpu, write: Any) -> None:
+    array = vectors(ROWS, DIM, "float64")
+    array[:, 3] = 1e300
+    with pytest.raises(la.InvalidInputError, match="beyond the range of float32"):
+        train(write(array), "cuvs")
+
+
+def test_the_threads_own_device_stays(double: Gpu, write: Any, tmp_path: Path) -> None:
+    from lance_artifact._lance_artifact import _CudaDevice
+
+    ds = write(vectors(ROWS, DIM))
+    model, kept = train(ds), []
+    with _CudaDevice(1):
+        mine, now = ctypes.c_void_p(), ctypes.c_void_p()
+        double.driver.cuCtxGetCurrent(ctypes.byref(mine))
+        backend = LookerBackend(
+            lambda *arrays: (
+                kept.append(arrays),
+                ctypes.memset(arrays[1].__cuda_array_interface__["data"][0], 0, 8),
+            )
+        )
+        with pytest.raises(la.LanceArtifactError):
+            backend.looker.close = lambda: 1 / 0
+            la.build_artifact(ds, "vector", model, tmp_path / "a", backend=backend)
+        kept.clear()
+        gc.collect()
+        double.driver.cuCtxGetCurrent(ctypes.byref(now))
+        assert mine.value == now.value
 
 
 def test_several_devices_make_one_artifact(gpu: Gpu, write: Any, tmp_path: Path) -> None:
@@ -419,7 +485,6 @@ class Looker:
 
     def __init__(self, look: Any) -> None:
         self.look = look
-        self.on_stream = False
 
     def open(self, device: int, stream: int) -> Looker:
         self.opened = (device, stream)

@@ -113,8 +113,9 @@ def bounded_sample(
     most = int(available_memory() * SAMPLE_SHARE) // (dimension * np.dtype(dtype).itemsize)
     where = "this machine's memory"
     limit = getattr(backend, "sample_bytes", None)
-    if limit is not None and limit() // (dimension * 4) < most:
-        most, where = limit() // (dimension * 4), "the device's memory"
+    on_device = most if limit is None else limit() // (dimension * 4)
+    if on_device < most:
+        most, where = on_device, "the device's memory"
     if there <= most:
         return wanted
     codes = 2**params.num_bits

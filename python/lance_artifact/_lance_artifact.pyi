@@ -22,6 +22,7 @@ __all__ = [
     "discard_segment",
     "encode_on_device",
     "measure_copy",
+    "synchronize",
     "train_on_cpu",
 ]
 __version__: str
@@ -253,3 +254,4 @@ def encode_on_device(
     batch_rows: int | None = None,
     progress: _Report | None = None,
 ) -> tuple[int, dict[str, int], list[dict[str, Any]]]: ...
+def synchronize() -> None: ...

@@ -39,6 +39,12 @@ pub fn cuda_devices<'py>(py: Python<'py>, free_memory: bool) -> PyResult<Bound<'
     Ok(result)
 }
 
+/// Wait for all work on the calling thread's device.
+#[pyfunction]
+pub fn synchronize(py: Python<'_>) -> PyResult<()> {
+    Ok(py.detach(crate::encode::device::synchronize)?)
+}
+
 /// Bytes a second of copies between page-locked memory and a device: (to it, from it).
 #[pyfunction]
 #[pyo3(signature = (device, *, size = 67_108_864, repeats = 20))]
@@ -150,7 +156,7 @@ impl PyDeviceArray {
         (dlpack::CUDA, self.device)
     }
 
-    /// A DLPack capsule. The array is ready on the pipeline's stream; another ``stream`` must wait for it first.
+    /// A DLPack capsule. What the array holds is there already, on any ``stream``.
     #[pyo3(signature = (*, stream = None, max_version = None, dl_device = None, copy = None))]
     fn __dlpack__<'py>(
         &self,
@@ -173,6 +179,18 @@ impl PyDeviceArray {
     }
 }
 
+/// What the frames of an exception hold (arrays, indexes of the backend) goes now, while its stream is there.
+fn release_frames(py: Python<'_>, error: &PyErr) {
+    let Ok(clear) = py.import("traceback").and_then(|traceback| traceback.getattr("clear_frames")) else { return };
+    let mut error = Some(error.clone_ref(py));
+    while let Some(one) = error {
+        if let Some(traceback) = one.traceback(py) {
+            let _ = clear.call1((traceback,));
+        }
+        error = one.cause(py);
+    }
+}
+
 /// The first exception of an encoder in Python, to be raised as it was.
 type Raised = Arc<Mutex<Option<PyErr>>>;
 
@@ -188,6 +206,7 @@ struct PythonEncoder {
 impl PythonEncoder {
     fn failed(&self, py: Python<'_>, error: PyErr) -> Error {
         let message = error.to_string();
+        release_frames(py, &error);
         if error.is_instance_of::<PyMemoryError>(py) {
             return Error::DeviceMemory(message);
         }
@@ -197,13 +216,12 @@ impl PythonEncoder {
 }
 
 impl DeviceEncoder<Cuda> for PythonEncoder {
-    fn open(&mut self, _: &Cuda, stream: &<Cuda as Device>::Stream) -> Result<bool> {
+    fn open(&mut self, _: &Cuda, stream: &<Cuda as Device>::Stream) -> Result<()> {
         self.stream = stream.address();
         Python::attach(|py| {
             let session = self.encoder.call_method1(py, "open", (self.index, self.stream)).map_err(|e| self.failed(py, e))?;
-            let on_stream = session.getattr(py, "on_stream").and_then(|on| on.extract(py)).map_err(|e| self.failed(py, e));
             self.session = Some(session);
-            on_stream
+            Ok(())
         })
     }
 
@@ -261,17 +279,21 @@ pub fn encode_on_device<'py>(
         batch_rows,
     };
     let raised = Raised::default();
-    let before = CurrentContext::get();
-    let opened: Result<Vec<_>> = devices
-        .iter()
-        .map(|index| {
-            let python =
-                PythonEncoder { encoder: encoder.clone().unbind(), index: *index, stream: 0, session: None, raised: raised.clone() };
-            Ok((Cuda::open(*index)?, Box::new(python) as Box<dyn DeviceEncoder<Cuda>>))
+    let found = py.detach(|| {
+        let before = CurrentContext::get();
+        let found: Result<Vec<_>> = devices.iter().map(|index| Cuda::open(*index)).collect();
+        before.restore();
+        found
+    })?;
+    let opened = found
+        .into_iter()
+        .zip(&devices)
+        .map(|(cuda, index)| {
+            let encoder = encoder.clone().unbind();
+            let python = PythonEncoder { encoder, index: *index, stream: 0, session: None, raised: raised.clone() };
+            (cuda, Box::new(python) as Box<dyn DeviceEncoder<Cuda>>)
         })
         .collect();
-    before.restore();
-    let opened = opened?;
     let result = run(py, progress, |reporter, cancel| async move {
         reporter.start("encode", Some(source.count_rows().await?), "rows");
         let told = reporter.clone();

@@ -26,6 +26,7 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<device::PyCudaDevice>()?;
     module.add_function(wrap_pyfunction!(device::cuda_devices, module)?)?;
     module.add_function(wrap_pyfunction!(device::measure_copy, module)?)?;
+    module.add_function(wrap_pyfunction!(device::synchronize, module)?)?;
     module.add_function(wrap_pyfunction!(device::encode_on_device, module)?)?;
     module.add_function(wrap_pyfunction!(model::train_on_cpu, module)?)?;
     module.add_function(wrap_pyfunction!(build::build_segment, module)?)?;

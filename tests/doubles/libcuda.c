@@ -226,6 +226,11 @@ CUresult cuCtxGetDevice(CUdevice *device) {
   LEAVE
 }
 
+CUresult cuCtxSynchronize(void) {
+  IN_CONTEXT("cuCtxSynchronize")
+  LEAVE
+}
+
 CUresult cuMemGetInfo_v2(size_t *available, size_t *total) {
   IN_CONTEXT("cuMemGetInfo_v2")
   if (!status) {

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..exceptions import BackendUnavailableError, DeviceMemoryError
+from .._lance_artifact import synchronize
+from ..exceptions import BackendUnavailableError, DeviceError, DeviceMemoryError, LanceArtifactError
 
 LOGGER = logging.getLogger("lance_artifact")
 
+# What a pool keeps of freed memory; the rest goes back to the device.
+POOL_BYTES = 512 << 20
 # Memory resources stay alive as long as anything may have been allocated from them.
 _POOLS: dict[int, Any] = {}
 
@@ -63,7 +66,10 @@ class Cuvs:
         return made, done
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        return self._array.empty(shape, dtype=dtype)
+        made = self._array.empty(shape, dtype=dtype)
+        # Allocated in the order of the default stream, for which other streams do not wait.
+        synchronize()
+        return made
 
     def to_device(self, array: np.ndarray) -> Any:
         return self._array(np.ascontiguousarray(array))
@@ -191,30 +197,42 @@ def smallest_codebook(dimension: int) -> np.ndarray:
     return np.zeros((sub_vectors, 1 << bits, dimension // sub_vectors), np.float32)
 
 
-def installed_version() -> str | None:
+def installed_distribution() -> tuple[str, str] | None:
+    """Name and version of the installed package."""
     for name in ("cuvs-cu13", "cuvs-cu12", "cuvs"):
         with contextlib.suppress(PackageNotFoundError):
-            return version(name)
+            return name, version(name)
     return None
+
+
+def installed_version() -> str | None:
+    found = installed_distribution()
+    return found[1] if found else None
 
 
 def _out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(
-        sign in text for sign in ("out_of_memory", "out of memory", "bad_alloc", "memoryallocation")
+        # Not "bad_alloc": any failed call of an allocation says so, also on a device that is lost.
+        sign in text
+        for sign in ("out_of_memory", "out of memory", "cudaerrormemoryallocation")
     )
 
 
 @contextlib.contextmanager
-def memory_errors(what: str) -> Iterator[None]:
-    """cuVS reports that memory ran out as any other error."""
+def device_errors(what: str) -> Iterator[None]:
+    """cuVS's errors as ours. It reports that memory ran out as any other error."""
     try:
         yield
-    except DeviceMemoryError:
-        raise
     except Exception as error:
+        if isinstance(error, LanceArtifactError):
+            raise
         if _out_of_memory(error):
             raise DeviceMemoryError(f"cuVS ran out of device memory ({what}): {error}") from error
+        if type(error).__module__.split(".")[0] in ("cuvs", "pylibraft", "rmm"):
+            raise DeviceError(
+                f"cuVS failed ({what}): {error}; look at nvidia-smi and the kernel log (dmesg, Xid): nothing was committed"
+            ) from error
         raise
 
 
@@ -231,7 +249,7 @@ def pooled(device: int) -> Callable[[], None]:
         if type(before) is not mr.CudaMemoryResource:
             return lambda: None
         if device not in _POOLS:
-            _POOLS[device] = mr.CudaAsyncMemoryResource()
+            _POOLS[device] = mr.CudaAsyncMemoryResource(release_threshold=POOL_BYTES)
         mr.set_current_device_resource(_POOLS[device])
     except (ImportError, AttributeError, RuntimeError, MemoryError) as error:
         LOGGER.info("device %d: no memory pool (%s); copies overlap less", device, error)

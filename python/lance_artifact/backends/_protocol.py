@@ -79,16 +79,7 @@ class Encoder(Protocol):
 
 
 class DeviceSession(Protocol):
-    """An encoder at work on one device. All calls come from one thread, in which that device is current.
-
-    Attributes
-    ----------
-    on_stream : bool
-        Whether it computes on the stream it was opened with. If not, it is called when its input is there, and has its output
-        there when it returns.
-    """
-
-    on_stream: bool
+    """An encoder at work on one device. All calls come from one thread, in which that device is current."""
 
     def encode(self, vectors: DeviceArray, part_id: DeviceArray, pq_code: DeviceArray) -> None:
         """Put the encoding of ``n`` vectors on the session's stream, or finish it.
@@ -96,8 +87,8 @@ class DeviceSession(Protocol):
         Parameters
         ----------
         vectors : (n, dimension) of the encoder's input_dtype
-            Finite, of unit norm for cosine. Valid on the session's stream, during the call and until what the call put there
-            is done; so are the outputs.
+            Finite, of unit norm for cosine. They are there already, on any stream, and stay until what the call put on the
+            session's stream is done; so do the outputs.
         part_id : (n,) uint32
             Written.
         pq_code : (n, pq_code_width) uint8

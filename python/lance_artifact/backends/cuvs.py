@@ -6,8 +6,10 @@ What cuVS computes and how it differs from what an index needs is in docs/gpu.md
 from __future__ import annotations
 
 import contextlib
+import queue
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,9 @@ from . import _cuda
 from ._cuvs_calls import (
     Cuvs,
     Index,
+    device_errors,
+    installed_distribution,
     installed_version,
-    memory_errors,
     pooled,
     smallest_codebook,
     smallest_quantizer,
@@ -70,16 +73,36 @@ class CuvsBackend:
         cuda = _cuda.probe()
         missing += _cuda.missing(cuda)
         if not missing:
-            missing += self._lacking(len(cuda["devices"]))
+            missing += self._lacking(cuda)
         return Availability(
             not missing, tuple(missing), {"cuvs": installed_version(), **_cuda.describe(cuda)}
         )
 
-    def _lacking(self, devices: int) -> list[str]:
-        absent = [d for d in self.devices if d >= devices]
+    def _lacking(self, cuda: dict[str, Any]) -> list[str]:
+        absent = [d for d in self.devices if d >= len(cuda["devices"])]
         if absent:
             return [
-                f"device: devices {absent} are not among the {devices} visible ones; look at CUDA_VISIBLE_DEVICES"
+                f"device: devices {absent} are not among the {len(cuda['devices'])} visible ones; look at CUDA_VISIBLE_DEVICES"
+            ]
+        found = installed_distribution()
+        name = found[0] if found else ""
+        major = {"cuvs-cu12": 12, "cuvs-cu13": 13}.get(name)
+        if major is not None and cuda["driver"][0] < major:
+            return [
+                f"driver: it runs CUDA {_cuda.version(cuda)}, and {name} needs {major}; update the driver, or install "
+                f"cuvs-cu{cuda['driver'][0]} instead"
+            ]
+        least = (7, 5) if major == 13 else (7, 0)
+        old = [
+            d
+            for d in cuda["devices"]
+            if d["index"] in self.devices and tuple(d["compute_capability"]) < least
+        ]
+        if old:
+            return [
+                f"device: {d['name']} has compute capability {'.'.join(map(str, d['compute_capability']))}, cuVS needs "
+                f"{least[0]}.{least[1]}"
+                for d in old
             ]
         try:
             library = Cuvs()
@@ -98,6 +121,7 @@ class CuvsBackend:
 
     def sample_bytes(self) -> int:
         """Bytes that a training sample may take, as float32, on the device that trains."""
+        self._require()
         with _CudaDevice(self.devices[0]) as device:
             return int(device.free_memory() * SAMPLE_SHARE)
 
@@ -113,28 +137,40 @@ class CuvsBackend:
         """
         self._require()
         vectors = as_matrix(sample)
-        needed = max(params.num_partitions, 2**params.num_bits)
+        codes = 2**params.num_bits
+        needed = codes if params.ivf_centroids is not None else max(params.num_partitions, codes)
         if len(vectors) < needed:
             raise InvalidInputError(
                 f"training: {len(vectors)} usable vectors, expected at least {needed} (num_partitions = "
-                f"{params.num_partitions}, {2**params.num_bits} codes per sub-vector); lower num_partitions, or num_bits to 4"
+                f"{params.num_partitions}, {codes} codes per sub-vector); lower num_partitions, or num_bits to 4"
             )
         dtype = vectors.dtype
-        computed = vectors if dtype == np.float16 else vectors.astype(np.float32, copy=False)
-        with _CudaDevice(self.devices[0]), memory_errors(f"training on {len(vectors)} vectors"):
-            trainer = _Trainer(Cuvs(), computed, params, progress)
-            if params.ivf_centroids is not None:
-                centroids = as_matrix(params.ivf_centroids)
-                if centroids.shape != (params.num_partitions, vectors.shape[1]) or centroids.dtype != dtype:
-                    raise InvalidInputError(
-                        f"ivf_centroids: got {centroids.dtype}{centroids.shape}, expected num_partitions = "
-                        f"{params.num_partitions} of {vectors.shape[1]} {dtype}, the column's"
-                    )
-                codebook = trainer.codebook_for(centroids.astype(np.float32))
-            elif params.metric == "dot":
-                centroids, codebook = trainer.unit_centroids(), trainer.codebook_of_raw()
-            else:
-                centroids, codebook = trainer.both()
+        with np.errstate(over="ignore"):
+            computed = vectors if dtype == np.float16 else vectors.astype(np.float32, copy=False)
+        if dtype == np.float64 and not np.isfinite(computed).all():
+            raise InvalidInputError(
+                "a vector of the float64 column has an element beyond the range of float32, in which this backend computes; "
+                'use backend="cpu", or remove the vector'
+            )
+        given = None
+        if params.ivf_centroids is not None:
+            given = as_matrix(params.ivf_centroids)
+            if given.shape != (params.num_partitions, vectors.shape[1]) or given.dtype != dtype:
+                raise InvalidInputError(
+                    f"ivf_centroids: got {given.dtype}{given.shape}, expected num_partitions = "
+                    f"{params.num_partitions} of {vectors.shape[1]} {dtype}, the column's"
+                )
+
+        def work(report: Any) -> tuple[np.ndarray, np.ndarray]:
+            with _CudaDevice(self.devices[0]), device_errors(f"training on {len(vectors)} vectors"):
+                trainer = _Trainer(Cuvs(), computed, params, report)
+                if given is not None:
+                    return given, trainer.codebook_for(given.astype(np.float32))
+                if params.metric == "dot":
+                    return trainer.unit_centroids(), trainer.codebook_of_raw()
+                return trainer.both()
+
+        centroids, codebook = _on_a_thread(work, progress)
         return IvfPqModel(centroids.astype(dtype), codebook.astype(dtype), params.metric)
 
     def encoder(self, model: IvfPqModel) -> CuvsEncoder:
@@ -195,7 +231,7 @@ class CuvsSession:
         self._device = device
         self._restore = pooled(device)
         try:
-            with memory_errors("the model"):
+            with device_errors("the model"):
                 self._resources, self.on_stream = library.resources(stream)
                 centroids = as_matrix(model.ivf_centroids).astype(np.float32)
                 codebook = codebook_array(model).astype(np.float32)
@@ -203,10 +239,12 @@ class CuvsSession:
                 self._codes: Index
                 if model.metric == "dot":
                     # cuVS encodes residuals to the centroid for every metric. Dot needs raw vectors: those are residuals to
-                    # a centroid of zero. The labels come from the real centroids, with the smallest quantizer there is.
-                    self._labels = library.index(
-                        centroids, smallest_codebook(model.dimension), self._resources
-                    )
+                    # a centroid of zero. The labels come from the centroids, with the smallest quantizer there is: at unit
+                    # norm in float32, because what rounding to the column's type did to their norms would decide for short
+                    # vectors.
+                    norms = np.linalg.norm(centroids.astype(np.float64), axis=1, keepdims=True)
+                    units = (centroids / np.where(norms > 0, norms, 1)).astype(np.float32)
+                    self._labels = library.index(units, smallest_codebook(model.dimension), self._resources)
                     self._codes = library.index(
                         np.zeros((1, model.dimension), np.float32), codebook, self._resources
                     )
@@ -220,7 +258,7 @@ class CuvsSession:
     def encode(self, vectors: DeviceArray, part_id: DeviceArray, pq_code: DeviceArray) -> None:
         """See `DeviceSession.encode`."""
         rows = vectors.shape[0]
-        with memory_errors(f"{rows} vectors on device {self._device}"):
+        with device_errors(f"{rows} vectors on device {self._device}"):
             if self._labels is None:
                 self._library.transform(self._codes, vectors, part_id, pq_code, self._resources)
             else:
@@ -242,7 +280,7 @@ class CuvsSession:
         try:
             self._resources.sync()
         finally:
-            del self._labels, self._codes
+            del self._labels, self._codes, self._resources
             self._unused = {}
             self._restore()
 
@@ -255,12 +293,43 @@ class CuvsSession:
         return self._unused[shape]
 
 
+def _on_a_thread(work: Callable[[Any], Any], progress: Any) -> Any:
+    """Run cuVS's training beside the main thread, and tell progress on the calling one.
+
+    On the main thread cuVS takes Ctrl-C for itself and answers with an error of its own. Here it waits until the call into
+    cuVS, which holds the interpreter, returns; then it is raised.
+    """
+    steps: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(lambda *step: steps.put(step)), None))
+        except BaseException as error:
+            outcome.append((None, error))
+        finally:
+            steps.put(None)
+
+    thread = threading.Thread(target=run, name="lance-artifact-train")
+    thread.start()
+    try:
+        while (step := steps.get()) is not None:
+            if progress:
+                progress(*step)
+    finally:
+        thread.join()
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
+
+
 class _Trainer:
     """The trainings of one sample: float16 or float32, in host memory, from where cuVS takes it."""
 
     def __init__(self, library: Cuvs, sample: np.ndarray, params: TrainParams, progress: Any) -> None:
         self.library, self.sample, self.params = library, sample, params
-        self.report = progress or (lambda *_: None)
+        self.report = progress
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:

@@ -1,26 +1,40 @@
 //! Encoding on the CPU: exact assignment at any number of partitions, residuals, PQ codes.
+//!
+//! The kernels compute in float32 and in their own order of sums. Where two candidates are nearer to each other than that
+//! could tell, Lance's own functions decide, in the column's type, so that codes come out as Lance's build has them.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, Float64Type, UInt8Type};
-use arrow_array::{Array, ArrayRef, ArrowPrimitiveType, FixedSizeListArray, PrimitiveArray};
+use arrow_array::{Array, FixedSizeListArray, UInt32Array};
+use arrow_buffer::ScalarBuffer;
 use arrow_schema::DataType;
+use half::f16;
 use lance_index::vector::kmeans::compute_partitions_arrow_array;
 use lance_index::vector::pq::ProductQuantizer;
 use lance_index::vector::quantizer::Quantization;
 use lance_linalg::distance::DistanceType;
 use rayon::prelude::*;
 
+use super::nearest::{Codewords, Form, Nearest};
 use crate::encode::{Encoded, Encoder};
 use crate::error::{Error, Result};
-use crate::model::{IvfPqModel, fixed_size_list, flat_values};
+use crate::model::{ElementType, IvfPqModel, Metric, fixed_size_list, flat_values};
 
-/// Rows encoded by one thread at a time: the codebook stays in its cache, the residuals too.
-const BLOCK_ROWS: usize = 2048;
+/// Rows encoded by one thread at a time: they and their residuals stay in its cache.
+const BLOCK_BYTES: usize = 512 << 10;
+/// Two distances that differ by less than this part of the numbers they are summed of may be out of order.
+const DOUBT: f32 = 4e-6;
+/// For float16, whose distances Lance sums with less precision.
+const DOUBT_FLOAT16: f32 = 4e-3;
 
 /// The embedded encoder, and the oracle for the others.
 pub struct CpuEncoder {
     model: IvfPqModel,
     quantizer: ProductQuantizer,
+    centroids: ScalarBuffer<f32>,
+    partitions: Codewords,
+    /// One for each sub-vector.
+    codewords: Vec<Codewords>,
 }
 
 impl CpuEncoder {
@@ -28,21 +42,122 @@ impl CpuEncoder {
         // Codes are the L2-nearest codewords for every metric, as in Lance's own build.
         let quantizer =
             ProductQuantizer::new(model.num_sub_vectors(), model.num_bits(), model.dimension(), model.codebook().clone(), DistanceType::L2);
-        Self { model: model.clone(), quantizer }
+        let dimension = model.dimension();
+        let centroids = as_float32(model.centroids());
+        let form = if model.metric() == Metric::Dot { Form::Dot } else { Form::L2 };
+        let width = dimension / model.num_sub_vectors();
+        let codebook = as_float32(model.codebook());
+        let codewords = codebook.chunks_exact(width << model.num_bits()).map(|c| Codewords::new(c, width, Form::Exact)).collect();
+        Self { model: model.clone(), quantizer, partitions: Codewords::new(&centroids, dimension, form), centroids, codewords }
     }
 
     fn encode_block(&self, vectors: &FixedSizeListArray) -> Result<Encoded> {
-        let part_ids = assign(self.model.centroids(), vectors, self.model.metric().assignment())?;
-        let input = if self.model.metric().encodes_residuals() {
-            residuals(self.model.centroids(), vectors, &part_ids)?
-        } else {
-            fixed_size_list(flat_values(vectors), self.model.dimension())?
-        };
-        let codes = self.quantizer.quantize(&input)?;
-        let codes = flat_values(codes.as_fixed_size_list()).as_primitive::<UInt8Type>().values().to_vec();
+        let float32 = as_float32(vectors);
+        let part_ids = self.assign(vectors, &float32)?;
+        let residuals = if self.model.metric().encodes_residuals() { self.residuals(vectors, &float32, &part_ids).into() } else { float32 };
+        let codes = self.quantize(vectors, &residuals, &part_ids)?;
         Ok(Encoded { part_ids, codes })
     }
+
+    fn doubt(&self) -> f32 {
+        if self.model.element_type() == ElementType::Float16 { DOUBT_FLOAT16 } else { DOUBT }
+    }
+
+    /// The partition of each vector. Lance decides where it is close.
+    fn assign(&self, vectors: &FixedSizeListArray, float32: &[f32]) -> Result<Vec<u32>> {
+        let dimension = self.model.dimension();
+        let mut found = vec![NONE; vectors.len()];
+        self.partitions.nearest(float32, &mut found);
+        let doubt = self.doubt();
+        // Lance compares `1 - dot`, whose rounding is a part of 1.
+        let offset = if self.model.metric() == Metric::Dot { 1.0 } else { 0.0 };
+        let mut doubtful = Vec::new();
+        for ((row, found), vector) in (0u32..).zip(&found).zip(float32.chunks_exact(dimension)) {
+            let length = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
+            // Where one of them is infinite or NaN nothing is certain. Two that are equal are one centroid that is there twice.
+            let gap = found.second - found.distance;
+            let certain = gap > doubt * (offset + self.partitions.magnitude(length)) || gap == 0.0;
+            if (!certain && self.partitions.count() > 1) || found.index == u32::MAX {
+                doubtful.push(row);
+            }
+        }
+        let mut part_ids: Vec<u32> = found.iter().map(|n| n.index).collect();
+        if !doubtful.is_empty() {
+            let rows = take(vectors, &doubtful)?;
+            let decided = assign(self.model.centroids(), &rows, self.model.metric().assignment())?;
+            for (row, part_id) in doubtful.iter().zip(decided) {
+                part_ids[*row as usize] = part_id;
+            }
+        }
+        Ok(part_ids)
+    }
+
+    /// `vector - centroid` in the column's type, as searches compute it, as float32.
+    fn residuals(&self, vectors: &FixedSizeListArray, float32: &[f32], part_ids: &[u32]) -> Vec<f32> {
+        let dimension = self.model.dimension();
+        let rows = |part_id: &u32| *part_id as usize * dimension..(*part_id as usize + 1) * dimension;
+        let mut out = Vec::with_capacity(float32.len());
+        if self.model.element_type() == ElementType::Float64 {
+            let (values, centroids) = (flat_values(vectors), flat_values(self.model.centroids()));
+            let (values, centroids) = (values.as_primitive::<Float64Type>().values(), centroids.as_primitive::<Float64Type>().values());
+            for (vector, part_id) in values.chunks_exact(dimension).zip(part_ids) {
+                out.extend(vector.iter().zip(&centroids[rows(part_id)]).map(|(v, c)| (v - c) as f32));
+            }
+            return out;
+        }
+        let rounded = self.model.element_type() == ElementType::Float16;
+        for (vector, part_id) in float32.chunks_exact(dimension).zip(part_ids) {
+            let differences = vector.iter().zip(&self.centroids[rows(part_id)]).map(|(v, c)| v - c);
+            if rounded {
+                out.extend(differences.map(|d| f16::from_f32(d).to_f32()));
+            } else {
+                out.extend(differences);
+            }
+        }
+        out
+    }
+
+    /// Codes of residuals (of vectors for dot). Lance decides where it is close.
+    fn quantize(&self, vectors: &FixedSizeListArray, residuals: &[f32], part_ids: &[u32]) -> Result<Vec<u8>> {
+        let (rows, dimension, code_width) = (part_ids.len(), self.model.dimension(), self.model.code_width());
+        let width = dimension / self.model.num_sub_vectors();
+        let mut codes = vec![0u8; rows * code_width];
+        let mut found = vec![NONE; rows];
+        let mut doubtful = vec![false; rows];
+        for (m, codewords) in self.codewords.iter().enumerate() {
+            codewords.nearest_of_parts(&residuals[m * width..], dimension, &mut found);
+            for (row, found) in found.iter().enumerate() {
+                // Lance's kernel gives the same bits for codebooks of this form; others are summed in another order.
+                let gap = found.second - found.distance;
+                doubtful[row] |= !(gap == 0.0 || gap > DOUBT * found.second) || found.index == u32::MAX;
+                let code = found.index as u8;
+                if self.model.num_bits() == 8 {
+                    codes[row * code_width + m] = code;
+                } else {
+                    codes[row * code_width + m / 2] |= (code & 15) << (4 * (m % 2));
+                }
+            }
+        }
+        let doubtful: Vec<u32> = (0u32..).zip(doubtful).filter_map(|(row, doubtful)| doubtful.then_some(row)).collect();
+        if !doubtful.is_empty() {
+            let chosen = take(vectors, &doubtful)?;
+            let input = if self.model.metric().encodes_residuals() {
+                let ids: Vec<u32> = doubtful.iter().map(|row| part_ids[*row as usize]).collect();
+                residuals_in_type(self.model.centroids(), &chosen, &ids)?
+            } else {
+                chosen
+            };
+            let decided = self.quantizer.quantize(&input)?;
+            let decided = flat_values(decided.as_fixed_size_list());
+            for (row, code) in doubtful.iter().zip(decided.as_primitive::<UInt8Type>().values().chunks_exact(code_width)) {
+                codes[*row as usize * code_width..][..code_width].copy_from_slice(code);
+            }
+        }
+        Ok(codes)
+    }
 }
+
+const NONE: Nearest = Nearest { index: u32::MAX, distance: f32::INFINITY, second: f32::INFINITY };
 
 impl Encoder for CpuEncoder {
     fn code_width(&self) -> usize {
@@ -59,11 +174,12 @@ impl Encoder for CpuEncoder {
                 self.model.dimension()
             )));
         }
+        let block = (BLOCK_BYTES / 4 / self.model.dimension()).clamp(64, 2048);
         let blocks = (0..vectors.len())
-            .step_by(BLOCK_ROWS)
+            .step_by(block)
             .collect::<Vec<_>>()
             .into_par_iter()
-            .map(|start| self.encode_block(&vectors.slice(start, BLOCK_ROWS.min(vectors.len() - start))))
+            .map(|start| self.encode_block(&vectors.slice(start, block.min(vectors.len() - start))))
             .collect::<Result<Vec<_>>>()?;
         let mut all =
             Encoded { part_ids: Vec::with_capacity(vectors.len()), codes: Vec::with_capacity(vectors.len() * self.model.code_width()) };
@@ -75,10 +191,25 @@ impl Encoder for CpuEncoder {
     }
 }
 
-/// The nearest centroid of each vector, by exhaustive search.
-pub fn assign(centroids: &FixedSizeListArray, vectors: &FixedSizeListArray, distance: DistanceType) -> Result<Vec<u32>> {
-    let vectors = fixed_size_list(flat_values(vectors), vectors.value_length() as usize)?;
-    let (part_ids, _) = compute_partitions_arrow_array(centroids, &vectors, distance)?;
+/// The values of a list as float32, without a copy where they are; those of float64 are rounded, to infinity where they are
+/// beyond.
+pub fn as_float32(vectors: &FixedSizeListArray) -> ScalarBuffer<f32> {
+    let values = flat_values(vectors);
+    match vectors.value_type() {
+        DataType::Float32 => values.as_primitive::<Float32Type>().values().clone(),
+        DataType::Float16 => values.as_primitive::<Float16Type>().values().iter().map(|v| v.to_f32()).collect::<Vec<_>>().into(),
+        _ => values.as_primitive::<Float64Type>().values().iter().map(|v| *v as f32).collect::<Vec<_>>().into(),
+    }
+}
+
+fn take(vectors: &FixedSizeListArray, rows: &[u32]) -> Result<FixedSizeListArray> {
+    let taken = arrow_select::take::take(vectors, &UInt32Array::from(rows.to_vec()), None)?;
+    fixed_size_list(flat_values(taken.as_fixed_size_list()), vectors.value_length() as usize)
+}
+
+/// The nearest centroid of each vector, by Lance's exhaustive search.
+fn assign(centroids: &FixedSizeListArray, vectors: &FixedSizeListArray, distance: DistanceType) -> Result<Vec<u32>> {
+    let (part_ids, _) = compute_partitions_arrow_array(centroids, vectors, distance)?;
     part_ids
         .into_iter()
         .map(|id| {
@@ -91,28 +222,9 @@ pub fn assign(centroids: &FixedSizeListArray, vectors: &FixedSizeListArray, dist
         .collect()
 }
 
-/// `vector - centroid`, in the element type of both, as searches compute it.
-pub fn residuals(centroids: &FixedSizeListArray, vectors: &FixedSizeListArray, part_ids: &[u32]) -> Result<FixedSizeListArray> {
-    fn run<T: ArrowPrimitiveType>(centroids: &FixedSizeListArray, vectors: &FixedSizeListArray, part_ids: &[u32]) -> ArrayRef
-    where
-        T::Native: std::ops::Sub<Output = T::Native>,
-        PrimitiveArray<T>: From<Vec<T::Native>>,
-    {
-        let dimension = centroids.value_length() as usize;
-        let centroid_values = flat_values(centroids);
-        let centroid_values = centroid_values.as_primitive::<T>().values();
-        let values = flat_values(vectors);
-        let mut out = Vec::with_capacity(values.len());
-        for (vector, part_id) in values.as_primitive::<T>().values().chunks_exact(dimension).zip(part_ids) {
-            let first = *part_id as usize * dimension;
-            out.extend(vector.iter().zip(&centroid_values[first..first + dimension]).map(|(v, c)| *v - *c));
-        }
-        std::sync::Arc::new(PrimitiveArray::<T>::from(out))
-    }
-    let values = match vectors.value_type() {
-        DataType::Float16 => run::<Float16Type>(centroids, vectors, part_ids),
-        DataType::Float32 => run::<Float32Type>(centroids, vectors, part_ids),
-        _ => run::<Float64Type>(centroids, vectors, part_ids),
-    };
+/// `vector - centroid`, in the element type of both.
+fn residuals_in_type(centroids: &FixedSizeListArray, vectors: &FixedSizeListArray, part_ids: &[u32]) -> Result<FixedSizeListArray> {
+    let nearest = take(centroids, part_ids)?;
+    let values = arrow_arith::numeric::sub(&flat_values(vectors), &flat_values(&nearest))?;
     fixed_size_list(values, vectors.value_length() as usize)
 }

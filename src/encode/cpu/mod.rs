@@ -1,6 +1,9 @@
 //! The embedded CPU backend.
 
 mod encoder;
+mod kmeans;
+mod nearest;
+mod simd;
 mod train;
 
 pub use encoder::CpuEncoder;

@@ -111,7 +111,11 @@ fn probe(index: usize, free_memory: bool) -> Result<CudaDevice> {
 }
 
 /// The calling thread's context, to be put back after work on a device.
-pub struct CurrentContext(Option<sys::CUcontext>);
+pub struct CurrentContext {
+    /// No driver, no context.
+    driver: bool,
+    context: Option<sys::CUcontext>,
+}
 
 // SAFETY: a context is an opaque handle of the driver, which takes it on any thread.
 unsafe impl Send for CurrentContext {}
@@ -120,13 +124,17 @@ unsafe impl Sync for CurrentContext {}
 
 impl CurrentContext {
     pub fn get() -> Self {
-        Self(cu::ctx::get_current().ok().flatten())
+        // SAFETY: as in `cuda_devices`.
+        let driver = unsafe { sys::is_culib_present() };
+        Self { driver, context: if driver { cu::ctx::get_current().ok().flatten() } else { None } }
     }
 
     /// Errors are left to the next call that uses the context.
     pub fn restore(&self) {
-        // SAFETY: was current on this thread before; the null context means none.
-        let _ = unsafe { cu::ctx::set_current(self.0.unwrap_or(std::ptr::null_mut())) };
+        if self.driver {
+            // SAFETY: was current on this thread before; the null context means none.
+            let _ = unsafe { cu::ctx::set_current(self.context.unwrap_or(std::ptr::null_mut())) };
+        }
     }
 }
 
@@ -176,10 +184,13 @@ macro_rules! owned {
 
         impl Drop for $name {
             fn drop(&mut self) {
+                // Any thread may drop it, and keeps its own context.
+                let before = CurrentContext::get();
                 let _ = self.owner.make_current();
                 // SAFETY: made once, released once; whoever put work on it has waited for it. An error here is one of earlier
                 // work, which whoever waited for that work was told.
                 let _ = unsafe { $release(self.handle) };
+                before.restore();
             }
         }
     };
@@ -340,6 +351,14 @@ impl Device for Cuda {
         // SAFETY: both live; the driver refuses events that are not finished.
         unsafe { cu::event::elapsed(start.handle, end.handle) }.ok().map(|ms| f64::from(ms) / 1e3)
     }
+}
+
+/// Wait for all work on the calling thread's device; nothing where it has none.
+pub fn synchronize() -> Result<()> {
+    if CurrentContext::get().context.is_none() {
+        return Ok(());
+    }
+    cu::ctx::synchronize().map_err(failed("waiting for a device"))
 }
 
 /// Bytes a second of copies from page-locked memory to a device, and back: the limit of its bus.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::model::ElementType;
 
-pub use cuda::{Cuda, CudaDevice, CurrentContext, cuda_devices, measure_copy};
+pub use cuda::{Cuda, CudaDevice, CurrentContext, cuda_devices, measure_copy, synchronize};
 pub use host::HostDevice;
 pub use pipeline::{DeviceEncoding, DeviceReport, encode_on_devices};
 pub use slot::Sizing;
@@ -147,11 +147,11 @@ impl<M: DeviceMemory> Tensor<M> {
 
 /// A backend's encoder for one device. All calls come from one thread, with the device current.
 pub trait DeviceEncoder<D: Device>: Send {
-    /// Get ready to compute on `stream`. False: it computes elsewhere; then it is called when its input is there, and has its
-    /// output there when it returns.
-    fn open(&mut self, device: &D, stream: &D::Stream) -> Result<bool>;
+    /// Get ready to compute on `stream`.
+    fn open(&mut self, device: &D, stream: &D::Stream) -> Result<()>;
 
-    /// Put on the stream: `vectors (n, dimension)` to `part_ids (n,)` and `codes (n, code_width)`.
+    /// Put on the stream, or finish: `vectors (n, dimension)` to `part_ids (n,)` and `codes (n, code_width)`. The vectors are
+    /// there already.
     fn encode(&mut self, vectors: Tensor<D::Memory>, part_ids: Tensor<D::Memory>, codes: Tensor<D::Memory>) -> Result<()>;
 
     /// Release what `open` made. Called also after errors.

@@ -313,7 +313,7 @@ fn encode_stage<D: Device>(
     device.make_current()?;
     let (stream, drained) = (device.stream()?, device.event()?);
     let work = || -> Result<(f64, Vec<String>)> {
-        let on_stream = encoder.open(device, &stream)?;
+        encoder.open(device, &stream)?;
         let _ = ready.send(());
         let mut splitting = Splitting { most: usize::MAX, notes: Vec::new() };
         let mut seconds = 0.0;
@@ -321,11 +321,8 @@ fn encode_stage<D: Device>(
             if shared.stopped() {
                 break;
             }
-            if on_stream {
-                slot.wait_for_input(&stream)?;
-            } else {
-                slot.finish_input()?;
-            }
+            // On this thread, not on the stream: an encoder may hold what others need (Python's lock) while it waits.
+            slot.finish_input()?;
             let start = Instant::now();
             let result = splitting.encode(encoder.as_mut(), &slot);
             // Also after an error, because part of the batch may be on its way.

@@ -183,11 +183,6 @@ impl<D: Device> Slot<D> {
         self.device.record(&self.copied, stream)
     }
 
-    /// Make `stream` wait for the input.
-    pub fn wait_for_input(&self, stream: &D::Stream) -> Result<()> {
-        self.device.wait(stream, &self.copied)
-    }
-
     /// Block until the input is there.
     pub fn finish_input(&self) -> Result<()> {
         self.device.finish(&self.copied)

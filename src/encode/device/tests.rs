@@ -43,8 +43,8 @@ struct Echo {
 }
 
 impl DeviceEncoder<HostDevice> for Echo {
-    fn open(&mut self, _: &HostDevice, _: &()) -> Result<bool> {
-        Ok(true)
+    fn open(&mut self, _: &HostDevice, _: &()) -> Result<()> {
+        Ok(())
     }
 
     fn encode(

@@ -16,6 +16,9 @@ class Control:
     def reset(self):
         self.most_rows = None
         self.fail_at = None
+        self.message = (
+            "CUDA error encountered at: file=double: cudaErrorLaunchFailure unspecified launch failure"
+        )
         self.calls = 0
         self.rotation = None
         self.delay = None
@@ -33,9 +36,7 @@ class Control:
                 "std::bad_alloc: out_of_memory: CUDA error (failed to allocate 1 bytes) at: double: cudaErrorMemoryAllocation out of memory"
             )
         if self.fail_at == calls:
-            raise CuvsException(
-                "CUDA error encountered at: file=double: cudaErrorLaunchFailure unspecified launch failure"
-            )
+            raise CuvsException(self.message)
         self.rows.append(rows)
 
 

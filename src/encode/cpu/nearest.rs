@@ -1,0 +1,480 @@
+//! The nearest of many codewords to each of many vectors: the one kernel of training, assignment and encoding.
+//!
+//! Codewords are packed in panels, as many side by side as fit some registers, dimension after dimension. A tile of a few
+//! vectors meets a panel at a time, so that its distances stay in registers, and each loaded number is used several times.
+
+use super::simd::{Plain, Vector};
+
+/// How distances are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `|c'|^2 + 2 m.c' - 2 x.c'` with `c' = c - m`, `m` the mean of the codewords, which ranks as L2 does, in half the
+    /// operations. Without `m`, vectors far from the origin would lose their differences in rounding.
+    L2,
+    /// `-x.c`.
+    Dot,
+    /// `sum (x - c)^2`, each product and sum rounded, dimension after dimension: bit by bit what Lance's kernel for small
+    /// codebooks computes.
+    Exact,
+}
+
+/// The nearest codeword, and how near.
+#[derive(Debug, Clone, Copy)]
+pub struct Nearest {
+    pub index: u32,
+    pub distance: f32,
+    /// The distance of the nearest but one, where it was asked for.
+    pub second: f32,
+}
+
+/// The instructions that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    Plain,
+}
+
+impl Isa {
+    /// The best that this processor has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if std::is_x86_feature_detected!("avx512f") {
+                return Self::Avx512;
+            }
+            if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+                return Self::Avx2;
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        return Self::Neon;
+        #[allow(unreachable_code)]
+        Self::Plain
+    }
+
+    /// Codewords side by side in a panel.
+    fn panel_width(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => 64,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => 16,
+            _ => 16,
+        }
+    }
+}
+
+/// Most lanes of any register.
+const MOST_LANES: usize = 16;
+/// Vectors whose state is kept while panels pass by.
+const BLOCK: usize = 96;
+/// Codewords up to this size stay in the first-level cache, and every tile meets all panels in one go.
+const SMALL: usize = 24 << 10;
+
+/// The best of each lane so far.
+#[derive(Clone, Copy)]
+struct State {
+    best: [f32; MOST_LANES],
+    index: [u32; MOST_LANES],
+    second: [f32; MOST_LANES],
+}
+
+const FRESH: State = State { best: [f32::INFINITY; MOST_LANES], index: [u32::MAX; MOST_LANES], second: [f32::INFINITY; MOST_LANES] };
+
+/// Codewords, packed.
+pub struct Codewords {
+    dimension: usize,
+    count: usize,
+    form: Form,
+    isa: Isa,
+    /// For each panel: `dimension` rows of `panel_width` numbers.
+    panels: Vec<f32>,
+    /// What each distance starts from.
+    starts: Vec<f32>,
+    /// `m` of [`Form::L2`]; zero for the others.
+    center: Vec<f64>,
+    /// The largest start, and the largest length of a packed codeword (without its factor).
+    largest: (f32, f32),
+}
+
+impl Codewords {
+    /// `codewords (count, dimension)`.
+    pub fn new(codewords: &[f32], dimension: usize, form: Form) -> Self {
+        Self::with_isa(codewords, dimension, form, Isa::detect())
+    }
+
+    pub fn with_isa(codewords: &[f32], dimension: usize, form: Form, isa: Isa) -> Self {
+        let width = isa.panel_width();
+        let count = codewords.len() / dimension.max(1);
+        let scale = match form {
+            Form::L2 => -2.0,
+            Form::Dot => -1.0,
+            Form::Exact => 1.0,
+        };
+        let mut center = vec![0f64; dimension];
+        if form == Form::L2 {
+            for codeword in codewords.chunks_exact(dimension) {
+                center.iter_mut().zip(codeword).for_each(|(c, v)| *c += f64::from(*v) / count as f64);
+            }
+        }
+        let mut panels = vec![0.0; count.div_ceil(width) * width * dimension];
+        // Codewords that only fill up the last panel are never nearest.
+        let mut starts = vec![f32::INFINITY; count.div_ceil(width) * width];
+        let mut largest = (0f32, 0f32);
+        for (i, codeword) in codewords.chunks_exact(dimension).enumerate() {
+            let panel = i / width * width * dimension + i % width;
+            let (mut square, mut start) = (0f64, 0f64);
+            for (d, value) in codeword.iter().enumerate() {
+                // Rounded as it is packed: the start belongs to that codeword.
+                let packed = if form == Form::L2 { (f64::from(*value) - center[d]) as f32 } else { *value };
+                panels[panel + d * width] = scale * packed;
+                let packed = f64::from(packed);
+                square += packed * packed;
+                start += packed * (packed + 2.0 * center[d]);
+            }
+            starts[i] = if form == Form::L2 { start as f32 } else { 0.0 };
+            largest = (largest.0.max(starts[i].abs()), largest.1.max(square.sqrt() as f32));
+        }
+        Self { dimension, count, form, isa, panels, starts, center, largest }
+    }
+
+    /// What [`Form::L2`] leaves out is the squared distance to this.
+    pub fn center(&self) -> &[f64] {
+        &self.center
+    }
+
+    /// The size of the numbers that a distance to a vector of some length is the sum of: its rounding is a part of that.
+    pub fn magnitude(&self, length: f32) -> f32 {
+        self.largest.0 + 2.0 * length * self.largest.1
+    }
+
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The nearest codeword of each of `vectors (n, dimension)`; of several equally near ones the first. Where all distances
+    /// are infinite or NaN the index is `u32::MAX`.
+    pub fn nearest(&self, vectors: &[f32], out: &mut [Nearest]) {
+        self.nearest_of_parts(vectors, self.dimension, out);
+    }
+
+    /// The same, without [`Nearest::second`], which costs.
+    pub fn only_nearest(&self, vectors: &[f32], out: &mut [Nearest]) {
+        self.run::<false>(vectors, self.dimension, out);
+    }
+
+    /// As [`Self::nearest`] for the first `dimension` numbers of each of `vectors (n, stride)`; the last one may end after those.
+    pub fn nearest_of_parts(&self, vectors: &[f32], stride: usize, out: &mut [Nearest]) {
+        self.run::<true>(vectors, stride, out);
+    }
+
+    fn run<const SECOND: bool>(&self, vectors: &[f32], stride: usize, out: &mut [Nearest]) {
+        if out.is_empty() {
+            return;
+        }
+        assert!(
+            stride >= self.dimension && vectors.len() >= (out.len() - 1) * stride + self.dimension,
+            "{} numbers are not {} vectors of {} every {stride}",
+            vectors.len(),
+            out.len(),
+            self.dimension
+        );
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: detected, or chosen by a test that detected it.
+            Isa::Avx512 => unsafe { avx512::<SECOND>(self, vectors, stride, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx2 => unsafe { avx2::<SECOND>(self, vectors, stride, out) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: part of the architecture.
+            Isa::Neon => unsafe { dispatch::<std::arch::aarch64::float32x4_t, 4, 5, SECOND>(self, vectors, stride, out) },
+            // SAFETY: needs no instructions of its own.
+            Isa::Plain => unsafe { dispatch::<Plain, 2, 4, SECOND>(self, vectors, stride, out) },
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512<const SECOND: bool>(codewords: &Codewords, vectors: &[f32], stride: usize, out: &mut [Nearest]) {
+    // SAFETY: compiled for the instructions that the caller promises.
+    unsafe { dispatch::<std::arch::x86_64::__m512, 4, 6, SECOND>(codewords, vectors, stride, out) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<const SECOND: bool>(codewords: &Codewords, vectors: &[f32], stride: usize, out: &mut [Nearest]) {
+    // SAFETY: as above.
+    unsafe { dispatch::<std::arch::x86_64::__m256, 2, 6, SECOND>(codewords, vectors, stride, out) }
+}
+
+#[inline(always)]
+unsafe fn dispatch<V: Vector, const R: usize, const S: usize, const SECOND: bool>(
+    codewords: &Codewords,
+    vectors: &[f32],
+    stride: usize,
+    out: &mut [Nearest],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        if codewords.form == Form::Exact {
+            blocks::<V, R, S, true, SECOND>(codewords, vectors, stride, out);
+        } else {
+            blocks::<V, R, S, false, SECOND>(codewords, vectors, stride, out);
+        }
+    }
+}
+
+/// Blocks of vectors: panels pass by a block, or a block's tiles by all panels, whichever leaves more in the cache.
+#[inline(always)]
+unsafe fn blocks<V: Vector, const R: usize, const S: usize, const EXACT: bool, const SECOND: bool>(
+    codewords: &Codewords,
+    vectors: &[f32],
+    stride: usize,
+    out: &mut [Nearest],
+) {
+    let panels = codewords.starts.len() / (R * V::LANES);
+    let step = if codewords.panels.len() * 4 <= SMALL { panels.max(1) } else { 1 };
+    let mut states = [FRESH; BLOCK];
+    for (vectors, out) in vectors.chunks(BLOCK * stride).zip(out.chunks_mut(BLOCK)) {
+        let rows = out.len();
+        states[..rows].fill(FRESH);
+        let mut panel = 0;
+        while panel < panels {
+            let end = (panel + step).min(panels);
+            let mut row = 0;
+            // SAFETY: rows and panels are within the slices; the instructions are the caller's promise.
+            unsafe {
+                while row + S <= rows {
+                    tile::<V, R, S, EXACT, SECOND>(
+                        codewords,
+                        vectors.as_ptr().add(row * stride),
+                        stride,
+                        &mut states[row..row + S],
+                        panel,
+                        end,
+                    );
+                    row += S;
+                }
+                while row < rows {
+                    tile::<V, R, 1, EXACT, SECOND>(
+                        codewords,
+                        vectors.as_ptr().add(row * stride),
+                        stride,
+                        &mut states[row..row + 1],
+                        panel,
+                        end,
+                    );
+                    row += 1;
+                }
+            }
+            panel = end;
+        }
+        for (state, out) in states.iter().zip(out) {
+            *out = match V::LANES {
+                16 => reduce::<16, SECOND>(state),
+                8 => reduce::<8, SECOND>(state),
+                _ => reduce::<4, SECOND>(state),
+            };
+        }
+    }
+}
+
+/// `S` vectors against panels `first..end` of `R` registers each.
+#[allow(clippy::needless_range_loop)] // indices that the compiler unrolls, for registers
+#[inline(always)]
+unsafe fn tile<V: Vector, const R: usize, const S: usize, const EXACT: bool, const SECOND: bool>(
+    codewords: &Codewords,
+    vectors: *const f32,
+    stride: usize,
+    states: &mut [State],
+    first: usize,
+    end: usize,
+) {
+    let (dimension, width) = (codewords.dimension, R * V::LANES);
+    // SAFETY: the caller's: panels and vectors are there, and the instructions too.
+    unsafe {
+        // Loops, not closures: those would not be compiled for the instructions, and no intrinsic inlined in them.
+        let mut best = [(V::splat(0.0), V::index(0)); S];
+        let mut second = [V::splat(f32::INFINITY); S];
+        for s in 0..S {
+            best[s] = (V::load(states[s].best.as_ptr()), V::load_index(states[s].index.as_ptr()));
+            if SECOND {
+                second[s] = V::load(states[s].second.as_ptr());
+            }
+        }
+        for panel in first..end {
+            let starts = codewords.starts.as_ptr().add(panel * width);
+            let mut at = codewords.panels.as_ptr().add(panel * width * dimension);
+            let mut row = [V::splat(0.0); R];
+            for r in 0..R {
+                row[r] = V::load(starts.add(r * V::LANES));
+            }
+            let mut sums = [row; S];
+            for d in 0..dimension {
+                for r in 0..R {
+                    row[r] = V::load(at.add(r * V::LANES));
+                }
+                for s in 0..S {
+                    let x = V::splat(*vectors.add(s * stride + d));
+                    for r in 0..R {
+                        sums[s][r] = if EXACT {
+                            let difference = x.sub(row[r]);
+                            sums[s][r].add(difference.mul(difference))
+                        } else {
+                            sums[s][r].add_product(x, row[r])
+                        };
+                    }
+                }
+                at = at.add(width);
+            }
+            for r in 0..R {
+                let register = V::index((panel * R + r) as u32);
+                for s in 0..S {
+                    if SECOND {
+                        second[s] = second[s].min(best[s].0.max(sums[s][r]));
+                    }
+                    best[s] = V::keep_less(best[s], (sums[s][r], register));
+                }
+            }
+        }
+        for s in 0..S {
+            best[s].0.store(states[s].best.as_mut_ptr());
+            V::store_index(best[s].1, states[s].index.as_mut_ptr());
+            if SECOND {
+                second[s].store(states[s].second.as_mut_ptr());
+            }
+        }
+    }
+}
+
+/// The best of all lanes; of equal ones the first index. Written without branches, for it runs once a vector.
+#[inline(always)]
+fn reduce<const LANES: usize, const SECOND: bool>(state: &State) -> Nearest {
+    let mut distance = f32::INFINITY;
+    for lane in 0..LANES {
+        distance = if state.best[lane] < distance { state.best[lane] } else { distance };
+    }
+    let mut index = u32::MAX;
+    for lane in 0..LANES {
+        let candidate = state.index[lane].wrapping_mul(LANES as u32).wrapping_add(lane as u32);
+        let is_best = state.best[lane] == distance && distance < f32::INFINITY;
+        index = index.min(if is_best { candidate } else { u32::MAX });
+    }
+    let mut second = f32::INFINITY;
+    if SECOND {
+        for lane in 0..LANES {
+            // The lane of the best one has its own second; of the others it is their best.
+            let of_lane = if index % LANES as u32 == lane as u32 { state.second[lane] } else { state.best[lane] };
+            second = if of_lane < second { of_lane } else { second };
+        }
+    }
+    Nearest { index, distance, second }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    fn random(count: usize, seed: u64) -> Vec<f32> {
+        let mut random = SmallRng::seed_from_u64(seed);
+        (0..count).map(|_| random.random_range(-1.0..1.0)).collect()
+    }
+
+    fn isas() -> Vec<Isa> {
+        let mut isas = vec![Isa::Plain, Isa::detect()];
+        #[cfg(target_arch = "x86_64")]
+        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+            isas.push(Isa::Avx2);
+        }
+        isas
+    }
+
+    #[test]
+    fn finds_the_nearest_and_the_second_on_every_processor() {
+        for isa in isas() {
+            for (rows, count, dimension) in [(1, 1, 1), (7, 5, 3), (100, 256, 8), (193, 300, 33), (97, 65, 200), (6, 64, 4)] {
+                let (vectors, codewords) = (random(rows * dimension, 1), random(count * dimension, 2));
+                for form in [Form::L2, Form::Dot, Form::Exact] {
+                    let mut out = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; rows];
+                    Codewords::with_isa(&codewords, dimension, form, isa).nearest(&vectors, &mut out);
+                    for (vector, found) in vectors.chunks_exact(dimension).zip(&out) {
+                        let mut distances: Vec<(f64, usize)> = codewords
+                            .chunks_exact(dimension)
+                            .map(|c| {
+                                let pairs = vector.iter().zip(c).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+                                match form {
+                                    Form::Dot => pairs.map(|(a, b)| -a * b).sum::<f64>(),
+                                    Form::L2 | Form::Exact => pairs.map(|(a, b)| (a - b) * (a - b)).sum(),
+                                }
+                            })
+                            .zip(0..)
+                            .collect();
+                        let chosen = distances[found.index as usize].0;
+                        distances.sort_by(|a, b| a.0.total_cmp(&b.0));
+                        assert!((chosen - distances[0].0).abs() < 1e-4, "{isa:?} {form:?}");
+                        // L2 leaves out what is the same for all codewords.
+                        let left_out = if form == Form::L2 { chosen - f64::from(found.distance) } else { 0.0 };
+                        assert!((f64::from(found.distance) + left_out - chosen).abs() < 1e-4);
+                        if count > 1 {
+                            let second = f64::from(found.second) + left_out;
+                            assert!((second - distances[1].0).abs() < 2e-4, "{isa:?} {form:?} {found:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn far_from_the_origin_differences_are_not_lost() {
+        let (rows, count, dimension) = (300, 64, 16);
+        let far = |values: Vec<f32>| values.iter().map(|v| v + 1000.0).collect::<Vec<_>>();
+        let (vectors, codewords) = (far(random(rows * dimension, 5)), far(random(count * dimension, 6)));
+        for isa in isas() {
+            let packed = Codewords::with_isa(&codewords, dimension, Form::L2, isa);
+            let mut found = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; rows];
+            packed.nearest(&vectors, &mut found);
+            let exact = Codewords::with_isa(&codewords, dimension, Form::Exact, isa);
+            let mut expected = found.clone();
+            exact.nearest(&vectors, &mut expected);
+            let wrong = found.iter().zip(&expected).filter(|(a, b)| a.index != b.index && b.second - b.distance > 0.05).count();
+            assert_eq!(wrong, 0, "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn of_equal_ones_the_first_and_of_infinite_ones_none() {
+        for isa in isas() {
+            let mut out = [Nearest { index: 0, distance: 0.0, second: 0.0 }; 2];
+            let codewords = [1.0f32, 2.0].repeat(100);
+            Codewords::with_isa(&codewords, 2, Form::Exact, isa).nearest(&[1.0, 2.0, 5.0, 5.0], &mut out);
+            assert_eq!((out[0].index, out[0].distance, out[0].second, out[1].index), (0, 0.0, 0.0, 0));
+            Codewords::with_isa(&codewords, 2, Form::Exact, isa).nearest(&[f32::MAX, 1.0, f32::NAN, 1.0], &mut out);
+            assert_eq!((out[0].index, out[1].index), (u32::MAX, u32::MAX));
+        }
+    }
+
+    #[test]
+    fn exact_is_bit_by_bit_what_lance_computes() {
+        let (dimension, count) = (8, 256);
+        let (vectors, codewords) = (random(500 * dimension, 3), random(count * dimension, 4));
+        let prepared = lance_linalg::distance::l2::L2Prepared::new(&codewords, dimension);
+        for isa in isas() {
+            let mut out = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; 500];
+            Codewords::with_isa(&codewords, dimension, Form::Exact, isa).nearest(&vectors, &mut out);
+            for (vector, found) in vectors.chunks_exact(dimension).zip(&out) {
+                assert_eq!(prepared.nearest(vector), Some(found.index));
+                assert_eq!(prepared.distances(vector)[found.index as usize], found.distance);
+            }
+        }
+    }
+}
