@@ -1,0 +1,192 @@
+"""A CPU build end to end, `create_index(backend="cpu")`, against stock pylance's and faiss's, with recall@10 and memory.
+
+`just bench build [--rows N --dim D --partitions K --sub-vectors M --runs N --seeds N --skip faiss]`
+
+The same vectors, K, M, sample_rate and max_iters; each run is a process of its own, interleaved. Without a shape: the two of
+the goals. Prints a table and writes build.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import _common
+from gpu import block
+
+# rows, dimension, partitions, sub-vectors, times as fast as stock
+SHAPES = ((300_000, 768, 512, 96, 6.0), (1_000_000, 128, 1024, 16, 4.0))
+BLOCK, QUERIES, NEIGHBOURS, PROBES, ITERATIONS = 50_000, 200, 10, 20, 50
+
+
+def vectors(rows: int, dim: int) -> np.ndarray:
+    return np.concatenate(
+        [block(n, min(BLOCK, rows - n * BLOCK), dim, "float32") for n in range(-(-rows // BLOCK))]
+    )
+
+
+def prepare(folder: str, rows: int, dim: int) -> dict[str, Any]:
+    import lance
+
+    array, queries = vectors(rows, dim), block(-1, QUERIES, dim, "float32")
+    column = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), dim)
+    table = pa.table({"id": pa.array(np.arange(rows)), "vector": column})
+    lance.write_dataset(table, f"{folder}/vectors.lance", max_rows_per_file=100_000)
+    scores = 2 * queries @ array.T - (array**2).sum(1)
+    np.savez(f"{folder}/queries.npz", queries=queries, truth=np.argsort(-scores, axis=1)[:, :NEIGHBOURS])
+    return {}
+
+
+def recall(folder: str, search: Any) -> float:
+    saved = np.load(f"{folder}/queries.npz")
+    hits = sum(
+        len(set(search(query)) & set(expected.tolist()))
+        for query, expected in zip(saved["queries"], saved["truth"], strict=True)
+    )
+    return hits / saved["truth"].size
+
+
+def build(folder: str, shape: dict[str, int], seed: int, who: str) -> dict[str, Any]:
+    import lance
+
+    import lance_artifact as la
+
+    shutil.rmtree(f"{folder}/{who}.lance", ignore_errors=True)
+    shutil.copytree(f"{folder}/vectors.lance", f"{folder}/{who}.lance")
+    ds = lance.dataset(f"{folder}/{who}.lance")
+    stages: dict[str, float] = {}
+
+    def progress(step: Any) -> None:
+        now = time.perf_counter()
+        stages[step.stage] = now if step.event == "start" else stages[step.stage]
+        if step.event == "complete":
+            stages[step.stage] = now - stages[step.stage]
+
+    with _common.Peak() as peak:
+        if who == "ours":
+            la.create_index(ds, "vector", backend="cpu", seed=seed, progress=progress, **shape)
+        else:
+            ds.create_index("vector", "IVF_PQ", **shape)
+    ds = lance.dataset(f"{folder}/{who}.lance")
+
+    def search(query: np.ndarray) -> list[int]:
+        nearest = {"column": "vector", "q": query, "k": NEIGHBOURS, "nprobes": PROBES}
+        found: list[int] = ds.to_table(columns=["id", "_distance"], nearest=nearest)["id"].to_pylist()
+        return found
+
+    return {"seconds": peak.seconds, "bytes": peak.bytes, "recall": recall(folder, search), "stages": stages}
+
+
+def ours(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
+    return build(folder, shape, seed, "ours")
+
+
+def stock(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
+    return build(folder, shape, seed, "stock")
+
+
+def faiss(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
+    import faiss as library
+    import lance
+
+    column = lance.dataset(f"{folder}/vectors.lance").to_table(columns=["vector"])["vector"].combine_chunks()
+    array = column.flatten().to_numpy().reshape(len(column), -1)
+    dim, k = array.shape[1], shape["num_partitions"]
+    with _common.Peak() as peak:
+        index = library.IndexIVFPQ(library.IndexFlatL2(dim), dim, k, shape["num_sub_vectors"], 8)
+        index.cp.niter = index.pq.cp.niter = ITERATIONS
+        index.cp.seed = index.pq.cp.seed = seed + 1
+        # As many training vectors as the others take.
+        index.cp.max_points_per_centroid = index.pq.cp.max_points_per_centroid = 256
+        rng = np.random.default_rng(seed)
+        chosen = rng.choice(len(array), min(len(array), 256 * max(k, 256)), replace=False)
+        index.train(np.ascontiguousarray(array[chosen]))
+        index.add(array)
+    index.nprobe = PROBES
+    return {
+        "seconds": peak.seconds, "bytes": peak.bytes, "stages": {},
+        "recall": recall(folder, lambda query: index.search(query[None], NEIGHBOURS)[1][0].tolist()),
+    }  # fmt: skip
+
+
+def measure(
+    rows: int, dim: int, k: int, m: int, goal: float | None, runs: int, who: list[str]
+) -> list[dict[str, Any]]:
+    shape = {"num_partitions": k, "num_sub_vectors": m, "sample_rate": 256, "max_iters": ITERATIONS}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in who}
+    with tempfile.TemporaryDirectory(prefix="build-") as folder:
+        _common.in_process(__file__, "prepare", folder=folder, rows=rows, dim=dim)
+        for run in range(runs):
+            for name in who:
+                found[name].append(_common.in_process(__file__, name, folder=folder, shape=shape, seed=run))
+    print(
+        f"\n{rows:,} x {dim} float32, L2, K={k}, M={m}, {runs} runs, interleaved; recall@{NEIGHBOURS} at nprobes={PROBES}\n"
+    )
+    print(
+        "| | seconds | times as fast | recall@10 (each run) | peak memory, MiB | stages, s |\n|---|---|---|---|---|---|"
+    )
+    medians = {name: statistics.median(r["seconds"] for r in each) for name, each in found.items()}
+    for name, each in found.items():
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in each[-1]["stages"].items())
+        recalls = ", ".join(f"{r['recall']:.3f}" for r in each)
+        memory = statistics.median(r["bytes"] for r in each) / 2**20
+        print(
+            f"| {name} | {medians[name]:.2f} | {medians[name] / medians['ours']:.2f} | {recalls} | {memory:.0f} | {stages} |"
+        )
+    rows_out = []
+    for peer, limit in (("stock", goal), ("faiss", 2.0)):
+        if peer not in found:
+            continue
+        what = f"CPU build against {peer}, {rows:,} x {dim}, K={k}, M={m}"
+        quality = {name: statistics.mean(r["recall"] for r in found[name]) for name in ("ours", peer)}
+        memory = {name: statistics.median(r["bytes"] for r in found[name]) / 2**20 for name in ("ours", peer)}
+        rows_out += [
+            {"goal": what, "ours": medians["ours"], "peer": medians[peer], "ratio": medians[peer] / medians["ours"], "limit": limit,
+             "unit": "s"},
+            {"goal": f"recall@10, {what}", "ours": quality["ours"], "peer": quality[peer], "ratio": quality["ours"] - quality[peer],
+             "limit": -0.01, "unit": "difference"},
+            {"goal": f"peak memory, {what}", "ours": memory["ours"], "peer": memory[peer], "ratio": memory["ours"] / memory[peer],
+             "limit": 0.5, "unit": "MiB"},
+        ]  # fmt: skip
+    return rows_out
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--partitions", type=int, default=256)
+    parser.add_argument("--sub-vectors", type=int, default=16)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--skip", action="append", default=[], choices=["stock", "faiss"])
+    parser.add_argument("--json", type=Path, default=Path("build.json"))
+    a = parser.parse_args(arguments)
+    who = ["ours"] + [
+        n
+        for n in ("stock", "faiss")
+        if n not in a.skip and (n == "stock" or importlib.util.find_spec("faiss"))
+    ]
+    shapes = [(a.rows, a.dim, a.partitions, a.sub_vectors, None)] if a.rows else list(SHAPES)
+    print(f"{_common.machine()}\n{_common.versions()}")
+    results = []
+    for shape in shapes:
+        results += measure(*shape, a.runs, who)
+    for row in results:
+        row.update(machine=_common.machine(), versions=_common.versions())
+    a.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    _common.dispatch({"prepare": prepare, "ours": ours, "stock": stock, "faiss": faiss}, main)
