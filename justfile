@@ -27,9 +27,9 @@ lint:
 gpu *args:
     scripts/gpu {{args}}
 
-# Benchmarks: `just bench handover`, `just bench memory`, `just bench gpu`
-bench name *args: setup
-    .venv/bin/python benches/{{name}}.py {{args}}
+# Benchmarks, as one table and bench.json: all, `quick` (ten minutes), or one of handover, build, memory, gpu
+bench name="all" *args: setup
+    .venv/bin/python benches/{{ if name == "quick" { "all.py quick" } else { name + ".py" } }} {{args}}
 
 # A wheel for this machine, stripped, in dist/
 wheel: setup

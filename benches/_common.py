@@ -70,6 +70,18 @@ class Peak:
         self.bytes = max(self.highest, resident()) - self.start
 
 
+def report(rows: list[dict[str, Any]], path: Path) -> None:
+    """Print the goals as a table, and write them as JSON: goal, ours, peer, ratio, limit, unit, machine, versions."""
+    print("\n| goal | ours | peer | ratio | limit | unit |\n|---|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row['goal']} | {row['ours']:.3f} | {row['peer']:.3f} | {row['ratio']:.3f} | {row['limit']} | {row['unit']} |"
+        )
+        row.setdefault("machine", machine())
+        row.setdefault("versions", versions())
+    path.write_text(json.dumps(rows, indent=1))
+
+
 def in_process(script: str, job: str, **arguments: Any) -> dict[str, Any]:
     """Run `job` of a benchmark in a process of its own, and return the JSON it prints last."""
     command = [sys.executable, script, "--job", job, "--arguments", json.dumps(arguments)]

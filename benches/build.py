@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import shutil
 import statistics
 import tempfile
@@ -161,6 +160,12 @@ def measure(
     return rows_out
 
 
+def peers(skip: list[str]) -> list[str]:
+    """Ours first; faiss where it is installed."""
+    there = ["stock"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
+    return ["ours", *(name for name in there if name not in skip)]
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -173,19 +178,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--skip", action="append", default=[], choices=["stock", "faiss"])
     parser.add_argument("--json", type=Path, default=Path("build.json"))
     a = parser.parse_args(arguments)
-    who = ["ours"] + [
-        n
-        for n in ("stock", "faiss")
-        if n not in a.skip and (n == "stock" or importlib.util.find_spec("faiss"))
-    ]
+    who = peers(a.skip)
     shapes = [(a.rows, a.dim, a.partitions, a.sub_vectors, None)] if a.rows else list(SHAPES)
     print(f"{_common.machine()}\n{_common.versions()}")
     results = []
     for shape in shapes:
         results += measure(*shape, a.runs, who)
-    for row in results:
-        row.update(machine=_common.machine(), versions=_common.versions())
-    a.json.write_text(json.dumps(results, indent=1))
+    _common.report(results, a.json)
 
 
 if __name__ == "__main__":

@@ -248,12 +248,7 @@ def main(arguments: list[str]) -> None:
                              "ratio": ours["recall"] - theirs["recall"], "limit": -0.01, "unit": "difference"})  # fmt: skip
     for row in rows:
         row.update(machine=machine, versions=versions)
-    print("\n| goal | ours | peer | ratio | limit | unit |\n|---|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row['goal']} | {row['ours']:.3f} | {row['peer']:.3f} | {row['ratio']:.3f} | {row['limit']} | {row['unit']} |"
-        )
-    a.json.write_text(json.dumps(rows, indent=1))
+    _common.report(rows, a.json)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ Both get the same batches and the same model; each run is a process of its own, 
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -116,13 +114,8 @@ def stock(folder: str, rows: int) -> dict[str, Any]:
     return {"seconds": peak.seconds, "bytes": peak.bytes, "write": write.seconds, "then": create.seconds}
 
 
-def main(arguments: list[str]) -> None:
-    rows = int(arguments[0]) if arguments else ROWS
-    runs = 3
-    print(
-        f"{_common.machine()}\n{_common.versions()}\n{rows:,} rows, K={PARTITIONS}, M={SUB_VECTORS}, {runs} runs, interleaved",
-        file=sys.stderr,
-    )
+def measure(rows: int, runs: int) -> list[dict[str, Any]]:
+    """Print a table, and return the goals' rows."""
     results: dict[str, list[dict[str, Any]]] = {"ours": [], "stock": []}
     with tempfile.TemporaryDirectory(prefix="handover-") as folder:
         _common.in_process(__file__, "prepare", folder=folder, rows=rows)
@@ -135,6 +128,7 @@ def main(arguments: list[str]) -> None:
                 for left in ("artifact", "buffers"):
                     shutil.rmtree(f"{folder}/{left}", ignore_errors=True)
     medians = {w: {k: statistics.median(r[k] for r in f) for k in f[0]} for w, f in results.items()}
+    print(f"\nhand-over of {rows:,} rows, K={PARTITIONS}, M={SUB_VECTORS}, {runs} runs, interleaved\n")
     print(
         "| | seconds | of which write | then build and commit | peak memory, MiB | runs |\n|---|---|---|---|---|---|"
     )
@@ -143,14 +137,20 @@ def main(arguments: list[str]) -> None:
         print(
             f"| {who} | {m['seconds']:.2f} | {m['write']:.2f} | {m['then']:.2f} | {m['bytes'] / 2**20:.0f} | {each} |"
         )
-    ratio, memory = (
-        medians["stock"]["seconds"] / medians["ours"]["seconds"],
-        medians["ours"]["bytes"] / medians["stock"]["bytes"],
-    )
-    print(f"\n{ratio:.2f} times as fast as stock, {memory:.2f} of its memory")
-    Path("handover.json").write_text(
-        json.dumps({"machine": _common.machine(), "versions": _common.versions(), "rows": rows, **results})
-    )
+    ours_, stock_ = medians["ours"], medians["stock"]
+    what = f"hand-over of {rows:,} rows"
+    return [
+        {"goal": what, "ours": ours_["seconds"], "peer": stock_["seconds"], "ratio": stock_["seconds"] / ours_["seconds"],
+         "limit": 5.0, "unit": "s"},
+        {"goal": f"peak memory, {what}", "ours": ours_["bytes"] / 2**20, "peer": stock_["bytes"] / 2**20,
+         "ratio": ours_["bytes"] / stock_["bytes"], "limit": 0.5, "unit": "MiB"},
+    ]  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    rows = int(arguments[0]) if arguments else ROWS
+    print(f"{_common.machine()}\n{_common.versions()}")
+    _common.report(measure(rows, 3), Path("handover.json"))
 
 
 if __name__ == "__main__":

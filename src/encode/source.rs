@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
-use arrow_array::{Array, ArrayRef, FixedSizeListArray, RecordBatch, UInt64Array, make_array};
-use arrow_buffer::MutableBuffer;
+use arrow_array::{Array, FixedSizeListArray, RecordBatch, UInt64Array, make_array};
+use arrow_buffer::{Buffer, MutableBuffer};
 use arrow_data::ArrayData;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use lance::Dataset;
@@ -142,72 +142,93 @@ impl VectorSource {
     }
 
     /// `rows` random vectors, prepared for `metric`, drawn without loading the column and the same for the same seed; fewer
-    /// where the dataset holds fewer usable ones. They come in random order, because training takes prefixes.
+    /// where the dataset holds fewer usable ones. They come in random order, because training takes prefixes. Memory: the
+    /// sample once, and what is read ahead.
     pub async fn sample(&self, rows: usize, metric: Metric, seed: u64) -> Result<FixedSizeListArray> {
         let total = self.count_rows().await?;
         let total = usize::try_from(total).map_err(|_| Error::invalid(format!("{total} rows do not fit this machine's addresses")))?;
         let mut random = SmallRng::seed_from_u64(seed);
+        let mut drawn = MutableBuffer::new(rows.min(total).saturating_mul(self.row_bytes()));
         // Where so much of the table is wanted, reading it once in order is cheaper than random access.
-        let taken = if rows < total / 8 { self.sample_by_access(rows, total, metric, &mut random).await? } else { None };
-        let values = match taken {
-            Some(values) => values,
-            None => self.sample_by_scan(rows, metric, &mut random).await?,
-        };
-        let list = fixed_size_list(values, self.column.dimension)?;
-        let mut order: Vec<u32> = (0..list.len() as u32).collect();
-        rand::seq::SliceRandom::shuffle(order.as_mut_slice(), &mut random);
-        let shuffled = arrow_select::take::take(&list, &arrow_array::UInt32Array::from(order), None)?;
-        fixed_size_list(flat_values(shuffled.as_fixed_size_list()), self.column.dimension)
+        if rows >= total / 8 || !self.sample_by_access(rows, total, metric, &mut random, &mut drawn).await? {
+            drawn.truncate(0);
+            self.sample_by_scan(rows, metric, &mut random, &mut drawn).await?;
+        }
+        let width = self.row_bytes();
+        let drawn = tokio::task::spawn_blocking(move || {
+            shuffle_rows(drawn.as_slice_mut(), width, &mut random);
+            drawn
+        })
+        .await?;
+        let values = ArrayData::builder(self.column.element_type.data_type())
+            .len(drawn.len() / self.column.element_type.byte_width())
+            .add_buffer(drawn.into())
+            .build()?;
+        fixed_size_list(make_array(values), self.column.dimension)
     }
 
-    /// Random rows until enough are usable; `None` where most are not.
-    async fn sample_by_access(&self, rows: usize, total: usize, metric: Metric, random: &mut SmallRng) -> Result<Option<ArrayRef>> {
+    /// Random rows until enough are usable; false where most are not.
+    async fn sample_by_access(
+        &self,
+        rows: usize,
+        total: usize,
+        metric: Metric,
+        random: &mut SmallRng,
+        drawn: &mut MutableBuffer,
+    ) -> Result<bool> {
         let mut order = index::sample(random, total, (rows * 2 + 1024).min(total)).into_vec();
         let step = (TAKE_BYTES / self.row_bytes().max(1)).max(1);
-        let mut parts: Vec<ArrayRef> = Vec::new();
         let mut have = 0;
         while have < rows {
             if order.is_empty() {
-                return Ok(None);
+                return Ok(false);
             }
             let mut offsets: Vec<u64> = order.drain(..order.len().min(step).min(rows - have)).map(|i| i as u64).collect();
             offsets.sort_unstable();
             let batch = self.take(&offsets).await?;
             let row_ids = UInt64Array::from_iter_values(0..batch.num_rows() as u64);
-            let picked = prepare(&row_ids, &self.column.extract(&batch)?, metric)?.vectors;
-            have += picked.len();
-            parts.push(flat_values(&picked));
+            let picked = prepare(&row_ids, &self.column.extract(&batch)?, metric)?;
+            have += picked.vectors.len();
+            drawn.extend_from_slice(self.bytes(&picked).as_slice());
         }
-        let parts: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
-        Ok(Some(arrow_select::concat::concat(&parts)?))
+        Ok(true)
     }
 
     /// A reservoir over all usable rows, in one pass.
-    async fn sample_by_scan(&self, rows: usize, metric: Metric, random: &mut SmallRng) -> Result<ArrayRef> {
+    async fn sample_by_scan(&self, rows: usize, metric: Metric, random: &mut SmallRng, reservoir: &mut MutableBuffer) -> Result<()> {
         let width = self.row_bytes();
-        let mut reservoir = MutableBuffer::new(0);
         let mut seen = 0usize;
-        let mut stream = Box::pin(self.scan(metric).await?);
+        // Prepared side by side, taken in order.
+        let mut stream = Box::pin(
+            self.scan_unfiltered()
+                .await?
+                .map(|scanned| async {
+                    let scanned = scanned?;
+                    tokio::task::spawn_blocking(move || prepare(&scanned.row_ids, &scanned.vectors, metric)).await?
+                })
+                .buffered(4),
+        );
         while let Some(prepared) = stream.try_next().await? {
-            let values = flat_values(&prepared.vectors).to_data();
-            let bytes = &values.buffers()[0].as_slice()[values.offset() * width / self.column.dimension..];
-            for vector in bytes.chunks_exact(width).take(prepared.vectors.len()) {
-                if seen < rows {
-                    reservoir.extend_from_slice(vector);
-                } else {
-                    let place = random.random_range(0..=seen);
-                    if place < rows {
-                        reservoir.as_slice_mut()[place * width..(place + 1) * width].copy_from_slice(vector);
-                    }
+            let bytes = self.bytes(&prepared);
+            let at_once = rows.saturating_sub(seen).min(prepared.vectors.len());
+            reservoir.extend_from_slice(&bytes.as_slice()[..at_once * width]);
+            seen += at_once;
+            for vector in bytes.as_slice()[at_once * width..].chunks_exact(width) {
+                let place = random.random_range(0..=seen);
+                if place < rows {
+                    reservoir.as_slice_mut()[place * width..(place + 1) * width].copy_from_slice(vector);
                 }
                 seen += 1;
             }
         }
-        let data = ArrayData::builder(self.column.element_type.data_type())
-            .len(seen.min(rows) * self.column.dimension)
-            .add_buffer(reservoir.into())
-            .build()?;
-        Ok(make_array(data))
+        Ok(())
+    }
+
+    /// The bytes of prepared vectors, without a copy.
+    fn bytes(&self, prepared: &PreparedVectors) -> Buffer {
+        let values = flat_values(&prepared.vectors).to_data();
+        let width = self.column.element_type.byte_width();
+        values.buffers()[0].slice_with_length(values.offset() * width, values.len() * width)
     }
 
     /// Rows by their place among the live rows of the chosen fragments.
@@ -232,6 +253,17 @@ impl VectorSource {
             dataset_start += rows;
         }
         Ok(self.dataset.take(&shifted, projection).await?)
+    }
+}
+
+/// Fisher and Yates, in place.
+fn shuffle_rows(rows: &mut [u8], width: usize, random: &mut SmallRng) {
+    for last in (1..rows.len() / width.max(1)).rev() {
+        let other = random.random_range(0..=last);
+        if other < last {
+            let (before, from_last) = rows.split_at_mut(last * width);
+            before[other * width..(other + 1) * width].swap_with_slice(&mut from_last[..width]);
+        }
     }
 }
 

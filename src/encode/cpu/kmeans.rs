@@ -222,34 +222,45 @@ pub fn assign(vectors: &[f32], dimension: usize, codewords: &Codewords, labels: 
     sums.iter().sum()
 }
 
-/// Clustering for many centroids of a large sample: most iterations run on a part of it, from where the next part goes on.
-/// The last ones see every vector.
-pub fn progressive(lloyd: Lloyd, vectors: &[f32], dimension: usize, check: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<Clustering> {
+/// A stage of [`progressive`]: one part in so many of the sample, at most so many iterations, and as many left for later.
+pub type Stage = (usize, usize, usize);
+
+/// For centroids, of which one iteration on all vectors is long.
+pub const OF_CENTROIDS: &[Stage] = &[(8, usize::MAX, 12), (2, 6, 6), (1, 6, 0)];
+/// For the codewords of a sub-vector.
+pub const OF_CODEWORDS: &[Stage] = &[(4, usize::MAX, 8), (1, 8, 0)];
+
+/// Most iterations on a part of the sample, which comes in random order, and the last few, which settle the rest, on more of
+/// it and then all.
+pub fn progressive(
+    lloyd: Lloyd,
+    stages: &[Stage],
+    vectors: &[f32],
+    dimension: usize,
+    check: &(dyn Fn(usize) -> Result<()> + Sync),
+) -> Result<Clustering> {
     let rows = vectors.len() / dimension;
     let mut random = SmallRng::seed_from_u64(lloyd.seed);
     let mut centroids: Option<Vec<f32>> = None;
     let mut done = 0;
-    let mut last = Clustering { centroids: Vec::new(), iterations: 0 };
-    // Most iterations on parts of the sample, which comes in random order; the last few settle the rest.
-    for (part, most, later) in [(8, usize::MAX, 7), (2, 4, 3), (1, 3, 0)] {
+    for (part, most, later) in stages {
         // A part too small to place centroids tells nothing.
-        if part > 1 && rows / part < lloyd.clusters * 24 {
+        if *part > 1 && rows / part < lloyd.clusters * 24 {
             continue;
         }
         let sample = &vectors[..rows / part * dimension];
         // Where no part was cut off, all iterations.
-        let most = if centroids.is_none() { usize::MAX } else { most };
+        let most = if centroids.is_none() { usize::MAX } else { *most };
         let iterations = most.min(lloyd.iterations.saturating_sub(done + later)).max(1);
         let told = |iteration: usize| check(done + iteration);
-        last = match centroids.take() {
+        let found = match centroids.take() {
             None => Lloyd { iterations, ..lloyd }.run(sample, dimension, &told)?,
             Some(start) => lloyd.refine(sample, dimension, start, iterations, &mut random, &told)?,
         };
-        done = (done + last.iterations).min(lloyd.iterations.saturating_sub(1));
-        centroids = Some(std::mem::take(&mut last.centroids));
+        done = (done + found.iterations).min(lloyd.iterations.saturating_sub(1));
+        centroids = Some(found.centroids);
     }
-    last.centroids = centroids.unwrap_or_default();
-    Ok(last)
+    Ok(Clustering { centroids: centroids.unwrap_or_default(), iterations: done + 1 })
 }
 
 #[cfg(test)]
@@ -293,7 +304,7 @@ mod tests {
         let vectors = blobs(20_000, 40, 50);
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| progressive(lloyd(100, false), &vectors, 40, &|_| Ok(())).unwrap().centroids)
+            pool.install(|| progressive(lloyd(100, false), OF_CENTROIDS, &vectors, 40, &|_| Ok(())).unwrap().centroids)
         };
         assert_eq!(run(1), run(7));
     }

@@ -12,7 +12,7 @@ use lance_index::vector::kmeans::{KMeansParams, train_kmeans};
 use rayon::prelude::*;
 
 use super::encoder::as_float32;
-use super::kmeans::{Lloyd, assign, progressive};
+use super::kmeans::{Lloyd, OF_CENTROIDS, OF_CODEWORDS, assign, progressive};
 use super::nearest::{Codewords, Form};
 use crate::encode::{TrainParams, TrainProgress};
 use crate::error::{Error, Result};
@@ -115,7 +115,7 @@ fn train_centroids(
         progress.advance("train_ivf", iteration as u64);
         progress.check()
     };
-    Ok(progressive(lloyd, vectors, dimension, &check)?.centroids)
+    Ok(progressive(lloyd, OF_CENTROIDS, vectors, dimension, &check)?.centroids)
 }
 
 /// `vector - nearest centroid` of the scaled sample.
@@ -145,7 +145,7 @@ fn train_codebook(vectors: &[f32], dimension: usize, params: &TrainParams, progr
                 vectors.chunks_exact(dimension).flat_map(|vector| &vector[m * width..(m + 1) * width]).copied().collect();
             let seed = params.seed.wrapping_add(1 + m as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let lloyd = Lloyd { clusters: codes, iterations: params.max_iters, seed, spherical: false };
-            let trained = lloyd.run(&sub_vectors, width, &|_| progress.check())?;
+            let trained = progressive(lloyd, OF_CODEWORDS, &sub_vectors, width, &|_| progress.check())?;
             progress.advance("train_quantizer", done.fetch_add(1, Ordering::Relaxed) + 1);
             Ok(trained.centroids)
         })
