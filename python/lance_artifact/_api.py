@@ -26,7 +26,7 @@ from ._arguments import (
     metric_name,
     whole_number,
 )
-from ._commit import check_name, commit_segment
+from ._commit import check_name, commit_segment, discard_uncommitted
 from ._dataset import Handle, vector_column
 from ._encode import encode_on_devices, encode_with
 from ._lance_artifact import Artifact, IvfPqModel, PartitionArtifactBuilder
@@ -342,23 +342,28 @@ def finalize(
     hints = {"lance_artifact.version": core.__version__}
     if backend_name:
         hints["lance_artifact.backend"] = backend_name
-    segment = core.build_segment(
-        at.uri,
-        at.version,
-        path,
-        opened,
-        segment_uuid,
-        model=model,
-        metric=None if metric is None else metric_name(metric),
-        index_type=index_type,
-        m=m,
-        ef_construction=ef_construction,
-        fragment_ids=fragment_list(fragment_ids),
-        storage_options=at.storage_options,
-        hints=hints,
-        progress=reporter(progress),
-    )
-    commit_segment(handle, at, name, path, replace, segment)
+    try:
+        segment = core.build_segment(
+            at.uri,
+            at.version,
+            path,
+            opened,
+            segment_uuid,
+            model=model,
+            metric=None if metric is None else metric_name(metric),
+            index_type=index_type,
+            m=m,
+            ef_construction=ef_construction,
+            fragment_ids=fragment_list(fragment_ids),
+            storage_options=at.storage_options,
+            hints=hints,
+            progress=reporter(progress),
+        )
+        commit_segment(handle, at, name, path, replace, segment)
+    except KeyboardInterrupt:
+        # It may come between the two, when neither is there to clean up.
+        discard_uncommitted(handle, at, segment_uuid)
+        raise
     return handle.dataset
 
 

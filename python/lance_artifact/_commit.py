@@ -54,8 +54,7 @@ def commit_segment(
         base.commit_existing_index_segments(name, path, [index])
     except BaseException as error:
         # An answer that got lost may hide a commit that happened: files of a committed index must stay.
-        if not _is_committed(handle, segment["uuid"]):
-            core.discard_segment(at.uri, at.version, segment["uuid"], storage_options=at.storage_options)
+        discard_uncommitted(handle, at, segment["uuid"])
         if isinstance(error, (OSError, RuntimeError, ValueError)) and not isinstance(
             error, LanceArtifactError
         ):
@@ -75,6 +74,12 @@ def commit_segment(
             f"index {name!r} was committed, but does not cover fragments {lost}: they were rewritten since version "
             f"{at.version}; searches scan them without the index. Build again."
         )
+
+
+def discard_uncommitted(handle: Handle, at: Handle, segment_uuid: str) -> None:
+    """Delete the files of a segment, unless it is committed, or that cannot be known. Again does no harm."""
+    if not _is_committed(handle, segment_uuid):
+        core.discard_segment(at.uri, at.version, segment_uuid, storage_options=at.storage_options)
 
 
 def _column_files(dataset: lance.LanceDataset, field_id: int) -> dict[int, set[str]]:
