@@ -48,6 +48,12 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def settle() -> None:
+    """Let the disk finish what earlier runs wrote and deleted: it would be part of the next run's time."""
+    os.sync()
+    time.sleep(2)
+
+
 class Peak:
     """Seconds, and the highest resident memory above that at the start, of a block."""
 

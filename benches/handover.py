@@ -69,7 +69,8 @@ def load(folder: str, rows: int) -> tuple[Any, Any, list[pa.RecordBatch], Any]:
     return ds, batches, model["centroids"], model["codebook"]
 
 
-def ours(folder: str, rows: int) -> dict[str, Any]:
+def ours(folder: str, rows: int, sync: bool = False) -> dict[str, Any]:
+    """With sync, the artifact is on the disk before the index is begun; stock's buffers never are."""
     import lance_artifact as la
 
     ds, batches, centroids, codebook = load(folder, rows)
@@ -78,7 +79,7 @@ def ours(folder: str, rows: int) -> dict[str, Any]:
         with (
             _common.Peak() as write,
             la.PartitionArtifactBuilder(
-                f"{folder}/artifact", model, source=la.describe_source(ds, "vector")
+                f"{folder}/artifact", model, source=la.describe_source(ds, "vector"), sync=sync
             ) as builder,
         ):
             for batch in batches:
@@ -87,6 +88,10 @@ def ours(folder: str, rows: int) -> dict[str, Any]:
             la.finalize(ds, "vector", builder.artifact)
     assert ds.stats.index_stats("vector_idx")["num_indexed_rows"] == rows
     return {"seconds": peak.seconds, "bytes": peak.bytes, "write": write.seconds, "then": finalize.seconds}
+
+
+def durable(folder: str, rows: int) -> dict[str, Any]:
+    return ours(folder, rows, sync=True)
 
 
 def stock(folder: str, rows: int) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def stock(folder: str, rows: int) -> dict[str, Any]:
 
 def measure(rows: int, runs: int) -> list[dict[str, Any]]:
     """Print a table, and return the goals' rows."""
-    results: dict[str, list[dict[str, Any]]] = {"ours": [], "stock": []}
+    results: dict[str, list[dict[str, Any]]] = {"ours": [], "durable": [], "stock": []}
     with tempfile.TemporaryDirectory(prefix="handover-") as folder:
         _common.in_process(__file__, "prepare", folder=folder, rows=rows)
         shutil.copytree(f"{folder}/base.lance", f"{folder}/clean.lance")
@@ -124,6 +129,7 @@ def measure(rows: int, runs: int) -> list[dict[str, Any]]:
             for who, found in results.items():
                 shutil.rmtree(f"{folder}/base.lance")
                 shutil.copytree(f"{folder}/clean.lance", f"{folder}/base.lance")
+                _common.settle()
                 found.append(_common.in_process(__file__, who, folder=folder, rows=rows))
                 for left in ("artifact", "buffers"):
                     shutil.rmtree(f"{folder}/{left}", ignore_errors=True)
@@ -138,10 +144,12 @@ def measure(rows: int, runs: int) -> list[dict[str, Any]]:
             f"| {who} | {m['seconds']:.2f} | {m['write']:.2f} | {m['then']:.2f} | {m['bytes'] / 2**20:.0f} | {each} |"
         )
     ours_, stock_ = medians["ours"], medians["stock"]
-    what = f"hand-over of {rows:,} rows"
+    what, durable_ = f"hand-over of {rows:,} rows", medians["durable"]
     return [
         {"goal": what, "ours": ours_["seconds"], "peer": stock_["seconds"], "ratio": stock_["seconds"] / ours_["seconds"],
          "limit": 5.0, "unit": "s"},
+        {"goal": f"{what}, artifact synced", "ours": durable_["seconds"], "peer": stock_["seconds"],
+         "ratio": stock_["seconds"] / durable_["seconds"], "limit": None, "unit": "s"},
         {"goal": f"peak memory, {what}", "ours": ours_["bytes"] / 2**20, "peer": stock_["bytes"] / 2**20,
          "ratio": ours_["bytes"] / stock_["bytes"], "limit": 0.5, "unit": "MiB"},
     ]  # fmt: skip
@@ -154,4 +162,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _common.dispatch({"prepare": prepare, "ours": ours, "stock": stock}, main)
+    _common.dispatch({"prepare": prepare, "ours": ours, "durable": durable, "stock": stock}, main)

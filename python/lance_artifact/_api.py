@@ -171,6 +171,7 @@ def build_artifact(
     num_buckets: int | None = None,
     overwrite: bool = False,
     storage_options: dict[str, str] | None = None,
+    sync: bool = True,
     progress: Progress = False,
 ) -> Artifact:
     """Encode every usable vector of a column into a partition artifact.
@@ -201,6 +202,9 @@ def build_artifact(
     overwrite : bool, default False
     storage_options : dict, optional
         Of the artifact; the dataset's own are taken from its handle.
+    sync : bool, default True
+        Wait until the artifact is on the local disk, as PartitionArtifactBuilder does. A backend that writes its artifact
+        itself does as it does.
     progress : bool or callable, default False
 
     Raises
@@ -254,6 +258,7 @@ def build_artifact(
         overwrite=overwrite,
         storage_options=storage_options,
         source=source.describe(),
+        sync=sync,
     )
     try:
         if isinstance(chosen, CpuBackend):
@@ -487,6 +492,8 @@ def create_index(
             fragment_ids=fragment_ids,
             memory_limit=memory_limit,
             storage_options=storage_options,
+            # What is removed in a moment need not survive a crash of the machine.
+            sync=temporary is None,
             progress=progress,
         )
         done = finalize(

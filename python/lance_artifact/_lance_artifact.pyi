@@ -103,6 +103,7 @@ class PartitionArtifactBuilder:
         overwrite: bool = False,
         storage_options: Mapping[str, str] | None = None,
         source: Mapping[str, Any] | None = None,
+        sync: bool = True,
     ) -> PartitionArtifactBuilder: ...
     def append_batch(self, data: Any) -> int: ...
     def finish(

@@ -1,21 +1,21 @@
 //! One bucket file being written: the runs of a sorted stage, gathered, hashed and appended.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arrow_array::{FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
-use lance_file::writer::{FileWriter, FileWriterOptions};
+use arrow_buffer::ScalarBuffer;
+use lance_core::datatypes::Schema;
+use lance_file::writer::FileWriter;
 use tokio::runtime::Handle;
 
 use super::checksum::checksum;
 use super::files::BucketFiles;
+use super::flat::{FlatColumnWriter, FlatType};
 use super::layout::{bucket_path, bucket_schema};
 use super::manifest::{FileEntry, RowRange};
-use super::sink::{BUCKET_FILE_VERSION, create_file};
+use super::sink::create_bucket_file;
 use super::stage::{BucketOrder, SortedRows, Stage};
 use super::store::ArtifactStore;
 use crate::error::{Error, Result};
-use crate::model::item_field;
 
 /// What the manifest will say of a partition.
 #[derive(Debug, Default, Clone)]
@@ -24,18 +24,26 @@ pub struct PartitionState {
     pub checksum: u64,
 }
 
+/// A file that is being written, and where its columns' pages are.
+struct OpenFile {
+    writer: FileWriter,
+    columns: [FlatColumnWriter; 3],
+}
+
 /// The file of one bucket. It is created with the first row.
 pub struct BucketWriter {
     path: String,
-    file: Option<FileWriter>,
+    code_width: usize,
+    file: Option<OpenFile>,
     rows: u64,
     /// By rank within the bucket.
     partitions: Vec<PartitionState>,
 }
 
 impl BucketWriter {
-    pub fn new(bucket: usize, num_partitions: usize, tag: Option<&str>) -> Self {
-        Self { path: bucket_path(bucket, tag), file: None, rows: 0, partitions: vec![PartitionState::default(); num_partitions] }
+    pub fn new(bucket: usize, num_partitions: usize, code_width: usize, tag: Option<&str>) -> Self {
+        let partitions = vec![PartitionState::default(); num_partitions];
+        Self { path: bucket_path(bucket, tag), code_width, file: None, rows: 0, partitions }
     }
 
     pub fn path(&self) -> &str {
@@ -56,12 +64,15 @@ impl BucketWriter {
     }
 
     pub fn close(&mut self, runtime: &Handle, store: &ArtifactStore) -> Result<Option<(String, FileEntry)>> {
-        let Some(mut file) = self.file.take() else {
+        let Some(OpenFile { mut writer, columns }) = self.file.take() else {
             return Ok(None);
         };
         let _runtime = runtime.enter();
         let closing = |e: Error| e.context(format!("closing {} of {}", self.path, store.uri()));
-        let summary = runtime.block_on(file.finish()).map_err(|e| closing(Error::from(e)))?;
+        let columns: Vec<_> = columns.into_iter().zip(0..).map(|(column, index)| column.finish(index)).collect();
+        let schema = Schema::try_from(bucket_schema(self.code_width).as_ref())?;
+        writer.initialize_with_external_columns(schema, &columns, self.rows)?;
+        let summary = runtime.block_on(writer.finish()).map_err(|e| closing(Error::from(e)))?;
         if summary.num_rows != self.rows {
             return Err(Error::internal(format!("{}: {} rows in the file, {} were written", self.path, summary.num_rows, self.rows)));
         }
@@ -84,6 +95,8 @@ pub struct FlushJob<'a> {
     pub order: &'a BucketOrder,
     pub chunk_rows: usize,
     pub code_width: usize,
+    /// Make the file durable when it is closed.
+    pub sync: bool,
     pub cancelled: &'a AtomicBool,
 }
 
@@ -147,29 +160,24 @@ impl FlushJob<'_> {
             return Err(Error::Interrupted("the builder was aborted".into()));
         }
         let rows = chunk.row_ids.len() as u64;
-        let schema = bucket_schema(self.code_width);
-        let codes = FixedSizeListArray::try_new(
-            item_field(arrow_schema::DataType::UInt8),
-            self.code_width as i32,
-            Arc::new(UInt8Array::from(chunk.codes)),
-            None,
-        )?;
-        let batch = RecordBatch::try_new(
-            schema.clone(),
-            vec![Arc::new(UInt64Array::from(chunk.row_ids)), Arc::new(UInt32Array::from(chunk.part_ids)), Arc::new(codes)],
-        )?;
+        let (row_ids, part_ids) = (ScalarBuffer::from(chunk.row_ids), ScalarBuffer::from(chunk.part_ids));
+        let buffers: [&[u8]; 3] = [row_ids.inner(), part_ids.inner(), &chunk.codes];
         // Lance's writer may spawn tasks; this thread is ours and may block.
         let _runtime = self.runtime.enter();
         let written = self.runtime.block_on(async {
             if writer.file.is_none() {
-                // Each run becomes a page of its own at once: nothing waits in memory for the next flush.
-                let options = FileWriterOptions { data_cache_bytes: Some(1), keep_original_array: Some(true), ..Default::default() };
-                writer.file = Some(create_file(self.store, &writer.path, &schema, BUCKET_FILE_VERSION, options).await?);
+                let kinds = [FlatType::Integer(64), FlatType::Integer(32), FlatType::Bytes(self.code_width)];
+                let opened = create_bucket_file(self.store, &writer.path, self.sync)?;
+                writer.file = Some(OpenFile { writer: opened, columns: kinds.map(FlatColumnWriter::new) });
             }
-            match &mut writer.file {
-                Some(file) => Ok(file.write_batch(&batch).await?),
-                None => Err(Error::internal("a bucket file was not opened")),
+            let Some(OpenFile { writer: file, columns }) = &mut writer.file else {
+                return Err(Error::internal("a bucket file was not opened"));
+            };
+            for (buffer, column) in buffers.into_iter().zip(columns) {
+                let (position, _) = file.write_external_buffer(buffer).await?;
+                column.push(rows, position);
             }
+            Ok(())
         });
         written.map_err(|e: Error| e.context(format!("writing {} of {}", writer.path, self.store.uri())))?;
         writer.rows += rows;

@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow_array::cast::AsArray;
-use arrow_array::{Array, FixedSizeListArray, RecordBatch};
+use arrow_array::{Array, ArrayRef, FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
+use arrow_buffer::{Buffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, Schema};
 use futures::TryStreamExt;
 use lance_core::cache::LanceCache;
@@ -19,7 +20,8 @@ use tokio::sync::OnceCell;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::checksum::to_hex;
-use super::layout::{PART_ID_COLUMN, PQ_CODE_COLUMN, ROW_ID_COLUMN};
+use super::flat::{FlatColumn, FlatType};
+use super::layout::{PART_ID_COLUMN, PQ_CODE_COLUMN, ROW_ID_COLUMN, partition_schema};
 use super::manifest::FileEntry;
 use super::store::ArtifactStore;
 use crate::error::{Error, Result};
@@ -31,12 +33,83 @@ pub struct BucketFile {
     reader: FileReader,
     pub code_width: usize,
     pub has_part_ids: bool,
+    flat: Option<FlatFile>,
 }
 
 impl BucketFile {
     pub fn num_rows(&self) -> u64 {
         self.reader.num_rows()
     }
+}
+
+/// A bucket file whose values can be read as they lie: row ids, codes, and partition ids where there are any.
+#[derive(Debug)]
+struct FlatFile {
+    file: FileScheduler,
+    columns: Vec<FlatColumn>,
+}
+
+impl FlatFile {
+    /// `None` where a column is encoded, or the columns have not the same pages.
+    fn of(opened: &Opened, code_width: usize, has_part_ids: bool) -> Option<Self> {
+        let mut wanted = vec![(ROW_ID_COLUMN, FlatType::Integer(64)), (PQ_CODE_COLUMN, FlatType::Bytes(code_width))];
+        wanted.extend(has_part_ids.then_some((PART_ID_COLUMN, FlatType::Integer(32))));
+        let infos = &opened.reader.metadata().column_infos;
+        // One column of the file for each field, as long as none has columns of its own.
+        if infos.len() != opened.schema.fields().len() {
+            return None;
+        }
+        let column = |(name, kind)| FlatColumn::of(infos.get(opened.schema.index_of(name).ok()?)?, kind, opened.size);
+        let columns = wanted.into_iter().map(column).collect::<Option<Vec<_>>>()?;
+        let same = columns.iter().all(|c| c.num_rows() == opened.reader.num_rows() && c.same_pages(&columns[0]));
+        same.then(|| Self { file: opened.file.clone(), columns })
+    }
+
+    /// Rows of `ranges`, a batch for each range and page; nothing else is read.
+    async fn read(&self, ranges: &[Range<u64>], code_width: usize, part_ids: bool) -> lance_core::Result<Vec<RecordBatch>> {
+        let columns = &self.columns[..if part_ids { self.columns.len() } else { 2 }];
+        // Per piece and column: bytes, and the place of the values in the answer.
+        let mut requests: Vec<(Range<u64>, usize)> = Vec::new();
+        for (index, column) in columns.iter().enumerate() {
+            let pieces = ranges.iter().flat_map(|rows| column.pieces(rows.clone())).enumerate();
+            requests.extend(pieces.map(|(piece, bytes)| (bytes, piece * columns.len() + index)));
+        }
+        requests.sort_unstable_by_key(|(bytes, _)| bytes.start);
+        let read = self.file.submit_request(requests.iter().map(|(bytes, _)| bytes.clone()).collect(), 0).await?;
+        let mut values = vec![Buffer::default(); requests.len()];
+        for ((_, place), bytes) in requests.into_iter().zip(read) {
+            values[place] = Buffer::from(bytes);
+        }
+        values.chunks_exact(columns.len()).map(|values| flat_batch(values, code_width)).collect()
+    }
+}
+
+fn flat_batch(values: &[Buffer], code_width: usize) -> lance_core::Result<RecordBatch> {
+    let num_rows = values[0].len() / size_of::<u64>();
+    let codes = UInt8Array::new(ScalarBuffer::new(values[1].clone(), 0, values[1].len()), None);
+    let codes = FixedSizeListArray::try_new(item_field(DataType::UInt8), code_width as i32, Arc::new(codes), None)?;
+    let row_ids = UInt64Array::new(ScalarBuffer::new(aligned(&values[0]), 0, num_rows), None);
+    let mut columns: Vec<ArrayRef> = vec![Arc::new(row_ids), Arc::new(codes)];
+    let mut schema = partition_schema(code_width);
+    if let Some(part_ids) = values.get(2) {
+        columns.push(Arc::new(UInt32Array::new(ScalarBuffer::new(aligned(part_ids), 0, num_rows), None)));
+        let fields = schema.fields().iter().cloned().chain([Arc::new(Field::new(PART_ID_COLUMN, DataType::UInt32, false))]);
+        schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+    }
+    Ok(RecordBatch::try_new(schema, columns)?)
+}
+
+/// Values that start at any byte of what was read, as Arrow wants them.
+fn aligned(values: &Buffer) -> Buffer {
+    if values.as_ptr().align_offset(align_of::<u64>()) == 0 { values.clone() } else { Buffer::from_slice_ref(values.as_slice()) }
+}
+
+/// A Lance file, its Arrow schema and its bytes.
+struct Opened {
+    file: FileScheduler,
+    reader: FileReader,
+    schema: Schema,
+    size: u64,
 }
 
 type Slot = Arc<OnceCell<Arc<BucketFile>>>;
@@ -81,7 +154,7 @@ const FOOTER_BYTES: usize = 40;
 
 /// Look at the end of a file before it is decoded: a damaged count would ask for more memory than there is, which no caller
 /// can catch. Where the manifest has a checksum of the file's metadata, nothing damaged gets past.
-async fn check_tail(file: &FileScheduler, said: Option<&FileEntry>) -> lance_core::Result<()> {
+async fn check_tail(file: &FileScheduler, said: Option<&FileEntry>) -> lance_core::Result<u64> {
     let corrupt = |what: String| lance_core::Error::from(Error::corrupt(what));
     let reader = file.reader();
     let size = reader.size().await?;
@@ -107,7 +180,7 @@ async fn check_tail(file: &FileScheduler, said: Option<&FileEntry>) -> lance_cor
     if &footer[36..] != b"LANC" || positions.iter().any(|p| *p > size as u64) || counts * 16 > size as u64 {
         return Err(corrupt("the footer is not that of a Lance file, or is damaged".into()));
     }
-    Ok(())
+    Ok(size as u64)
 }
 
 /// Run a read in a task of its own: Lance's decoders may panic on damaged bytes, and that must end as an error.
@@ -147,17 +220,17 @@ impl BucketFiles {
     }
 
     /// The reader and its Arrow schema, whose conversion panics on damaged type names and so belongs under the guard.
-    async fn open_reader(&self, file: &str) -> Result<(FileReader, Schema)> {
+    async fn open_reader(&self, file: &str) -> Result<Opened> {
         let path = self.store.path(file)?;
         let scheduler = self.scheduler.clone();
         let said = self.said.get(file).cloned();
         guarded(file, &self.store, async move {
             let file = scheduler.open_file(&path, &CachedFileSize::unknown()).await?;
-            check_tail(&file, said.as_ref()).await?;
+            let size = check_tail(&file, said.as_ref()).await?;
             let plugins = Arc::<DecoderPlugins>::default();
-            let reader = FileReader::try_open(file, None, plugins, &LanceCache::no_cache(), FileReaderOptions::default()).await?;
+            let reader = FileReader::try_open(file.clone(), None, plugins, &LanceCache::no_cache(), FileReaderOptions::default()).await?;
             let schema = Schema::from(reader.schema().as_ref());
-            Ok((reader, schema))
+            Ok(Opened { file, reader, schema, size })
         })
         .await
     }
@@ -177,7 +250,7 @@ impl BucketFiles {
 
     /// The only batch of a small file, with its schema metadata.
     pub async fn read_whole(&self, file: &str) -> Result<(HashMap<String, String>, RecordBatch)> {
-        let (reader, _) = self.open_reader(file).await?;
+        let Opened { reader, .. } = self.open_reader(file).await?;
         let metadata = reader.schema().metadata.clone();
         if reader.num_rows() != 1 {
             return Err(Error::corrupt(format!("{file} of {}: {} rows, expected one", self.store.uri(), reader.num_rows())));
@@ -200,9 +273,9 @@ impl BucketFiles {
             open.entry(file.to_string()).or_default().clone()
         };
         slot.get_or_try_init(|| async {
-            let (reader, schema) = self.open_reader(file).await?;
+            let opened = self.open_reader(file).await?;
             let corrupt = |what: String| Error::corrupt(format!("{file} of {}: {what}", self.store.uri()));
-            let column = |name: &str| schema.column_with_name(name).map(|(_, field)| field);
+            let column = |name: &str| opened.schema.column_with_name(name).map(|(_, field)| field);
             let wrong = |name: &str, field: Option<&Field>, expected: &str| {
                 corrupt(format!(
                     "column {name:?} is {}, expected {expected}",
@@ -222,7 +295,8 @@ impl BucketFiles {
                 Some(DataType::FixedSizeList(item, width)) if item.data_type() == &DataType::UInt8 && *width > 0 => *width as usize,
                 _ => return Err(wrong(PQ_CODE_COLUMN, column(PQ_CODE_COLUMN), "fixed_size_list<uint8>")),
             };
-            Ok(Arc::new(BucketFile { reader, code_width, has_part_ids }))
+            let flat = FlatFile::of(&opened, code_width, has_part_ids);
+            Ok(Arc::new(BucketFile { reader: opened.reader, code_width, has_part_ids, flat }))
         })
         .await
         .cloned()
@@ -242,6 +316,16 @@ impl BucketFiles {
                 bucket.num_rows(),
                 last.end
             )));
+        }
+        if bucket.flat.is_some() {
+            let (width, part_ids) = (bucket.code_width, part_ids && bucket.has_part_ids);
+            let read = guarded(file, &self.store, async move {
+                match &bucket.flat {
+                    Some(flat) => flat.read(&ranges, width, part_ids).await,
+                    None => Ok(Vec::new()),
+                }
+            });
+            return read.await;
         }
         let reader = bucket.reader.clone();
         let mut columns = vec![ROW_ID_COLUMN, PQ_CODE_COLUMN];

@@ -8,7 +8,6 @@ use arrow_array::{Array, FixedSizeListArray, ListArray, RecordBatch};
 use arrow_schema::{DataType, Field, Schema};
 use lance_arrow::FixedSizeListArrayExt;
 use lance_file::version::ConcreteFileVersion;
-use lance_file::writer::FileWriterOptions;
 
 use super::files::BucketFiles;
 use super::layout::FORMAT_VERSION;
@@ -29,7 +28,7 @@ fn one_list(rows: FixedSizeListArray) -> Result<ListArray> {
 }
 
 /// Write the model. The codebook's rows are sub-vectors, so that its shape tells their number.
-pub async fn write(store: &ArtifactStore, file: &str, model: &IvfPqModel) -> Result<()> {
+pub async fn write(store: &ArtifactStore, file: &str, model: &IvfPqModel, sync: bool) -> Result<()> {
     let sub_dimension = model.dimension() / model.num_sub_vectors();
     let centroids = one_list(model.centroids().clone())?;
     let codebook = one_list(fixed_size_list(model.codebook().values().clone(), sub_dimension)?)?;
@@ -38,7 +37,7 @@ pub async fn write(store: &ArtifactStore, file: &str, model: &IvfPqModel) -> Res
         Field::new(CODEBOOK_COLUMN, codebook.data_type().clone(), true),
     ]));
     let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(centroids), Arc::new(codebook)])?;
-    let mut writer = create_file(store, file, &schema, ConcreteFileVersion::V2_2, FileWriterOptions::default()).await?;
+    let mut writer = create_file(store, file, &schema, ConcreteFileVersion::V2_2, sync)?;
     for (key, value) in [
         ("artifact_version", FORMAT_VERSION.to_string()),
         ("distance_type", model.metric().to_string()),

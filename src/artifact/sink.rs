@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use lance_file::version::ConcreteFileVersion;
+use lance_file::versions::{create_lazy_writer, create_writer};
 use lance_file::writer::{FileWriter, FileWriterOptions};
 use lance_io::object_writer::WriteResult;
 use lance_io::traits::Writer;
@@ -33,24 +34,35 @@ pub fn open_file_bytes(store: &ArtifactStore) -> usize {
     if store.local_root().is_some() { LOCAL_BUFFER_BYTES } else { 2 * UPLOAD_PART_BYTES }
 }
 
-/// The version of bucket files: its pages are flat, so that a range of rows is a range of bytes.
-pub const BUCKET_FILE_VERSION: ConcreteFileVersion = ConcreteFileVersion::V2_0;
+/// A local file for other writers, without waiting until it is on the disk.
+pub fn local_writer(path: PathBuf) -> Result<Box<dyn Writer>> {
+    Ok(Box::new(LocalFile::create(path, false)?))
+}
 
-/// Create a Lance file that appears under its name only once it is finished.
-pub async fn create_file(
+fn create(store: &ArtifactStore, relative: &str, sync: bool) -> Result<Box<dyn Writer>> {
+    let path = store.path(relative)?;
+    Ok(match store.local_root() {
+        Some(root) => Box::new(LocalFile::create(root.join(relative), sync)?),
+        None => Box::new(Upload::new(store.object_store().inner.clone(), path, store.object_store().use_constant_size_upload_parts)),
+    })
+}
+
+/// Create a bucket file, which appears under its name only once it is finished. Its columns are described when it ends; `sync`
+/// makes it durable then.
+pub fn create_bucket_file(store: &ArtifactStore, relative: &str, sync: bool) -> Result<FileWriter> {
+    Ok(create_lazy_writer(ConcreteFileVersion::V2_0, create(store, relative, sync)?, FileWriterOptions::default())?)
+}
+
+/// Create a Lance file for batches, which appears under its name only once it is finished.
+pub fn create_file(
     store: &ArtifactStore,
     relative: &str,
     schema: &arrow_schema::Schema,
     version: ConcreteFileVersion,
-    options: FileWriterOptions,
+    sync: bool,
 ) -> Result<FileWriter> {
-    let path = store.path(relative)?;
-    let writer: Box<dyn Writer> = match store.local_root() {
-        Some(root) => Box::new(LocalFile::create(root.join(relative))?),
-        None => Box::new(Upload::new(store.object_store().inner.clone(), path, store.object_store().use_constant_size_upload_parts)),
-    };
     let schema = lance_core::datatypes::Schema::try_from(schema)?;
-    Ok(lance_file::versions::create_writer(version, writer, schema, options)?)
+    Ok(create_writer(version, create(store, relative, sync)?, schema, FileWriterOptions::default())?)
 }
 
 /// A local file under a temporary name. It writes on the calling thread: callers are threads made for writing.
@@ -58,21 +70,24 @@ struct LocalFile {
     file: Option<io::BufWriter<tempfile::NamedTempFile>>,
     target: PathBuf,
     size: usize,
+    sync: bool,
 }
 
 impl LocalFile {
-    fn create(target: PathBuf) -> Result<Self> {
+    fn create(target: PathBuf, sync: bool) -> Result<Self> {
         let parent = target.parent().ok_or_else(|| Error::internal("a bucket file has no folder"))?;
         let file = std::fs::create_dir_all(parent)
             .and_then(|()| new_temporary_file(parent))
             .map_err(|e| Error::from(e).context(format!("creating {}", target.display())))?;
-        Ok(Self { file: Some(io::BufWriter::with_capacity(LOCAL_BUFFER_BYTES, file)), target, size: 0 })
+        Ok(Self { file: Some(io::BufWriter::with_capacity(LOCAL_BUFFER_BYTES, file)), target, size: 0, sync })
     }
 
     fn finish(&mut self) -> io::Result<()> {
         if let Some(file) = self.file.take() {
             let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-            file.as_file().sync_all()?;
+            if self.sync {
+                file.as_file().sync_all()?;
+            }
             file.persist(&self.target).map_err(|e| e.error)?;
         }
         Ok(())

@@ -33,9 +33,9 @@ impl Stage {
 
     /// Copy rows in; the caller keeps within the capacity.
     pub fn extend(&mut self, row_ids: &[u64], part_ids: &[u32], codes: &[u8]) {
-        self.row_ids.extend_from_slice(row_ids);
-        self.part_ids.extend_from_slice(part_ids);
-        self.codes.extend_from_slice(codes);
+        extend(&mut self.row_ids, row_ids);
+        extend(&mut self.part_ids, part_ids);
+        extend(&mut self.codes, codes);
     }
 
     pub fn clear(&mut self) {
@@ -43,6 +43,26 @@ impl Stage {
         self.part_ids.clear();
         self.codes.clear();
     }
+}
+
+/// Bytes that one thread copies at a time.
+const COPY_BYTES: usize = 256 * 1024;
+
+/// Copy values to the end, all threads at once where there are many: most of the time goes into getting the pages of fresh
+/// memory from the system, which one thread does at a fifth of the speed of the memory.
+fn extend<T: Copy + Send + Sync>(to: &mut Vec<T>, from: &[T]) {
+    if size_of_val(from) < 4 * COPY_BYTES {
+        to.extend_from_slice(from);
+        return;
+    }
+    to.reserve(from.len());
+    let len = to.len();
+    let piece = (COPY_BYTES / size_of::<T>()).max(1);
+    to.spare_capacity_mut()[..from.len()].par_chunks_mut(piece).zip(from.par_chunks(piece)).for_each(|(to, from)| {
+        to.write_copy_of_slice(from);
+    });
+    // SAFETY: there is room for `from.len()` more values, and the loop has written each of them.
+    unsafe { to.set_len(len + from.len()) };
 }
 
 /// Partitions in the order of the files: bucket after bucket, and by id within a bucket.

@@ -118,12 +118,12 @@ impl ArtifactStore {
     }
 
     /// Publish `content` in one step: readers see the whole of it or nothing. With `replace` unset an existing file wins and
-    /// the answer is `false`.
-    pub async fn publish(&self, relative: &str, content: Vec<u8>, replace: bool) -> Result<bool> {
+    /// the answer is `false`. `sync` makes it durable on a local disk.
+    pub async fn publish(&self, relative: &str, content: Vec<u8>, replace: bool, sync: bool) -> Result<bool> {
         let path = self.path(relative)?;
         if let Some(root) = self.local_root.clone() {
             let target = root.join(relative);
-            return tokio::task::spawn_blocking(move || publish_local(&target, &content, replace))
+            return tokio::task::spawn_blocking(move || publish_local(&target, &content, replace, sync))
                 .await?
                 .map_err(|e| Error::from(e).context(format!("publishing {relative} of {}", self.uri)));
         }
@@ -180,13 +180,15 @@ impl ArtifactStore {
     }
 }
 
-fn publish_local(target: &FsPath, content: &[u8], replace: bool) -> std::io::Result<bool> {
+fn publish_local(target: &FsPath, content: &[u8], replace: bool, sync: bool) -> std::io::Result<bool> {
     use std::io::Write;
     let parent = target.parent().unwrap_or_else(|| FsPath::new("/"));
     std::fs::create_dir_all(parent)?;
     let mut file = new_temporary_file(parent)?;
     file.write_all(content)?;
-    file.as_file().sync_all()?;
+    if sync {
+        file.as_file().sync_all()?;
+    }
     let published = if replace {
         file.persist(target).map(|_| true).map_err(|e| e.error)?
     } else {
@@ -196,7 +198,9 @@ fn publish_local(target: &FsPath, content: &[u8], replace: bool) -> std::io::Res
             Err(e) => return Err(e.error),
         }
     };
-    std::fs::File::open(parent)?.sync_all()?;
+    if sync {
+        std::fs::File::open(parent)?.sync_all()?;
+    }
     Ok(published)
 }
 

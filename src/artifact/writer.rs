@@ -1,22 +1,22 @@
 //! `PartitionArtifactBuilder`: encoded batches in, a partition artifact out, in bounded memory and one pass.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use arrow_array::RecordBatch;
 use tokio::runtime::Handle;
 
 use super::batch::EncodedColumns;
-use super::bucket::{BucketWriter, FlushJob};
 use super::files::BucketFiles;
+use super::flush::{Buckets, locked};
 use super::layout::{CLAIM_FILE, DEFAULT_MAX_BUCKETS, FORMAT_VERSION, MANIFEST_FILE, PARTITIONS_DIR, is_ours, metadata_path};
-use super::manifest::{CHECKSUM_KIND, FileEntry, Manifest, ModelSummary, PartitionEntry, RowCounts, Source, WriterInfo};
+use super::manifest::{CHECKSUM_KIND, Manifest, ModelSummary, RowCounts, Source, WriterInfo};
 use super::memory::{MemoryPlan, default_limit};
-use super::stage::{BucketOrder, Stage};
+use super::stage::Stage;
 use super::store::{ArtifactStore, StorageOptions};
-use super::{checksum, metadata, sink};
+use super::{metadata, sink};
 use crate::error::{Error, Result};
 use crate::model::IvfPqModel;
 
@@ -34,7 +34,7 @@ impl From<IvfPqModel> for Encoding {
 }
 
 /// Options of a [`PartitionArtifactBuilder`]; the default is what users get.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct BuilderOptions {
     /// Files of the artifact; `min(num_partitions, 256)`, fewer where an object store's upload buffers would not fit the limit.
     pub num_buckets: Option<usize>,
@@ -45,6 +45,15 @@ pub struct BuilderOptions {
     pub storage_options: Option<StorageOptions>,
     /// Where the rows come from, for the finalizer's checks.
     pub source: Option<Source>,
+    /// Let `finish` wait until the files are on the local disk, so that a crash of the machine cannot lose them. Not needed for
+    /// an artifact that does not outlive its build.
+    pub sync: bool,
+}
+
+impl Default for BuilderOptions {
+    fn default() -> Self {
+        Self { num_buckets: None, memory_limit: None, overwrite: false, storage_options: None, source: None, sync: true }
+    }
 }
 
 /// Streams encoded batches into a partition artifact.
@@ -57,8 +66,8 @@ pub struct PartitionArtifactBuilder {
     options: BuilderOptions,
     num_partitions: usize,
     code_width: usize,
-    plan: MemoryPlan,
-    shared: Arc<Shared>,
+    rows: AtomicU64,
+    buckets: Arc<Buckets>,
     inner: Mutex<Inner>,
     target: Target,
     /// A forked child must not touch what its parent writes.
@@ -77,13 +86,6 @@ struct Target {
     had_root: bool,
 }
 
-struct Shared {
-    rows: AtomicU64,
-    order: BucketOrder,
-    buckets: Vec<Mutex<BucketWriter>>,
-    cancelled: AtomicBool,
-}
-
 struct Inner {
     state: State,
     stage: Stage,
@@ -99,11 +101,6 @@ enum State {
     Open,
     Finished,
     Aborted,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic while the lock was held is caught where it happened and leaves `failed` set.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl PartitionArtifactBuilder {
@@ -135,22 +132,21 @@ impl PartitionArtifactBuilder {
         let stage = Stage::try_with_capacity(plan.stage_rows, code_width)
             .map_err(|e| Error::invalid(format!("memory_limit: {limit} bytes cannot be had on this machine ({e}); lower it")))?;
         let target = prepare_target(&store, options.overwrite).await?;
-        let order = BucketOrder::new(num_partitions, num_buckets);
-        let buckets = (0..num_buckets)
-            .map(|bucket| Mutex::new(BucketWriter::new(bucket, order.bucket_ranks(bucket).len(), target.tag.as_deref())))
-            .collect();
+        let runtime = Handle::current();
+        let tag = target.tag.as_deref();
+        let buckets = Buckets::new(store.clone(), runtime.clone(), plan, code_width, num_partitions, num_buckets, options.sync, tag);
         Ok(Self {
             store,
             encoding,
             options,
             num_partitions,
             code_width,
-            plan,
-            shared: Arc::new(Shared { rows: AtomicU64::new(0), order, buckets, cancelled: AtomicBool::new(false) }),
+            rows: AtomicU64::new(0),
+            buckets: Arc::new(buckets),
             inner: Mutex::new(Inner { state: State::Open, stage, flushing: None, failed: None, closed_files: Vec::new() }),
             target,
             process: std::process::id(),
-            runtime: Handle::current(),
+            runtime,
         })
     }
 
@@ -167,16 +163,16 @@ impl PartitionArtifactBuilder {
     }
 
     pub fn num_buckets(&self) -> usize {
-        self.shared.buckets.len()
+        self.buckets.len()
     }
 
     pub fn memory_plan(&self) -> MemoryPlan {
-        self.plan
+        self.buckets.plan
     }
 
     /// Rows accepted so far.
     pub fn num_rows(&self) -> u64 {
-        self.shared.rows.load(Ordering::Relaxed)
+        self.rows.load(Ordering::Relaxed)
     }
 
     /// Take the rows of an encoded batch. It is checked first: a refused batch changes nothing and the builder stays usable.
@@ -191,21 +187,21 @@ impl PartitionArtifactBuilder {
         let mut inner = self.open("append_batch")?;
         let mut at = 0;
         while at < row_ids.len() {
-            if inner.stage.len() == self.plan.stage_rows {
+            if inner.stage.len() == self.buckets.plan.stage_rows {
                 self.flush(&mut inner).inspect_err(|e| inner.failed = Some(e.clone()))?;
             }
-            let take = (self.plan.stage_rows - inner.stage.len()).min(row_ids.len() - at);
+            let take = (self.buckets.plan.stage_rows - inner.stage.len()).min(row_ids.len() - at);
             let to = at + take;
             inner.stage.extend(&row_ids[at..to], &part_ids[at..to], &codes[at * self.code_width..to * self.code_width]);
             at = to;
         }
-        self.shared.rows.fetch_add(row_ids.len() as u64, Ordering::Relaxed);
+        self.rows.fetch_add(row_ids.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
     fn open(&self, call: &str) -> Result<MutexGuard<'_, Inner>> {
         let inner = locked(&self.inner);
-        if self.shared.cancelled.load(Ordering::Relaxed) || inner.state == State::Aborted {
+        if self.buckets.is_cancelled() || inner.state == State::Aborted {
             return Err(Error::invalid(format!("{call}: the builder of {} is aborted; make a new one", self.store.uri())));
         }
         if inner.state == State::Finished {
@@ -226,15 +222,12 @@ impl PartitionArtifactBuilder {
         // Only a build that needs a second stage pays for it.
         let next = match written {
             Some(stage) => stage,
-            None => Stage::try_with_capacity(self.plan.stage_rows, self.code_width)
+            None => Stage::try_with_capacity(self.buckets.plan.stage_rows, self.code_width)
                 .map_err(|e| Error::Storage(format!("no memory for a second stage: {e}; lower memory_limit")))?,
         };
         let stage = std::mem::replace(&mut inner.stage, next);
-        let (shared, store, runtime) = (self.shared.clone(), self.store.clone(), self.runtime.clone());
-        let (plan, code_width) = (self.plan, self.code_width);
-        let thread = std::thread::Builder::new()
-            .name("lance-artifact-flush".into())
-            .spawn(move || shared.flush(&store, &runtime, stage, plan, code_width))?;
+        let buckets = self.buckets.clone();
+        let thread = std::thread::Builder::new().name("lance-artifact-flush".into()).spawn(move || buckets.flush(stage))?;
         inner.flushing = Some(thread);
         Ok(())
     }
@@ -278,18 +271,20 @@ impl PartitionArtifactBuilder {
         if !self.target.replaces && self.block_on(self.store.exists(MANIFEST_FILE))? {
             return Err(already_exists(&self.store, "appeared while this one was being written"));
         }
-        let mut files = self.shared.close(&self.store, &self.runtime, self.plan.threads, &mut inner.closed_files)?;
+        let mut files = self.buckets.close(&mut inner.closed_files)?;
         let metadata_file = match &self.encoding {
             Encoding::Model(model) => {
                 let name = metadata_path(self.target.tag.as_deref());
                 inner.closed_files.push(name.clone());
-                self.block_on(metadata::write(&self.store, &name, model))?;
+                self.block_on(metadata::write(&self.store, &name, model, self.options.sync))?;
                 files.insert(name.clone(), self.block_on(BucketFiles::describe_written(&self.store, &name, 1, true))?);
                 Some(name)
             }
             Encoding::Shape { .. } => None,
         };
-        self.store.sync_dirs(&["", PARTITIONS_DIR])?;
+        if self.options.sync {
+            self.store.sync_dirs(&["", PARTITIONS_DIR])?;
+        }
         let manifest = Manifest {
             version: FORMAT_VERSION,
             num_partitions: self.num_partitions,
@@ -306,7 +301,7 @@ impl PartitionArtifactBuilder {
             source: self.options.source.clone(),
             writer: Some(WriterInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() }),
             files: Some(files),
-            partitions: self.shared.partitions(self.num_partitions),
+            partitions: self.buckets.partitions(self.num_partitions),
         };
         let json = serde_json::to_vec(&manifest).map_err(|e| Error::internal(format!("manifest: {e}")))?;
         self.publish(inner, json)?;
@@ -319,10 +314,10 @@ impl PartitionArtifactBuilder {
 
     /// Publish the manifest. An answer may be lost on its way: what is there afterwards decides.
     fn publish(&self, inner: &mut Inner, json: Vec<u8>) -> Result<()> {
-        if self.shared.cancelled.load(Ordering::Relaxed) {
+        if self.buckets.is_cancelled() {
             return Err(Error::Interrupted("the builder was aborted".into()));
         }
-        let answer = self.block_on(self.store.publish(MANIFEST_FILE, json.clone(), self.target.replaces));
+        let answer = self.block_on(self.store.publish(MANIFEST_FILE, json.clone(), self.target.replaces, self.options.sync));
         if matches!(answer, Ok(true)) {
             return Ok(());
         }
@@ -346,18 +341,14 @@ impl PartitionArtifactBuilder {
 
     /// Make work in progress end soon with an error, from any thread; the artifact is published anyhow if that has begun.
     pub fn cancel(&self) {
-        self.shared.cancelled.store(true, Ordering::Relaxed);
+        self.buckets.cancel();
     }
 
     /// Stop and remove what was written. After `finish` it does nothing.
     pub fn abort(&self) -> Result<()> {
         if self.process != std::process::id() {
             // A forked child: the files and the threads that write them are the parent's.
-            for bucket in &self.shared.buckets {
-                if let Ok(mut bucket) = bucket.try_lock() {
-                    bucket.forget();
-                }
-            }
+            self.buckets.forget();
             return Ok(());
         }
         self.cancel();
@@ -368,12 +359,7 @@ impl PartitionArtifactBuilder {
         inner.state = State::Aborted;
         let _ = self.wait(&mut inner);
         inner.stage = Stage::default();
-        {
-            let _runtime = self.runtime.enter();
-            for bucket in &self.shared.buckets {
-                locked(bucket).discard();
-            }
-        }
+        self.buckets.discard();
         let files = std::mem::take(&mut inner.closed_files);
         let deleted = self.block_on(self.store.delete(&files));
         self.release_claim();
@@ -395,95 +381,6 @@ impl Drop for PartitionArtifactBuilder {
     }
 }
 
-impl Shared {
-    /// Group a stage and append its runs to the bucket files, all threads at once.
-    fn flush(&self, store: &ArtifactStore, runtime: &Handle, mut stage: Stage, plan: MemoryPlan, code_width: usize) -> Result<Stage> {
-        let sorted = super::stage::sort(&stage, &self.order, plan.threads);
-        let job = FlushJob {
-            store,
-            runtime,
-            stage: &stage,
-            sorted: &sorted,
-            order: &self.order,
-            chunk_rows: plan.chunk_rows,
-            code_width,
-            cancelled: &self.cancelled,
-        };
-        self.for_each_bucket(plan.threads, |bucket| job.write(&mut locked(&self.buckets[bucket]), bucket))?;
-        drop(sorted);
-        stage.clear();
-        Ok(stage)
-    }
-
-    fn close(
-        &self,
-        store: &ArtifactStore,
-        runtime: &Handle,
-        threads: usize,
-        closed: &mut Vec<String>,
-    ) -> Result<BTreeMap<String, FileEntry>> {
-        // Listed before they appear, so that an abort knows every file that may be there.
-        closed.extend(self.buckets.iter().filter_map(|b| locked(b).open_path()));
-        let files = Mutex::new(BTreeMap::new());
-        self.for_each_bucket(threads, |bucket| {
-            if let Some((path, entry)) = locked(&self.buckets[bucket]).close(runtime, store)? {
-                locked(&files).insert(path, entry);
-            }
-            Ok(())
-        })?;
-        Ok(files.into_inner().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn for_each_bucket(&self, threads: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
-        let next = AtomicUsize::new(0);
-        let failed = Mutex::new(None);
-        let run = || {
-            loop {
-                let bucket = next.fetch_add(1, Ordering::Relaxed);
-                if bucket >= self.buckets.len() || self.cancelled.load(Ordering::Relaxed) || locked(&failed).is_some() {
-                    return;
-                }
-                if let Err(error) = work(bucket) {
-                    locked(&failed).get_or_insert(error);
-                }
-            }
-        };
-        // Threads of our own: the caller's may be a runtime's, which must not block on IO. One that cannot be had is one that
-        // does not help, unless it was the only one.
-        let spawned = std::thread::scope(|scope| {
-            let spawn = |_| std::thread::Builder::new().name("lance-artifact-write".into()).spawn_scoped(scope, run);
-            (0..threads.min(self.buckets.len())).map(spawn).filter(std::io::Result::is_ok).count()
-        });
-        if spawned == 0 {
-            return Err(Error::Storage("no thread could be started to write with".into()));
-        }
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None if self.cancelled.load(Ordering::Relaxed) => Err(Error::Interrupted("the builder was aborted".into())),
-            None => Ok(()),
-        }
-    }
-
-    fn partitions(&self, num_partitions: usize) -> Vec<PartitionEntry> {
-        let mut partitions = vec![PartitionEntry::default(); num_partitions];
-        for (index, bucket) in self.buckets.iter().enumerate() {
-            let mut bucket = locked(bucket);
-            let path = bucket.path().to_string();
-            for (rank, state) in self.order.bucket_ranks(index).zip(bucket.take_partitions()) {
-                if !state.ranges.is_empty() {
-                    partitions[self.order.partition(rank) as usize] = PartitionEntry {
-                        path: Some(path.clone()),
-                        num_rows: state.ranges.iter().map(|r| r.num_rows).sum(),
-                        ranges: state.ranges,
-                        checksum: Some(checksum::to_hex(state.checksum)),
-                    };
-                }
-            }
-        }
-        partitions
-    }
-}
-
 fn already_exists(store: &ArtifactStore, how: &str) -> Error {
     Error::ArtifactExists(format!(
         "{} already holds an artifact, which {how}; choose another artifact_uri or pass overwrite=True",
@@ -501,7 +398,7 @@ async fn prepare_target(store: &ArtifactStore, overwrite: bool) -> Result<Target
     let mut stale = if had_root || store.local_root().is_none() { store.list().await? } else { Vec::new() };
     stale.retain(|file| is_ours(file));
     // Plain names are for the writer that holds the claim: two writers of one target cannot spoil each other's files.
-    let claimed = !replaces && store.publish(CLAIM_FILE, Vec::new(), false).await?;
+    let claimed = !replaces && store.publish(CLAIM_FILE, Vec::new(), false, false).await?;
     let tag = (!claimed).then(|| uuid::Uuid::new_v4().simple().to_string()[..8].to_string());
     Ok(Target { tag, stale, replaces, had_root })
 }

@@ -59,12 +59,17 @@ impl RowIdCheck {
 
     /// Mark rows as indexed.
     pub fn check(&self, row_ids: &[u64]) -> Result<()> {
+        // Neighbours are mostly of one fragment: it is looked up once for a run of them.
+        let mut last: Option<(u32, &Bits)> = None;
         for row_id in row_ids {
             let fresh = match &self.space {
                 Space::Stable(bits) => bits.set(*row_id),
                 Space::Addresses(fragments) => {
                     let fragment = (row_id >> 32) as u32;
-                    fragments.get(&fragment).and_then(|bits| bits.set(row_id & u64::from(u32::MAX)))
+                    if last.is_none_or(|(id, _)| id != fragment) {
+                        last = fragments.get(&fragment).map(|bits| (fragment, bits));
+                    }
+                    last.and_then(|(_, bits)| bits.set(row_id & u64::from(u32::MAX)))
                 }
             };
             match fresh {

@@ -9,7 +9,6 @@ use lance::Dataset;
 use lance::index::vector::builder::IvfIndexBuilder;
 use lance_index::pb;
 use lance_index::progress::IndexBuildProgress;
-use lance_index::vector::flat::index::FlatIndex;
 use lance_index::vector::hnsw::HNSW;
 use lance_index::vector::hnsw::builder::HnswBuildParams;
 use lance_index::vector::ivf::storage::IvfModel;
@@ -18,6 +17,7 @@ use lance_index::vector::v3::subindex::IvfSubIndex;
 use lance_linalg::distance::DistanceType;
 
 use super::checks::{agree_on_fragments, agree_on_model, model_fits_column};
+use super::ivf_pq::SegmentFiles;
 use super::row_ids::RowIdCheck;
 use super::shuffle_reader::{ArtifactShuffler, PartitionArtifactShuffleReader};
 use crate::artifact::layout::bucket_schema;
@@ -140,7 +140,12 @@ async fn build_files(
 ) -> Result<Vec<(String, u64)>> {
     let (num_rows, rows_read) = (reader.num_rows(), reader.rows_read());
     let files = match request.index_type {
-        IndexType::IvfPq => build::<FlatIndex>(request, column, model, reader, (), progress).await?,
+        IndexType::IvfPq => {
+            let store = request.dataset.object_store(None).await?;
+            let folder = request.dataset.indices_dir().join(request.uuid.as_str());
+            let version = request.dataset.manifest().data_storage_format.lance_file_format();
+            SegmentFiles { store: &store, folder, version, model }.write(reader, progress.as_ref()).await?
+        }
         IndexType::IvfHnswPq { m, ef_construction } => {
             let params = HnswBuildParams::default().num_edges(m).ef_construction(ef_construction);
             build::<HNSW>(request, column, model, reader, params, progress).await?

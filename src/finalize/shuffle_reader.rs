@@ -8,7 +8,7 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use futures::future::try_join_all;
-use lance_core::utils::tokio::{get_num_compute_intensive_cpus, spawn_cpu};
+use lance_core::utils::tokio::get_num_compute_intensive_cpus;
 use lance_index::vector::v3::shuffler::{ShufflePartition, ShufflePartitionWindow, ShufflePartitionWindowPlan, ShuffleReader, Shuffler};
 use lance_io::stream::{RecordBatchStream, RecordBatchStreamAdapter};
 
@@ -28,7 +28,7 @@ pub struct PartitionArtifactShuffleReader {
     row_bytes: usize,
     window_bytes: usize,
     schema: SchemaRef,
-    row_ids: Arc<RowIdCheck>,
+    row_ids: RowIdCheck,
     rows_read: Arc<AtomicU64>,
 }
 
@@ -44,7 +44,7 @@ impl PartitionArtifactShuffleReader {
         // admits a window for each.
         let window_bytes = (total / (4 * cpus)).clamp(MIN_WINDOW_BYTES, MIN_WINDOW_BYTES.max(BUILD_BUDGET_BYTES * 4 / 5 / cpus));
         let schema = crate::artifact::layout::partition_schema(code_width);
-        Ok(Self { artifacts, sizes, row_bytes, window_bytes, schema, row_ids: Arc::new(row_ids), rows_read: Arc::default() })
+        Ok(Self { artifacts, sizes, row_bytes, window_bytes, schema, row_ids, rows_read: Arc::default() })
     }
 
     pub fn num_rows(&self) -> u64 {
@@ -54,6 +54,29 @@ impl PartitionArtifactShuffleReader {
     /// Rows handed to the builder so far.
     pub fn rows_read(&self) -> Arc<AtomicU64> {
         self.rows_read.clone()
+    }
+
+    pub fn num_partitions(&self) -> usize {
+        self.sizes.len()
+    }
+
+    /// All partitions in windows of at most `max_bytes` of rows, or one partition; each with its first row in the index.
+    pub fn windows(&self, max_bytes: usize) -> Vec<(Range<usize>, u64)> {
+        let budget = (max_bytes / self.row_bytes) as u64;
+        let mut windows: Vec<(Range<usize>, u64)> = Vec::new();
+        let (mut first, mut rows) = (0u64, 0u64);
+        for (partition, size) in self.sizes.iter().enumerate() {
+            match windows.last_mut() {
+                Some((window, _)) if rows + size <= budget => window.end = partition + 1,
+                _ => {
+                    first += rows;
+                    rows = 0;
+                    windows.push((partition..partition + 1, first));
+                }
+            }
+            rows += size;
+        }
+        windows
     }
 
     fn window(&self, start: usize, max_bytes: usize) -> lance_core::Result<(Range<usize>, u64)> {
@@ -72,7 +95,8 @@ impl PartitionArtifactShuffleReader {
         Ok((start..end, rows))
     }
 
-    async fn read(&self, window: Range<usize>) -> lance_core::Result<Vec<Vec<RecordBatch>>> {
+    /// The rows of each partition of a window, checked.
+    pub async fn read(&self, window: Range<usize>) -> lance_core::Result<Vec<Vec<RecordBatch>>> {
         let mut reads = Vec::with_capacity(self.artifacts.len());
         for artifact in &self.artifacts {
             reads.push(artifact.read_partitions(window.clone()));
@@ -84,15 +108,11 @@ impl PartitionArtifactShuffleReader {
                 all.extend(batches);
             }
         }
-        let (check, rows_read) = (self.row_ids.clone(), self.rows_read.clone());
-        spawn_cpu(move || {
-            for batch in partitions.iter().flatten() {
-                check.check(row_ids_and_codes(batch).0)?;
-                rows_read.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
-            }
-            Ok(partitions)
-        })
-        .await
+        for batch in partitions.iter().flatten() {
+            self.row_ids.check(row_ids_and_codes(batch).0)?;
+            self.rows_read.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+        }
+        Ok(partitions)
     }
 
     fn stream(&self, batches: Vec<RecordBatch>) -> Option<Box<dyn RecordBatchStream + Unpin + 'static>> {

@@ -42,6 +42,9 @@ use crate::error::Error;
 /// storage_options : dict, optional
 /// source : dict, optional
 ///     Where the rows come from, as describe_source() gives it; finalize() checks it.
+/// sync : bool, default True
+///     finish() waits until the files are on the local disk, so that a crash of the machine cannot lose a finished artifact.
+///     False is for artifacts that do not outlive their build; what a crash spoils then is found by the checksums.
 ///
 /// Raises
 /// ------
@@ -62,7 +65,7 @@ pub struct PyPartitionArtifactBuilder {
 #[pymethods]
 impl PyPartitionArtifactBuilder {
     #[new]
-    #[pyo3(signature = (uri, model = None, *, num_partitions = None, pq_code_width = None, num_buckets = None, memory_limit = None, overwrite = false, storage_options = None, source = None))]
+    #[pyo3(signature = (uri, model = None, *, num_partitions = None, pq_code_width = None, num_buckets = None, memory_limit = None, overwrite = false, storage_options = None, source = None, sync = true))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -75,6 +78,7 @@ impl PyPartitionArtifactBuilder {
         overwrite: bool,
         storage_options: Option<HashMap<String, String>>,
         source: Option<SourceArg>,
+        sync: bool,
     ) -> PyResult<Self> {
         let encoding = match (model, num_partitions, pq_code_width) {
             (Some(model), None, None) => Encoding::Model(model.0),
@@ -83,8 +87,14 @@ impl PyPartitionArtifactBuilder {
                 return Err(Error::invalid("PartitionArtifactBuilder: pass either model, or both num_partitions and pq_code_width").into());
             }
         };
-        let options =
-            BuilderOptions { num_buckets, memory_limit, overwrite, storage_options: storage_options.clone(), source: source.map(|s| s.0) };
+        let options = BuilderOptions {
+            num_buckets,
+            memory_limit,
+            overwrite,
+            storage_options: storage_options.clone(),
+            source: source.map(|s| s.0),
+            sync,
+        };
         let uri = uri.0;
         let target = uri.clone();
         let builder =

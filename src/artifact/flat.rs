@@ -1,0 +1,148 @@
+//! Flat pages: how the columns of a bucket file lie in its bytes.
+//!
+//! Lance's 2.0 format stores a column without nulls as its plain values, page after page. So a range of rows is a range of
+//! bytes: the writer appends what it has gathered as it is, and the reader asks the store for just the bytes it needs, with no
+//! encoder or decoder between. Any Lance reader reads these files; files of other encodings are read through Lance's decoder.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use lance_encoding::decoder::{ColumnInfo, PageEncoding, PageInfo};
+use lance_encoding::format::ProtobufUtils;
+use lance_encoding::format::pb::{ArrayEncoding, ColumnEncoding, column_encoding};
+
+/// Values of one row of a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlatType {
+    /// Bits of an integer.
+    Integer(u64),
+    /// Bytes of a fixed-size list.
+    Bytes(usize),
+}
+
+impl FlatType {
+    pub fn row_bytes(self) -> u64 {
+        match self {
+            Self::Integer(bits) => bits / 8,
+            Self::Bytes(bytes) => bytes as u64,
+        }
+    }
+
+    fn encoding(self) -> ArrayEncoding {
+        let flat = |bits| ProtobufUtils::basic_no_null_encoding(ProtobufUtils::flat_encoding(bits, 0, None));
+        match self {
+            Self::Integer(bits) => flat(bits),
+            Self::Bytes(bytes) => ProtobufUtils::basic_no_null_encoding(ProtobufUtils::fsl_encoding(bytes as u64, flat(8), false)),
+        }
+    }
+}
+
+/// The pages of one column that were written so far: rows and position of each. A file of a long build has many.
+#[derive(Debug)]
+pub struct FlatColumnWriter {
+    kind: FlatType,
+    pages: Vec<(u64, u64)>,
+}
+
+impl FlatColumnWriter {
+    pub fn new(kind: FlatType) -> Self {
+        Self { kind, pages: Vec::new() }
+    }
+
+    /// A page of `num_rows` rows lies at `position`.
+    pub fn push(&mut self, num_rows: u64, position: u64) {
+        self.pages.push((num_rows, position));
+    }
+
+    /// What the file's metadata is to say of the column.
+    pub fn finish(self, index: u32) -> Arc<ColumnInfo> {
+        let (kind, encoding) = (self.kind, PageEncoding::Legacy(self.kind.encoding()));
+        let page = |(num_rows, position)| PageInfo {
+            num_rows,
+            priority: 0,
+            encoding: encoding.clone(),
+            buffer_offsets_and_sizes: Arc::from([(position, num_rows * kind.row_bytes())]),
+        };
+        let values = ColumnEncoding { column_encoding: Some(column_encoding::ColumnEncoding::Values(())) };
+        Arc::new(ColumnInfo::new(index, self.pages.into_iter().map(page).collect(), Vec::new(), values))
+    }
+}
+
+/// Where the rows of a flat column lie in a file.
+#[derive(Debug)]
+pub struct FlatColumn {
+    row_bytes: u64,
+    /// First row and position of each page; a last entry ends the last page.
+    pages: Vec<(u64, u64)>,
+}
+
+impl FlatColumn {
+    /// `None` where any page is not plain values of `kind` that lie within the first `data_bytes` of the file.
+    pub fn of(column: &ColumnInfo, kind: FlatType, data_bytes: u64) -> Option<Self> {
+        let expected = kind.encoding();
+        let mut pages = Vec::with_capacity(column.page_infos.len() + 1);
+        let mut row = 0u64;
+        for page in column.page_infos.iter() {
+            let PageEncoding::Legacy(encoding) = &page.encoding else {
+                return None;
+            };
+            let [(position, size)] = page.buffer_offsets_and_sizes.as_ref() else {
+                return None;
+            };
+            let fits = page.num_rows.checked_mul(kind.row_bytes()) == Some(*size) && position.checked_add(*size)? <= data_bytes;
+            if *encoding != expected || !fits {
+                return None;
+            }
+            pages.push((row, *position));
+            row = row.checked_add(page.num_rows)?;
+        }
+        pages.push((row, 0));
+        Some(Self { row_bytes: kind.row_bytes(), pages })
+    }
+
+    pub fn num_rows(&self) -> u64 {
+        self.pages.last().map_or(0, |(row, _)| *row)
+    }
+
+    /// Whether the pages of both columns hold the same rows.
+    pub fn same_pages(&self, other: &Self) -> bool {
+        self.pages.iter().map(|(row, _)| row).eq(other.pages.iter().map(|(row, _)| row))
+    }
+
+    /// The bytes of `rows`, which must be rows of this file, page after page.
+    pub fn pieces(&self, rows: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let first = self.pages.partition_point(|(row, _)| *row <= rows.start).saturating_sub(1);
+        self.pages[first..].windows(2).map_while(move |pair| {
+            let ((start, position), (end, _)) = (pair[0], pair[1]);
+            let (from, to) = (rows.start.max(start), rows.end.min(end));
+            (start < rows.end).then(|| {
+                let at = position + from.saturating_sub(start) * self.row_bytes;
+                at..at + to.saturating_sub(from) * self.row_bytes
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_rows_is_ranges_of_bytes() {
+        let mut writer = FlatColumnWriter::new(FlatType::Integer(64));
+        for (rows, position) in [(10, 64), (5, 1024), (7, 4096)] {
+            writer.push(rows, position);
+        }
+        let info = writer.finish(0);
+        assert!(FlatColumn::of(&info, FlatType::Integer(32), 10_000).is_none());
+        assert!(FlatColumn::of(&info, FlatType::Bytes(8), 10_000).is_none());
+        assert!(FlatColumn::of(&info, FlatType::Integer(64), 4096 + 55).is_none(), "cut");
+        let column = FlatColumn::of(&info, FlatType::Integer(64), 4096 + 56).unwrap();
+        assert_eq!(column.num_rows(), 22);
+        let pieces = |rows| column.pieces(rows).collect::<Vec<_>>();
+        assert_eq!(pieces(2..4), [80..96]);
+        assert_eq!(pieces(8..17), [128..144, 1024..1064, 4096..4112]);
+        assert_eq!(pieces(15..22), [4096..4152]);
+        assert_eq!(pieces(10..15), [1024..1064]);
+    }
+}
