@@ -14,6 +14,9 @@ use super::stage::{BucketOrder, Stage, sort};
 use super::store::ArtifactStore;
 use crate::error::{Error, Result};
 
+/// Files closed at once. Closing waits for a disk, which commits many files together, or for the last part of an upload.
+const CLOSING_THREADS: usize = 64;
+
 pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while the lock was held is caught where it happened and fails the build.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -78,7 +81,7 @@ impl Buckets {
             sync: self.sync,
             cancelled: &self.cancelled,
         };
-        self.for_each(|bucket| job.write(&mut locked(&self.files[bucket]), bucket))?;
+        self.for_each(self.plan.threads, |bucket| job.write(&mut locked(&self.files[bucket]), bucket))?;
         drop(sorted);
         stage.clear();
         Ok(stage)
@@ -88,7 +91,7 @@ impl Buckets {
     pub fn close(&self, closed: &mut Vec<String>) -> Result<BTreeMap<String, FileEntry>> {
         closed.extend(self.files.iter().filter_map(|file| locked(file).open_path()));
         let files = Mutex::new(BTreeMap::new());
-        self.for_each(|bucket| {
+        self.for_each(CLOSING_THREADS, |bucket| {
             if let Some((path, entry)) = locked(&self.files[bucket]).close(&self.runtime, &self.store)? {
                 locked(&files).insert(path, entry);
             }
@@ -114,7 +117,7 @@ impl Buckets {
         }
     }
 
-    fn for_each(&self, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+    fn for_each(&self, threads: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
         let next = AtomicUsize::new(0);
         let failed = Mutex::new(None);
         let run = || {
@@ -132,7 +135,7 @@ impl Buckets {
         // does not help, unless it was the only one.
         let spawned = std::thread::scope(|scope| {
             let spawn = |_| std::thread::Builder::new().name("lance-artifact-write".into()).spawn_scoped(scope, run);
-            (0..self.plan.threads.min(self.files.len())).map(spawn).filter(std::io::Result::is_ok).count()
+            (0..threads.min(self.files.len())).map(spawn).filter(std::io::Result::is_ok).count()
         });
         if spawned == 0 {
             return Err(Error::Storage("no thread could be started to write with".into()));
