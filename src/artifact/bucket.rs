@@ -1,18 +1,17 @@
 //! One bucket file being written: the runs of a sorted stage, gathered, hashed and appended.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use arrow_buffer::ScalarBuffer;
+use arrow_buffer::ToByteSlice;
 use lance_core::datatypes::Schema;
 use lance_file::writer::FileWriter;
 use tokio::runtime::Handle;
 
 use super::checksum::checksum;
-use super::files::BucketFiles;
 use super::flat::{FlatColumnWriter, FlatType};
 use super::layout::{bucket_path, bucket_schema};
 use super::manifest::{FileEntry, RowRange};
-use super::sink::create_bucket_file;
+use super::sink::{TailRecorder, create_bucket_file};
 use super::stage::{BucketOrder, SortedRows, Stage};
 use super::store::ArtifactStore;
 use crate::error::{Error, Result};
@@ -27,6 +26,7 @@ pub struct PartitionState {
 /// A file that is being written, and where its columns' pages are.
 struct OpenFile {
     writer: FileWriter,
+    tail: TailRecorder,
     columns: [FlatColumnWriter; 3],
 }
 
@@ -64,7 +64,7 @@ impl BucketWriter {
     }
 
     pub fn close(&mut self, runtime: &Handle, store: &ArtifactStore) -> Result<Option<(String, FileEntry)>> {
-        let Some(OpenFile { mut writer, columns }) = self.file.take() else {
+        let Some(OpenFile { mut writer, tail, columns }) = self.file.take() else {
             return Ok(None);
         };
         let _runtime = runtime.enter();
@@ -72,12 +72,12 @@ impl BucketWriter {
         let columns: Vec<_> = columns.into_iter().zip(0..).map(|(column, index)| column.finish(index)).collect();
         let schema = Schema::try_from(bucket_schema(self.code_width).as_ref())?;
         writer.initialize_with_external_columns(schema, &columns, self.rows)?;
+        tail.start();
         let summary = runtime.block_on(writer.finish()).map_err(|e| closing(Error::from(e)))?;
         if summary.num_rows != self.rows {
             return Err(Error::internal(format!("{}: {} rows in the file, {} were written", self.path, summary.num_rows, self.rows)));
         }
-        let entry = runtime.block_on(BucketFiles::describe_written(store, &self.path, summary.num_rows, false)).map_err(closing)?;
-        Ok(Some((self.path.clone(), entry)))
+        Ok(Some((self.path.clone(), tail.describe(summary))))
     }
 
     /// Leave the open file to another process: after a fork it is the parent's.
@@ -100,22 +100,25 @@ pub struct FlushJob<'a> {
     pub cancelled: &'a AtomicBool,
 }
 
-/// Rows gathered for one call of the file writer.
-struct Chunk {
+/// Rows gathered for one call of the file writer. A thread uses one for all it writes, which stays in its cache.
+#[derive(Default)]
+pub struct Chunk {
     row_ids: Vec<u64>,
     part_ids: Vec<u32>,
     codes: Vec<u8>,
 }
 
 impl Chunk {
-    fn with_capacity(rows: usize, code_width: usize) -> Self {
-        Self { row_ids: Vec::with_capacity(rows), part_ids: Vec::with_capacity(rows), codes: Vec::with_capacity(rows * code_width) }
+    fn clear(&mut self) {
+        self.row_ids.clear();
+        self.part_ids.clear();
+        self.codes.clear();
     }
 }
 
 impl FlushJob<'_> {
     /// Append this stage's rows of `bucket`.
-    pub fn write(&self, writer: &mut BucketWriter, bucket: usize) -> Result<()> {
+    pub fn write(&self, writer: &mut BucketWriter, bucket: usize, chunk: &mut Chunk) -> Result<()> {
         let ranks = self.order.bucket_ranks(bucket);
         let start = |rank: usize| self.sorted.starts[rank] as usize;
         let mut left = start(ranks.end) - start(ranks.start);
@@ -123,13 +126,13 @@ impl FlushJob<'_> {
             return Ok(());
         }
         let first = ranks.start;
-        let mut chunk = Chunk::with_capacity(left.min(self.chunk_rows), self.code_width);
+        chunk.clear();
         for rank in ranks {
             let mut rows = &self.sorted.rows[start(rank)..start(rank + 1)];
             while !rows.is_empty() {
                 let (now, later) = rows.split_at(rows.len().min(self.chunk_rows - chunk.row_ids.len()));
                 let at = chunk.row_ids.len();
-                self.gather(now, self.order.partition(rank), &mut chunk);
+                self.gather(now, self.order.partition(rank), chunk);
                 let state = &mut writer.partitions[rank - first];
                 let sum = checksum(&chunk.row_ids[at..], &chunk.codes[at * self.code_width..], self.code_width);
                 state.checksum = state.checksum.wrapping_add(sum);
@@ -137,40 +140,41 @@ impl FlushJob<'_> {
                 rows = later;
                 left -= now.len();
                 if chunk.row_ids.len() == self.chunk_rows || left == 0 {
-                    let next = Chunk::with_capacity(left.min(self.chunk_rows), self.code_width);
-                    self.append(writer, std::mem::replace(&mut chunk, next))?;
+                    self.append(writer, chunk)?;
+                    chunk.clear();
                 }
             }
         }
         Ok(())
     }
 
-    fn gather(&self, rows: &[u32], partition: u32, chunk: &mut Chunk) {
+    fn gather(&self, rows: &[AtomicU32], partition: u32, chunk: &mut Chunk) {
         let width = self.code_width;
-        chunk.row_ids.extend(rows.iter().map(|row| self.stage.row_ids[*row as usize]));
+        let row = |place: &AtomicU32| place.load(Ordering::Relaxed) as usize;
+        chunk.row_ids.extend(rows.iter().map(|place| self.stage.row_ids[row(place)]));
         chunk.part_ids.extend(std::iter::repeat_n(partition, rows.len()));
-        for row in rows {
-            let at = *row as usize * width;
+        chunk.codes.reserve(rows.len() * width);
+        for place in rows {
+            let at = row(place) * width;
             chunk.codes.extend_from_slice(&self.stage.codes[at..at + width]);
         }
     }
 
-    fn append(&self, writer: &mut BucketWriter, chunk: Chunk) -> Result<()> {
+    fn append(&self, writer: &mut BucketWriter, chunk: &Chunk) -> Result<()> {
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(Error::Interrupted("the builder was aborted".into()));
         }
         let rows = chunk.row_ids.len() as u64;
-        let (row_ids, part_ids) = (ScalarBuffer::from(chunk.row_ids), ScalarBuffer::from(chunk.part_ids));
-        let buffers: [&[u8]; 3] = [row_ids.inner(), part_ids.inner(), &chunk.codes];
+        let buffers = [chunk.row_ids.to_byte_slice(), chunk.part_ids.to_byte_slice(), &chunk.codes];
         // Lance's writer may spawn tasks; this thread is ours and may block.
         let _runtime = self.runtime.enter();
         let written = self.runtime.block_on(async {
             if writer.file.is_none() {
                 let kinds = [FlatType::Integer(64), FlatType::Integer(32), FlatType::Bytes(self.code_width)];
-                let opened = create_bucket_file(self.store, &writer.path, self.sync)?;
-                writer.file = Some(OpenFile { writer: opened, columns: kinds.map(FlatColumnWriter::new) });
+                let (opened, tail) = create_bucket_file(self.store, &writer.path, self.sync)?;
+                writer.file = Some(OpenFile { writer: opened, tail, columns: kinds.map(FlatColumnWriter::new) });
             }
-            let Some(OpenFile { writer: file, columns }) = &mut writer.file else {
+            let Some(OpenFile { writer: file, columns, .. }) = &mut writer.file else {
                 return Err(Error::internal("a bucket file was not opened"));
             };
             for (buffer, column) in buffers.into_iter().zip(columns) {

@@ -15,7 +15,6 @@ use lance_file::reader::{FileReader, FileReaderOptions};
 use lance_io::ReadBatchParams;
 use lance_io::scheduler::{FileScheduler, ScanScheduler, SchedulerConfig};
 use lance_io::utils::CachedFileSize;
-use object_store::ObjectStoreExt;
 use tokio::sync::OnceCell;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -233,19 +232,6 @@ impl BucketFiles {
             Ok(Opened { file, reader, schema, size })
         })
         .await
-    }
-
-    /// What the manifest is to say of a file that was just written: its metadata, from the footer's first position on, or for
-    /// a small file all of it, under a checksum.
-    pub async fn describe_written(store: &ArtifactStore, file: &str, num_rows: u64, whole: bool) -> Result<FileEntry> {
-        let path = store.path(file)?;
-        let size = store.size(file).await?.ok_or_else(|| Error::Storage(format!("{file} of {} is gone", store.uri())))?;
-        let objects = &store.object_store().inner;
-        let footer = objects.get_range(&path, size.saturating_sub(FOOTER_BYTES as u64)..size).await?;
-        let start = footer.get(..8).map_or(0, |bytes| bytes.iter().rev().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte)));
-        let start = if whole { 0 } else { start.min(size.saturating_sub(FOOTER_BYTES as u64)) };
-        let tail = objects.get_range(&path, start..size).await?;
-        Ok(FileEntry { num_rows, size_bytes: size, tail_bytes: Some(size - start), tail_checksum: Some(to_hex(xxh3_64(&tail))) })
     }
 
     /// The only batch of a small file, with its schema metadata.

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
 
-use super::bucket::{BucketWriter, FlushJob};
+use super::bucket::{BucketWriter, Chunk, FlushJob};
 use super::checksum;
 use super::manifest::{FileEntry, PartitionEntry};
 use super::memory::MemoryPlan;
@@ -81,7 +81,7 @@ impl Buckets {
             sync: self.sync,
             cancelled: &self.cancelled,
         };
-        self.for_each(self.plan.threads, |bucket| job.write(&mut locked(&self.files[bucket]), bucket))?;
+        self.for_each(self.plan.threads, |bucket, chunk| job.write(&mut locked(&self.files[bucket]), bucket, chunk))?;
         drop(sorted);
         stage.clear();
         Ok(stage)
@@ -91,7 +91,7 @@ impl Buckets {
     pub fn close(&self, closed: &mut Vec<String>) -> Result<BTreeMap<String, FileEntry>> {
         closed.extend(self.files.iter().filter_map(|file| locked(file).open_path()));
         let files = Mutex::new(BTreeMap::new());
-        self.for_each(CLOSING_THREADS, |bucket| {
+        self.for_each(CLOSING_THREADS, |bucket, _| {
             if let Some((path, entry)) = locked(&self.files[bucket]).close(&self.runtime, &self.store)? {
                 locked(&files).insert(path, entry);
             }
@@ -117,16 +117,17 @@ impl Buckets {
         }
     }
 
-    fn for_each(&self, threads: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+    fn for_each(&self, threads: usize, work: impl Fn(usize, &mut Chunk) -> Result<()> + Sync) -> Result<()> {
         let next = AtomicUsize::new(0);
         let failed = Mutex::new(None);
         let run = || {
+            let mut chunk = Chunk::default();
             loop {
                 let bucket = next.fetch_add(1, Ordering::Relaxed);
                 if bucket >= self.files.len() || self.is_cancelled() || locked(&failed).is_some() {
                     return;
                 }
-                if let Err(error) = work(bucket) {
+                if let Err(error) = work(bucket, &mut chunk) {
                     locked(&failed).get_or_insert(error);
                 }
             }

@@ -10,6 +10,9 @@ const PARTITION_OVERHEAD: usize = 96;
 /// Fewer staged rows than this make runs too short to be worth reading.
 const MIN_STAGE_ROWS: usize = 4096;
 
+/// Larger runs are written in several pages.
+const MAX_CHUNK_BYTES: usize = 2 << 20;
+
 /// Shares of a memory limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
@@ -56,8 +59,8 @@ impl MemoryPlan {
         let row_bytes = 8 + 4 + code_width;
         let fixed = num_buckets * (open_file_bytes + FILE_OVERHEAD) + num_partitions * (PARTITION_OVERHEAD + 4 * (threads + 2));
         let usable = usize::try_from(limit).unwrap_or(usize::MAX);
-        // A gathered chunk and its encoded copy, per thread.
-        let chunk_bytes = (usable / (16 * threads)).clamp(64 * 1024, 8 << 20);
+        // A gathered chunk per thread, which is to stay in its cache, and as much again for what its growth leaves behind.
+        let chunk_bytes = (usable / (16 * threads)).clamp(64 * 1024, MAX_CHUNK_BYTES);
         let writing = threads * 2 * chunk_bytes;
         let per_row = 2 * row_bytes + 4;
         let stage_rows = usable.saturating_sub(fixed + writing) / per_row;

@@ -11,6 +11,7 @@ use lance_file::version::ConcreteFileVersion;
 
 use super::files::BucketFiles;
 use super::layout::FORMAT_VERSION;
+use super::manifest::FileEntry;
 use super::sink::create_file;
 use super::store::ArtifactStore;
 use crate::error::{Error, Result};
@@ -28,7 +29,7 @@ fn one_list(rows: FixedSizeListArray) -> Result<ListArray> {
 }
 
 /// Write the model. The codebook's rows are sub-vectors, so that its shape tells their number.
-pub async fn write(store: &ArtifactStore, file: &str, model: &IvfPqModel, sync: bool) -> Result<()> {
+pub async fn write(store: &ArtifactStore, file: &str, model: &IvfPqModel, sync: bool) -> Result<FileEntry> {
     let sub_dimension = model.dimension() / model.num_sub_vectors();
     let centroids = one_list(model.centroids().clone())?;
     let codebook = one_list(fixed_size_list(model.codebook().values().clone(), sub_dimension)?)?;
@@ -37,7 +38,9 @@ pub async fn write(store: &ArtifactStore, file: &str, model: &IvfPqModel, sync: 
         Field::new(CODEBOOK_COLUMN, codebook.data_type().clone(), true),
     ]));
     let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(centroids), Arc::new(codebook)])?;
-    let mut writer = create_file(store, file, &schema, ConcreteFileVersion::V2_2, sync)?;
+    let (mut writer, tail) = create_file(store, file, &schema, ConcreteFileVersion::V2_2, sync)?;
+    // All of it: the model is the one thing that is in no range.
+    tail.start();
     for (key, value) in [
         ("artifact_version", FORMAT_VERSION.to_string()),
         ("distance_type", model.metric().to_string()),
@@ -49,8 +52,7 @@ pub async fn write(store: &ArtifactStore, file: &str, model: &IvfPqModel, sync: 
         writer.add_schema_metadata(format!("{PREFIX}{key}"), value);
     }
     writer.write_batch(&batch).await?;
-    writer.finish().await?;
-    Ok(())
+    Ok(tail.describe(writer.finish().await?))
 }
 
 /// Read the model back, or `None` where the artifact has no such file.

@@ -6,7 +6,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -14,14 +14,17 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use lance_file::version::ConcreteFileVersion;
 use lance_file::versions::{create_lazy_writer, create_writer};
-use lance_file::writer::{FileWriter, FileWriterOptions};
+use lance_file::writer::{FileWriteSummary, FileWriter, FileWriterOptions};
 use lance_io::object_writer::WriteResult;
 use lance_io::traits::Writer;
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use tokio::io::AsyncWrite;
 use tokio::runtime::Handle;
+use xxhash_rust::xxh3::Xxh3;
 
+use super::checksum::to_hex;
+use super::manifest::FileEntry;
 use super::store::{ArtifactStore, new_temporary_file};
 use crate::error::{Error, Result};
 
@@ -49,8 +52,9 @@ fn create(store: &ArtifactStore, relative: &str, sync: bool) -> Result<Box<dyn W
 
 /// Create a bucket file, which appears under its name only once it is finished. Its columns are described when it ends; `sync`
 /// makes it durable then.
-pub fn create_bucket_file(store: &ArtifactStore, relative: &str, sync: bool) -> Result<FileWriter> {
-    Ok(create_lazy_writer(ConcreteFileVersion::V2_0, create(store, relative, sync)?, FileWriterOptions::default())?)
+pub fn create_bucket_file(store: &ArtifactStore, relative: &str, sync: bool) -> Result<(FileWriter, TailRecorder)> {
+    let (tail, writer) = TailRecorder::new(create(store, relative, sync)?);
+    Ok((create_lazy_writer(ConcreteFileVersion::V2_0, writer, FileWriterOptions::default())?, tail))
 }
 
 /// Create a Lance file for batches, which appears under its name only once it is finished.
@@ -60,9 +64,71 @@ pub fn create_file(
     schema: &arrow_schema::Schema,
     version: ConcreteFileVersion,
     sync: bool,
-) -> Result<FileWriter> {
+) -> Result<(FileWriter, TailRecorder)> {
     let schema = lance_core::datatypes::Schema::try_from(schema)?;
-    Ok(create_writer(version, create(store, relative, sync)?, schema, FileWriterOptions::default())?)
+    let (tail, writer) = TailRecorder::new(create(store, relative, sync)?);
+    Ok((create_writer(version, writer, schema, FileWriterOptions::default())?, tail))
+}
+
+/// Keeps the checksum of what is written from some moment to the end, so that nobody has to read it back.
+#[derive(Clone, Default)]
+pub struct TailRecorder(Arc<Mutex<Option<(Xxh3, u64)>>>);
+
+impl TailRecorder {
+    fn new(writer: Box<dyn Writer>) -> (Self, Box<dyn Writer>) {
+        let tail = Self::default();
+        (tail.clone(), Box::new(Recorded { writer, tail }))
+    }
+
+    fn tail(&self) -> MutexGuard<'_, Option<(Xxh3, u64)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What follows is metadata.
+    pub fn start(&self) {
+        *self.tail() = Some((Xxh3::new(), 0));
+    }
+
+    /// What the manifest is to say of the file, once it is finished.
+    pub fn describe(&self, written: FileWriteSummary) -> FileEntry {
+        let (tail_checksum, tail_bytes) = self.tail().as_ref().map(|(sum, bytes)| (to_hex(sum.digest()), *bytes)).unzip();
+        FileEntry { num_rows: written.num_rows, size_bytes: written.size_bytes, tail_bytes, tail_checksum }
+    }
+}
+
+struct Recorded {
+    writer: Box<dyn Writer>,
+    tail: TailRecorder,
+}
+
+impl AsyncWrite for Recorded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = futures::ready!(Pin::new(&mut self.writer).poll_write(cx, bytes))?;
+        if let Some((sum, total)) = self.tail.tail().as_mut() {
+            sum.update(&bytes[..written]);
+            *total += written as u64;
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.writer).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.writer).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Writer for Recorded {
+    async fn tell(&mut self) -> lance_core::Result<usize> {
+        self.writer.tell().await
+    }
+
+    async fn shutdown(&mut self) -> lance_core::Result<WriteResult> {
+        Writer::shutdown(self.writer.as_mut()).await
+    }
 }
 
 /// A local file under a temporary name. It writes on the calling thread: callers are threads made for writing.

@@ -31,11 +31,19 @@ impl Stage {
         self.row_ids.is_empty()
     }
 
-    /// Copy rows in; the caller keeps within the capacity.
+    /// Copy rows in, with the help of other threads where there are many; the caller keeps within the capacity.
     pub fn extend(&mut self, row_ids: &[u64], part_ids: &[u32], codes: &[u8]) {
-        extend(&mut self.row_ids, row_ids);
-        extend(&mut self.part_ids, part_ids);
-        extend(&mut self.codes, codes);
+        if codes.len() < 4 * COPY_BYTES {
+            self.row_ids.extend_from_slice(row_ids);
+            self.part_ids.extend_from_slice(part_ids);
+            self.codes.extend_from_slice(codes);
+            return;
+        }
+        let Self { row_ids: staged_row_ids, part_ids: staged_part_ids, codes: staged_codes } = self;
+        rayon::join(
+            || extend(staged_codes, codes),
+            || rayon::join(|| extend(staged_row_ids, row_ids), || extend(staged_part_ids, part_ids)),
+        );
     }
 
     pub fn clear(&mut self) {
@@ -48,13 +56,9 @@ impl Stage {
 /// Bytes that one thread copies at a time.
 const COPY_BYTES: usize = 256 * 1024;
 
-/// Copy values to the end, all threads at once where there are many: most of the time goes into getting the pages of fresh
-/// memory from the system, which one thread does at a fifth of the speed of the memory.
+/// Copy values to the end, all threads at once: most of the time goes into getting the pages of fresh memory from the system,
+/// which one thread does at a fifth of the speed of the memory.
 fn extend<T: Copy + Send + Sync>(to: &mut Vec<T>, from: &[T]) {
-    if size_of_val(from) < 4 * COPY_BYTES {
-        to.extend_from_slice(from);
-        return;
-    }
     to.reserve(from.len());
     let len = to.len();
     let piece = (COPY_BYTES / size_of::<T>()).max(1);
@@ -105,7 +109,8 @@ impl BucketOrder {
 /// order of their arrival.
 #[derive(Debug)]
 pub struct SortedRows {
-    pub rows: Vec<u32>,
+    /// Every place is written once, by one thread: relaxed atomics cost what plain numbers do and need no unsafe code.
+    pub rows: Vec<AtomicU32>,
     pub starts: Vec<u32>,
 }
 
@@ -135,7 +140,6 @@ pub fn sort(stage: &Stage, order: &BucketOrder, threads: usize) -> SortedRows {
         }
     }
     starts.push(next);
-    // Every place is written once, by one thread: relaxed atomics cost what plain stores do and need no unsafe code.
     let places: Vec<AtomicU32> = (0..rows).into_par_iter().map(|_| AtomicU32::new(0)).collect();
     stage.part_ids.par_chunks(slice).zip(counts.par_iter_mut()).enumerate().for_each(|(index, (part_ids, next))| {
         let first = (index * slice) as u32;
@@ -145,7 +149,7 @@ pub fn sort(stage: &Stage, order: &BucketOrder, threads: usize) -> SortedRows {
             *place += 1;
         }
     });
-    SortedRows { rows: places.into_iter().map(AtomicU32::into_inner).collect(), starts }
+    SortedRows { rows: places, starts }
 }
 
 #[cfg(test)]
@@ -162,9 +166,10 @@ mod tests {
         }
         for threads in [1, 2, 3, 16] {
             let sorted = sort(&stage, &order, threads);
-            let partitions: Vec<u32> = sorted.rows.iter().map(|row| part_ids[*row as usize]).collect();
+            let rows: Vec<u32> = sorted.rows.into_iter().map(AtomicU32::into_inner).collect();
+            let partitions: Vec<u32> = rows.iter().map(|row| part_ids[*row as usize]).collect();
             assert_eq!(partitions, [0, 0, 2, 4, 4, 1, 1, 3]);
-            assert_eq!(sorted.rows, [2, 5, 4, 0, 7, 1, 6, 3]);
+            assert_eq!(rows, [2, 5, 4, 0, 7, 1, 6, 3]);
             assert_eq!(sorted.starts, [0, 2, 3, 5, 7, 8]);
         }
         assert_eq!(order.bucket_ranks(0), 0..3);

@@ -9,7 +9,6 @@ use arrow_array::RecordBatch;
 use tokio::runtime::Handle;
 
 use super::batch::EncodedColumns;
-use super::files::BucketFiles;
 use super::flush::{Buckets, locked};
 use super::layout::{CLAIM_FILE, DEFAULT_MAX_BUCKETS, FORMAT_VERSION, MANIFEST_FILE, PARTITIONS_DIR, is_ours, metadata_path};
 use super::manifest::{CHECKSUM_KIND, Manifest, ModelSummary, RowCounts, Source, WriterInfo};
@@ -276,8 +275,7 @@ impl PartitionArtifactBuilder {
             Encoding::Model(model) => {
                 let name = metadata_path(self.target.tag.as_deref());
                 inner.closed_files.push(name.clone());
-                self.block_on(metadata::write(&self.store, &name, model, self.options.sync))?;
-                files.insert(name.clone(), self.block_on(BucketFiles::describe_written(&self.store, &name, 1, true))?);
+                files.insert(name.clone(), self.block_on(metadata::write(&self.store, &name, model, self.options.sync))?);
                 Some(name)
             }
             Encoding::Shape { .. } => None,
