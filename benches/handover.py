@@ -19,7 +19,7 @@ import _common
 ROWS, PARTITIONS, SUB_VECTORS, DIMENSION, BATCH = 4_000_000, 1024, 64, 64, 65_536
 
 
-def prepare(folder: str, rows: int) -> dict[str, Any]:
+def prepare(folder: str, rows: int, partitions: int = PARTITIONS) -> dict[str, Any]:
     """A dataset whose rows the codes stand for: the vectors are random, the codes too; nobody looks at their quality."""
     import lance
 
@@ -38,7 +38,7 @@ def prepare(folder: str, rows: int) -> dict[str, Any]:
     ds = lance.write_dataset(reader, f"{folder}/base.lance", max_rows_per_file=1 << 20)
     np.savez(
         f"{folder}/model.npz",
-        centroids=rng.standard_normal((PARTITIONS, DIMENSION)).astype(np.float16),
+        centroids=rng.standard_normal((partitions, DIMENSION)).astype(np.float16),
         codebook=rng.standard_normal((SUB_VECTORS, 256, DIMENSION // SUB_VECTORS)).astype(np.float16),
     )
     return {"rows": ds.count_rows()}
@@ -50,6 +50,8 @@ def load(folder: str, rows: int) -> tuple[Any, Any, list[pa.RecordBatch], Any]:
 
     ds = lance.dataset(f"{folder}/base.lance")
     rng = np.random.default_rng(1)
+    model = np.load(f"{folder}/model.npz")
+    partitions = len(model["centroids"])
     row_ids = ds.to_table(columns=[], with_row_id=True)["_rowid"].combine_chunks()
     batches = []
     for start in range(0, rows, BATCH):
@@ -59,13 +61,12 @@ def load(folder: str, rows: int) -> tuple[Any, Any, list[pa.RecordBatch], Any]:
             pa.record_batch(
                 [
                     ids,
-                    pa.array(rng.integers(0, PARTITIONS, len(ids), dtype=np.uint32)),
+                    pa.array(rng.integers(0, partitions, len(ids), dtype=np.uint32)),
                     pa.FixedSizeListArray.from_arrays(codes, SUB_VECTORS),
                 ],
                 ["_rowid", "__ivf_part_id", "__pq_code"],
             )
         )
-    model = np.load(f"{folder}/model.npz")
     return ds, batches, model["centroids"], model["codebook"]
 
 

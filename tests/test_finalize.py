@@ -317,3 +317,25 @@ def write_nothing(path: Path, model: la.IvfPqModel) -> la.Artifact:
     with la.PartitionArtifactBuilder(str(path), model) as builder:
         pass
     return builder.artifact
+
+
+def test_many_artifacts_with_few_open_files(ds: Any, model: la.IvfPqModel, tmp_path: Path) -> None:
+    """An index of a cluster's artifacts reads thousands of files; a process may often open only a thousand at once."""
+    centroids = ds.to_table(columns=["vector"], limit=64)["vector"].combine_chunks()
+    many = la.IvfPqModel(centroids, model.pq_codebook, num_sub_vectors=M)
+    shards = [
+        la.build_artifact(
+            ds, "vector", many, tmp_path / f"shard{fragment.fragment_id}", backend="cpu",
+            fragment_ids=[fragment.fragment_id],
+        )
+        for fragment in ds.get_fragments()
+    ]  # fmt: skip
+    files = sum(len(list(Path(tmp_path, f"shard{n}", "partitions").iterdir())) for n in range(len(shards)))
+    assert files > 160
+    script = (
+        "import resource, sys, lance, lance_artifact as la;"
+        "ds = lance.dataset(sys.argv[1]); resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100));"
+        "la.finalize(ds, 'vector', sys.argv[2:])"
+    )
+    subprocess.run([sys.executable, "-c", script, ds.uri, *(a.uri for a in shards)], check=True, timeout=120)
+    assert lance.dataset(ds.uri).stats.index_stats("vector_idx")["num_indexed_rows"] == ROWS

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef, FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
-use arrow_buffer::{Buffer, ScalarBuffer};
+use arrow_array::{Array, FixedSizeListArray, RecordBatch};
 use arrow_schema::{DataType, Field, Schema};
-use futures::TryStreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use lance_core::cache::LanceCache;
 use lance_encoding::decoder::{DecoderPlugins, FilterExpression};
 use lance_file::reader::{FileReader, FileReaderOptions};
@@ -19,8 +20,8 @@ use tokio::sync::OnceCell;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::checksum::to_hex;
-use super::flat::{FlatColumn, FlatType};
-use super::layout::{PART_ID_COLUMN, PQ_CODE_COLUMN, ROW_ID_COLUMN, partition_schema};
+use super::flat_file::{FlatFile, Place};
+use super::layout::{PART_ID_COLUMN, PQ_CODE_COLUMN, ROW_ID_COLUMN};
 use super::manifest::FileEntry;
 use super::store::ArtifactStore;
 use crate::error::{Error, Result};
@@ -29,78 +30,23 @@ use crate::model::item_field;
 /// An open bucket file.
 #[derive(Debug)]
 pub struct BucketFile {
-    reader: FileReader,
+    num_rows: u64,
     pub code_width: usize,
     pub has_part_ids: bool,
-    flat: Option<FlatFile>,
+    access: Access,
+}
+
+#[derive(Debug)]
+enum Access {
+    Flat(FlatFile),
+    /// Another writer's, which Lance decodes.
+    Encoded(FileReader),
 }
 
 impl BucketFile {
     pub fn num_rows(&self) -> u64 {
-        self.reader.num_rows()
+        self.num_rows
     }
-}
-
-/// A bucket file whose values can be read as they lie: row ids, codes, and partition ids where there are any.
-#[derive(Debug)]
-struct FlatFile {
-    file: FileScheduler,
-    columns: Vec<FlatColumn>,
-}
-
-impl FlatFile {
-    /// `None` where a column is encoded, or the columns have not the same pages.
-    fn of(opened: &Opened, code_width: usize, has_part_ids: bool) -> Option<Self> {
-        let mut wanted = vec![(ROW_ID_COLUMN, FlatType::Integer(64)), (PQ_CODE_COLUMN, FlatType::Bytes(code_width))];
-        wanted.extend(has_part_ids.then_some((PART_ID_COLUMN, FlatType::Integer(32))));
-        let infos = &opened.reader.metadata().column_infos;
-        // One column of the file for each field, as long as none has columns of its own.
-        if infos.len() != opened.schema.fields().len() {
-            return None;
-        }
-        let column = |(name, kind)| FlatColumn::of(infos.get(opened.schema.index_of(name).ok()?)?, kind, opened.size);
-        let columns = wanted.into_iter().map(column).collect::<Option<Vec<_>>>()?;
-        let same = columns.iter().all(|c| c.num_rows() == opened.reader.num_rows() && c.same_pages(&columns[0]));
-        same.then(|| Self { file: opened.file.clone(), columns })
-    }
-
-    /// Rows of `ranges`, a batch for each range and page; nothing else is read.
-    async fn read(&self, ranges: &[Range<u64>], code_width: usize, part_ids: bool) -> lance_core::Result<Vec<RecordBatch>> {
-        let columns = &self.columns[..if part_ids { self.columns.len() } else { 2 }];
-        // Per piece and column: bytes, and the place of the values in the answer.
-        let mut requests: Vec<(Range<u64>, usize)> = Vec::new();
-        for (index, column) in columns.iter().enumerate() {
-            let pieces = ranges.iter().flat_map(|rows| column.pieces(rows.clone())).enumerate();
-            requests.extend(pieces.map(|(piece, bytes)| (bytes, piece * columns.len() + index)));
-        }
-        requests.sort_unstable_by_key(|(bytes, _)| bytes.start);
-        let read = self.file.submit_request(requests.iter().map(|(bytes, _)| bytes.clone()).collect(), 0).await?;
-        let mut values = vec![Buffer::default(); requests.len()];
-        for ((_, place), bytes) in requests.into_iter().zip(read) {
-            values[place] = Buffer::from(bytes);
-        }
-        values.chunks_exact(columns.len()).map(|values| flat_batch(values, code_width)).collect()
-    }
-}
-
-fn flat_batch(values: &[Buffer], code_width: usize) -> lance_core::Result<RecordBatch> {
-    let num_rows = values[0].len() / size_of::<u64>();
-    let codes = UInt8Array::new(ScalarBuffer::new(values[1].clone(), 0, values[1].len()), None);
-    let codes = FixedSizeListArray::try_new(item_field(DataType::UInt8), code_width as i32, Arc::new(codes), None)?;
-    let row_ids = UInt64Array::new(ScalarBuffer::new(aligned(&values[0]), 0, num_rows), None);
-    let mut columns: Vec<ArrayRef> = vec![Arc::new(row_ids), Arc::new(codes)];
-    let mut schema = partition_schema(code_width);
-    if let Some(part_ids) = values.get(2) {
-        columns.push(Arc::new(UInt32Array::new(ScalarBuffer::new(aligned(part_ids), 0, num_rows), None)));
-        let fields = schema.fields().iter().cloned().chain([Arc::new(Field::new(PART_ID_COLUMN, DataType::UInt32, false))]);
-        schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
-    }
-    Ok(RecordBatch::try_new(schema, columns)?)
-}
-
-/// Values that start at any byte of what was read, as Arrow wants them.
-fn aligned(values: &Buffer) -> Buffer {
-    if values.as_ptr().align_offset(align_of::<u64>()) == 0 { values.clone() } else { Buffer::from_slice_ref(values.as_slice()) }
 }
 
 /// A Lance file, its Arrow schema and its bytes.
@@ -110,6 +56,22 @@ struct Opened {
     schema: Schema,
     size: u64,
 }
+
+/// Ranges to read of one file.
+struct FileRead {
+    file: String,
+    bucket: Arc<BucketFile>,
+    ranges: Vec<Range<u64>>,
+}
+
+/// What was read of a file, and the file's place among those asked for.
+type Placed = (usize, Vec<RecordBatch>);
+
+/// Files opened, or read from an object store, at once for one window.
+const CONCURRENT_FILES: usize = 16;
+
+/// Threads that read the local files of one window.
+const LOCAL_READS: usize = 8;
 
 type Slot = Arc<OnceCell<Arc<BucketFile>>>;
 
@@ -121,6 +83,8 @@ pub struct BucketFiles {
     /// What the manifest says of each file.
     said: BTreeMap<String, FileEntry>,
     open: Mutex<HashMap<String, Slot>>,
+    /// Bytes of rows read without the scheduler.
+    local_bytes: Arc<AtomicU64>,
 }
 
 /// Turn a failed read into the error that fits: what the store could not give is `Storage`, everything else is a file that
@@ -205,17 +169,21 @@ impl BucketFiles {
     pub fn new(store: ArtifactStore, said: BTreeMap<String, FileEntry>) -> Self {
         let objects = store.object_store().clone();
         let config = SchedulerConfig::max_bandwidth(&objects);
-        Self { store, scheduler: ScanScheduler::new(objects, config), said, open: Mutex::default() }
+        Self { store, scheduler: ScanScheduler::new(objects, config), said, open: Mutex::default(), local_bytes: Arc::default() }
     }
 
     pub fn store(&self) -> &ArtifactStore {
         &self.store
     }
 
-    /// Bytes and requests asked of the store so far.
-    pub fn io_stats(&self) -> (u64, u64) {
-        let stats = self.scheduler.stats();
-        (stats.bytes_read, stats.iops)
+    /// Bytes read so far, of rows and of headers.
+    pub fn bytes_read(&self) -> u64 {
+        self.scheduler.stats().bytes_read + self.local_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether reads are requests to a server.
+    pub fn is_remote(&self) -> bool {
+        self.store.local_root().is_none()
     }
 
     /// The reader and its Arrow schema, whose conversion panics on damaged type names and so belongs under the guard.
@@ -281,18 +249,56 @@ impl BucketFiles {
                 Some(DataType::FixedSizeList(item, width)) if item.data_type() == &DataType::UInt8 && *width > 0 => *width as usize,
                 _ => return Err(wrong(PQ_CODE_COLUMN, column(PQ_CODE_COLUMN), "fixed_size_list<uint8>")),
             };
-            let flat = FlatFile::of(&opened, code_width, has_part_ids);
-            Ok(Arc::new(BucketFile { reader: opened.reader, code_width, has_part_ids, flat }))
+            let Opened { file: opened_file, reader, schema, size } = opened;
+            let num_rows = reader.num_rows();
+            let place = match self.store.local_root() {
+                Some(root) => Place::Local(root.join(file)),
+                None => Place::Store(opened_file),
+            };
+            let access = match FlatFile::of(place, &schema, &reader.metadata().column_infos, num_rows, size, code_width, has_part_ids) {
+                Some(flat) => Access::Flat(flat),
+                None => Access::Encoded(reader),
+            };
+            Ok(Arc::new(BucketFile { num_rows, code_width, has_part_ids, access }))
         })
         .await
         .cloned()
     }
 
-    /// Read ranges of rows, which must be sorted and apart, in as few batches as the file gives: `_rowid`, `__pq_code`, and
-    /// `__ivf_part_id` where asked for.
-    pub async fn read_ranges(&self, file: &str, ranges: Vec<Range<u64>>, part_ids: bool) -> Result<Vec<RecordBatch>> {
+    /// Read ranges of rows of several files, all at once. The ranges of a file must be sorted and apart; they come in as few
+    /// batches as the file gives: `_rowid`, `__pq_code`, and `__ivf_part_id` where asked for.
+    pub async fn read_ranges(&self, requests: Vec<(&str, Vec<Range<u64>>)>, part_ids: bool) -> Result<Vec<Vec<RecordBatch>>> {
+        let mut opening: Vec<BoxFuture<'_, Result<FileRead>>> = Vec::with_capacity(requests.len());
+        for (file, ranges) in requests {
+            opening.push(self.open_ranges(file, ranges).boxed());
+        }
+        let reads: Vec<FileRead> = futures::stream::iter(opening).buffered(CONCURRENT_FILES).try_collect().await?;
+        let mut read = vec![Vec::new(); reads.len()];
+        let mut local = Vec::new();
+        let mut reading: Vec<BoxFuture<'_, Result<Vec<Placed>>>> = Vec::new();
+        for (place, file) in reads.into_iter().enumerate() {
+            match &file.bucket.access {
+                Access::Flat(FlatFile { place: Place::Local(_), .. }) => local.push((place, file)),
+                _ => reading.push(async move { Ok(vec![(place, self.read_file(file, part_ids).await?)]) }.boxed()),
+            }
+        }
+        // A few threads read many files each: a task for every one of them costs more than its read.
+        let each = local.len().div_ceil(LOCAL_READS).max(1);
+        while !local.is_empty() {
+            let files = local.split_off(local.len().saturating_sub(each));
+            reading.push(self.read_local(files, part_ids).boxed());
+        }
+        let mut reading = futures::stream::iter(reading).buffer_unordered(CONCURRENT_FILES);
+        while let Some(files) = reading.try_next().await? {
+            for (place, batches) in files {
+                read[place] = batches;
+            }
+        }
+        Ok(read)
+    }
+
+    async fn open_ranges(&self, file: &str, ranges: Vec<Range<u64>>) -> Result<FileRead> {
         let bucket = self.bucket(file).await?;
-        let rows: u64 = ranges.iter().map(|r| r.end - r.start).sum();
         if let Some(last) = ranges.last()
             && last.end > bucket.num_rows()
         {
@@ -303,34 +309,50 @@ impl BucketFiles {
                 last.end
             )));
         }
-        if bucket.flat.is_some() {
-            let (width, part_ids) = (bucket.code_width, part_ids && bucket.has_part_ids);
-            let read = guarded(file, &self.store, async move {
-                match &bucket.flat {
-                    Some(flat) => flat.read(&ranges, width, part_ids).await,
-                    None => Ok(Vec::new()),
+        Ok(FileRead { file: file.to_string(), bucket, ranges })
+    }
+
+    async fn read_local(&self, files: Vec<(usize, FileRead)>, part_ids: bool) -> Result<Vec<Placed>> {
+        let (store, bytes_read) = (self.store.clone(), self.local_bytes.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut read = Vec::with_capacity(files.len());
+            for (place, FileRead { file, bucket, ranges }) in files {
+                if let Access::Flat(flat) = &bucket.access
+                    && let Place::Local(path) = &flat.place
+                {
+                    let (batches, bytes) = flat
+                        .read_local(path, &ranges, part_ids && bucket.has_part_ids)
+                        .map_err(|e| read_error(lance_core::Error::from(e), &file, &store))?;
+                    bytes_read.fetch_add(bytes, Ordering::Relaxed);
+                    read.push((place, batches));
                 }
-            });
-            return read.await;
-        }
-        let reader = bucket.reader.clone();
-        let mut columns = vec![ROW_ID_COLUMN, PQ_CODE_COLUMN];
-        if part_ids && bucket.has_part_ids {
-            columns.push(PART_ID_COLUMN);
-        }
-        let batches = guarded(file, &self.store, async move {
-            let version = reader.metadata().version();
-            let projection = lance_file::versions::reader_projection_from_column_names(version, reader.schema(), &columns)?;
-            let stream = reader
-                .read_stream_projected(
-                    ReadBatchParams::Ranges(ranges.into()),
-                    u32::try_from(rows).unwrap_or(u32::MAX).max(1),
-                    2,
-                    projection,
-                    FilterExpression::no_filter(),
-                )
-                .await?;
-            stream.try_collect::<Vec<RecordBatch>>().await
+            }
+            Ok(read)
+        })
+        .await?
+    }
+
+    async fn read_file(&self, read: FileRead, part_ids: bool) -> Result<Vec<RecordBatch>> {
+        let FileRead { file, bucket, ranges } = read;
+        let part_ids = part_ids && bucket.has_part_ids;
+        let rows: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+        let batches = guarded(&file, &self.store, async move {
+            match &bucket.access {
+                Access::Flat(flat) => match &flat.place {
+                    Place::Store(store) => flat.read(store, &ranges, part_ids).await,
+                    Place::Local(path) => Ok(flat.read_local(path, &ranges, part_ids)?.0),
+                },
+                Access::Encoded(reader) => {
+                    let mut columns = vec![ROW_ID_COLUMN, PQ_CODE_COLUMN];
+                    columns.extend(part_ids.then_some(PART_ID_COLUMN));
+                    let version = reader.metadata().version();
+                    let projection = lance_file::versions::reader_projection_from_column_names(version, reader.schema(), &columns)?;
+                    let most = u32::try_from(rows).unwrap_or(u32::MAX).max(1);
+                    let ranges = ReadBatchParams::Ranges(ranges.into());
+                    let stream = reader.read_stream_projected(ranges, most, 2, projection, FilterExpression::no_filter()).await?;
+                    stream.try_collect::<Vec<RecordBatch>>().await
+                }
+            }
         })
         .await?;
         let got: usize = batches.iter().map(RecordBatch::num_rows).sum();

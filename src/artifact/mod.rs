@@ -6,6 +6,7 @@ mod bucket;
 mod checksum;
 mod files;
 mod flat;
+mod flat_file;
 mod flush;
 pub mod layout;
 mod manifest;

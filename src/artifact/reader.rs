@@ -206,13 +206,15 @@ impl Artifact {
                 ranges.extend(entry.ranges.iter().enumerate().map(|(index, r)| (r.offset, r.offset + r.num_rows, place, index)));
             }
         }
-        let mut reads: Vec<BoxFuture<'_, Result<Vec<Piece>>>> = Vec::with_capacity(by_file.len());
-        for (path, ranges) in by_file {
-            reads.push(self.read_file(path, ranges, partitions.start, part_ids).boxed());
+        by_file.values_mut().for_each(|ranges| ranges.sort_unstable());
+        let requests = by_file.iter().map(|(path, ranges)| (*path, merge_adjacent(ranges))).collect();
+        let read = self.files.read_ranges(requests, part_ids).await?;
+        let mut cut = Vec::new();
+        for ((path, ranges), batches) in by_file.iter().zip(&read) {
+            cut.extend(self.cut(path, ranges, batches, partitions.start)?);
         }
-        let read: Vec<Vec<Piece>> = futures::stream::iter(reads).buffer_unordered(CONCURRENT_FILES).try_collect().await?;
         let mut pieces: Vec<Vec<(usize, Vec<RecordBatch>)>> = vec![Vec::new(); entries.len()];
-        for (place, index, slices) in read.into_iter().flatten() {
+        for (place, index, slices) in cut {
             pieces[place].push((index, slices));
         }
         let mut result = Vec::with_capacity(entries.len());
@@ -226,16 +228,14 @@ impl Artifact {
         Ok(result)
     }
 
-    /// The ranges of one file, in one read.
-    async fn read_file(&self, path: &str, mut ranges: Vec<(u64, u64, usize, usize)>, first: usize, part_ids: bool) -> Result<Vec<Piece>> {
-        ranges.sort_unstable();
-        let batches = self.files.read_ranges(path, merge_adjacent(&ranges), part_ids).await?;
+    /// What was read of one file, range by range.
+    fn cut(&self, path: &str, ranges: &[(u64, u64, usize, usize)], batches: &[RecordBatch], first: usize) -> Result<Vec<Piece>> {
         if let Some(width) = batches.first().map(|b| b.column(1).as_fixed_size_list().value_length() as usize)
             && width != self.code_width
         {
             return Err(Error::corrupt(format!("{}: {path} has codes of {width} bytes, expected {}", self.uri(), self.code_width)));
         }
-        let mut cursor = Cursor { batches: &batches, batch: 0, row: 0 };
+        let mut cursor = Cursor { batches, batch: 0, row: 0 };
         ranges
             .iter()
             .map(|(offset, end, place, index)| {

@@ -44,14 +44,19 @@ use crate::artifact::{local_writer, row_ids_and_codes};
 use crate::error::Error;
 use crate::model::{IvfPqModel, fixed_size_list};
 
-/// Rows of a window, in bytes. Each window in preparation takes about three times as much: as read, transposed, and encoded.
-const WINDOW_BYTES: usize = 4 << 20;
+/// How the work is cut: rows of a window in bytes, and windows in preparation for each core and at all. A window in preparation
+/// takes about three times as much memory: as read, transposed, and encoded.
+struct Windows {
+    bytes: usize,
+    per_core: usize,
+    most: usize,
+}
 
-/// Windows in preparation for each core: while one is read another is encoded.
-const WINDOWS_PER_CORE: usize = 2;
+/// While one window is read another is encoded; one writer cannot keep up with more cores.
+const LOCAL: Windows = Windows { bytes: 4 << 20, per_core: 2, most: 32 };
 
-/// One writer cannot keep up with more.
-const MAX_CORES: usize = 16;
+/// A window has rows of every bucket, and each read of one is a request: longer ones, fewer at a time.
+const REMOTE: Windows = Windows { bytes: 32 << 20, per_core: 1, most: 4 };
 
 /// Where a segment goes, and what it is written with.
 pub struct SegmentFiles<'a> {
@@ -160,7 +165,10 @@ async fn write_windows(
     let mut columns: Vec<(Vec<PageInfo>, ColumnEncoding)> = Vec::new();
     let mut lengths = Vec::with_capacity(reader.num_partitions());
     let mut rows = 0u64;
-    let tasks = reader.windows(WINDOW_BYTES).into_iter().map(|(partitions, first_row)| {
+    let windows = if reader.is_remote() { REMOTE } else { LOCAL };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let at_once = (windows.per_core * cores).min(windows.most);
+    let tasks = reader.windows(windows.bytes).into_iter().map(|(partitions, first_row)| {
         let (encoder, reader) = (encoder.clone(), reader.clone());
         Task(tokio::spawn(async move {
             let read = reader.read(partitions).await?;
@@ -168,8 +176,7 @@ async fn write_windows(
         }))
     });
     // Reading, checking, transposing and encoding keep all cores busy while finished pages are written in their order.
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut windows = futures::stream::iter(tasks).buffered(WINDOWS_PER_CORE * cores.min(MAX_CORES));
+    let mut windows = futures::stream::iter(tasks).buffered(at_once);
     while let Some(window) = windows.next().await {
         let window = window.map_err(|e| lance_core::Error::from(Error::from(e)))??;
         columns.resize_with(window.columns.len(), Default::default);

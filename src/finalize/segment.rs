@@ -117,7 +117,7 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn IndexBuild
         details: details.value,
         files,
         num_rows,
-        bytes_read: request.artifacts.iter().map(|a| a.files().io_stats().0).sum(),
+        bytes_read: request.artifacts.iter().map(|a| a.files().bytes_read()).sum(),
     })
 }
 

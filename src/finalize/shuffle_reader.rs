@@ -60,6 +60,10 @@ impl PartitionArtifactShuffleReader {
         self.sizes.len()
     }
 
+    pub fn is_remote(&self) -> bool {
+        self.artifacts.iter().any(|artifact| artifact.files().is_remote())
+    }
+
     /// All partitions in windows of at most `max_bytes` of rows, or one partition; each with its first row in the index.
     pub fn windows(&self, max_bytes: usize) -> Vec<(Range<usize>, u64)> {
         let budget = (max_bytes / self.row_bytes) as u64;
