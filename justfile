@@ -27,9 +27,9 @@ lint:
 gpu *args:
     scripts/gpu {{args}}
 
-# Benchmarks, as one table and bench.json: all, `quick` (ten minutes), or one of handover, build, memory, gpu
-bench name="all" *args: setup
-    .venv/bin/python benches/{{ if name == "quick" { "all.py quick" } else { name + ".py" } }} {{args}}
+# Benchmarks, as one table and bench.json: all, `quick` (ten minutes), or one of handover, writer, finalize, scale, build, memory, gpu
+bench name="all" *args:
+    scripts/bench {{name}} {{args}}
 
 # A wheel for this machine, stripped, in dist/
 wheel: setup

@@ -76,16 +76,37 @@ class Peak:
         self.bytes = max(self.highest, resident()) - self.start
 
 
+def row(
+    goal: str, ours: float, peer: float, ratio: float, unit: str, limit: float | None = None
+) -> dict[str, Any]:
+    """A line of the report. `limit` is what the machine can do at all, in `unit`, where that was measured."""
+    return {"goal": goal, "ours": ours, "peer": peer, "ratio": ratio, "limit": limit, "unit": unit}
+
+
 def report(rows: list[dict[str, Any]], path: Path) -> None:
     """Print the goals as a table, and write them as JSON: goal, ours, peer, ratio, limit, unit, machine, versions."""
-    print("\n| goal | ours | peer | ratio | limit | unit |\n|---|---|---|---|---|---|")
-    for row in rows:
+    print(f"\n{machine()}; {', '.join(f'{name} {number}' for name, number in versions().items())}\n")
+    print("| goal | ours | peer | ratio | the machine's limit | unit |\n|---|---|---|---|---|---|")
+    for line in rows:
+        limit = "" if line["limit"] is None else f"{line['limit']:.3f}"
         print(
-            f"| {row['goal']} | {row['ours']:.3f} | {row['peer']:.3f} | {row['ratio']:.3f} | {row['limit']} | {row['unit']} |"
+            f"| {line['goal']} | {line['ours']:.3f} | {line['peer']:.3f} | {line['ratio']:.3f} | {limit} | {line['unit']} |"
         )
-        row.setdefault("machine", machine())
-        row.setdefault("versions", versions())
+        line.setdefault("machine", machine())
+        line.setdefault("versions", versions())
     path.write_text(json.dumps(rows, indent=1))
+
+
+def write_seconds(folder: str, size: int) -> float:
+    """Seconds that the system takes to write so many bytes to a file, without waiting for the disk."""
+    content = memoryview(bytes(size))
+    began = time.perf_counter()
+    with Path(folder, "plain").open("wb", buffering=0) as file:
+        for start in range(0, size, 1 << 20):
+            file.write(content[start : start + (1 << 20)])
+    seconds = time.perf_counter() - began
+    Path(folder, "plain").unlink()
+    return seconds
 
 
 def in_process(script: str, job: str, **arguments: Any) -> dict[str, Any]:

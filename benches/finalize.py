@@ -113,10 +113,10 @@ def measure(rows: int, runs: int) -> list[dict[str, Any]]:
     )
     what = f"finalizer alone, {rows:,} rows"
     return [
-        {"goal": f"{what}: within 1.3 times writing the same from memory", "ours": seconds["ours"], "peer": seconds["lance_writer"],
-         "ratio": seconds["ours"] / seconds["lance_writer"], "limit": seconds["plain"], "unit": "s"},
-        {"goal": f"{what}: each recorded byte read once", "ours": last["read"] / 2**20, "peer": recorded / 2**20,
-         "ratio": last["read"] / recorded, "limit": recorded / 2**20, "unit": "MiB"},
+        _common.row(f"{what}, within 1.3 times writing the same from memory", seconds["ours"], seconds["lance_writer"],
+                    seconds["ours"] / seconds["lance_writer"], "s", seconds["plain"]),
+        _common.row(f"{what}, each recorded byte read once", last["read"] / 2**20, recorded / 2**20, last["read"] / recorded, "MiB"),
+        _common.row(f"{what}, cores busy", last["cores"], float(os.cpu_count() or 1), last["cores"] / (os.cpu_count() or 1), "cores"),
     ]  # fmt: skip
 
 

@@ -89,11 +89,12 @@ def measure(shapes: list[tuple[int, int]]) -> list[dict[str, Any]]:
             flush=True,
         )
         rows_out.append({"rows": rows, "partitions": partitions, "each": each})
-    first = rows_out[0]["each"]
+    first = rows_out[0]
+    against = f"against {first['rows']:,} rows, K={first['partitions']:,}"
     return [
-        {"goal": f"cost of a row, {r['rows']:,} rows, K={r['partitions']}, against {rows_out[0]['rows']:,} rows, K={rows_out[0]['partitions']}",
-         "ours": r["each"], "peer": first, "ratio": r["each"] / first, "limit": None, "unit": "us a thousand rows"}
-        for r in rows_out
+        _common.row(f"time of a row of {r['rows']:,}, K={r['partitions']:,}, {against}", r["each"], first["each"],
+                    r["each"] / first["each"], "us a thousand rows")
+        for r in rows_out[1:]
     ]  # fmt: skip
 
 

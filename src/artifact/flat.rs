@@ -139,10 +139,10 @@ mod tests {
         assert!(FlatColumn::of(&info, FlatType::Integer(64), 4096 + 55).is_none(), "cut");
         let column = FlatColumn::of(&info, FlatType::Integer(64), 4096 + 56).unwrap();
         assert_eq!(column.num_rows(), 22);
-        let pieces = |rows| column.pieces(rows).collect::<Vec<_>>();
-        assert_eq!(pieces(2..4), [80..96]);
-        assert_eq!(pieces(8..17), [128..144, 1024..1064, 4096..4112]);
-        assert_eq!(pieces(15..22), [4096..4152]);
-        assert_eq!(pieces(10..15), [1024..1064]);
+        let pieces = |rows| column.pieces(rows).map(|bytes| (bytes.start, bytes.end)).collect::<Vec<_>>();
+        assert_eq!(pieces(2..4), [(80, 96)]);
+        assert_eq!(pieces(8..17), [(128, 144), (1024, 1064), (4096, 4112)]);
+        assert_eq!(pieces(15..22), [(4096, 4152)]);
+        assert_eq!(pieces(10..15), [(1024, 1064)]);
     }
 }

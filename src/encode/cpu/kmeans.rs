@@ -225,8 +225,17 @@ pub fn assign(vectors: &[f32], dimension: usize, codewords: &Codewords, labels: 
 /// A stage of [`progressive`]: one part in so many of the sample, at most so many iterations, and as many left for later.
 pub type Stage = (usize, usize, usize);
 
-/// For centroids, of which one iteration on all vectors is long.
-pub const OF_CENTROIDS: &[Stage] = &[(8, usize::MAX, 12), (2, 6, 6), (1, 6, 0)];
+/// For centroids, of which one iteration on all vectors is long: the sample grows with the clusters, so that operations grow by
+/// their square. The more there are, the fewer iterations: those on a part place most of them, and even one pass in all does
+/// better than a hierarchy, whose borders nothing puts right.
+pub fn of_centroids(clusters: usize) -> &'static [Stage] {
+    match clusters {
+        0..=2048 => &[(8, usize::MAX, 12), (2, 6, 6), (1, 6, 0)],
+        2049..=16_384 => &[(4, 8, 2), (1, 2, 0)],
+        _ => &[(8, 4, 1), (2, 1, 0)],
+    }
+}
+
 /// For the codewords of a sub-vector.
 pub const OF_CODEWORDS: &[Stage] = &[(4, usize::MAX, 8), (1, 8, 0)];
 
@@ -250,7 +259,7 @@ pub fn progressive(
         }
         let sample = &vectors[..rows / part * dimension];
         // Where no part was cut off, all iterations.
-        let most = if centroids.is_none() { usize::MAX } else { *most };
+        let most = if centroids.is_none() && *part == 1 { usize::MAX } else { *most };
         let iterations = most.min(lloyd.iterations.saturating_sub(done + later)).max(1);
         let told = |iteration: usize| check(done + iteration);
         let found = match centroids.take() {
@@ -304,7 +313,7 @@ mod tests {
         let vectors = blobs(20_000, 40, 50);
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| progressive(lloyd(100, false), OF_CENTROIDS, &vectors, 40, &|_| Ok(())).unwrap().centroids)
+            pool.install(|| progressive(lloyd(100, false), of_centroids(100), &vectors, 40, &|_| Ok(())).unwrap().centroids)
         };
         assert_eq!(run(1), run(7));
     }

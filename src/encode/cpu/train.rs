@@ -4,22 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Float32Type, Float64Type};
-use arrow_array::{Array, ArrayRef, FixedSizeListArray, Float32Array, Float64Array, PrimitiveArray};
+use arrow_array::types::Float64Type;
+use arrow_array::{Array, ArrayRef, FixedSizeListArray, Float32Array, Float64Array};
 use arrow_buffer::ScalarBuffer;
 use arrow_schema::DataType;
-use lance_index::vector::kmeans::{KMeansParams, train_kmeans};
 use rayon::prelude::*;
 
 use super::encoder::as_float32;
-use super::kmeans::{Lloyd, OF_CENTROIDS, OF_CODEWORDS, assign, progressive};
+use super::kmeans::{Lloyd, OF_CODEWORDS, assign, of_centroids, progressive};
 use super::nearest::{Codewords, Form};
 use crate::encode::{TrainParams, TrainProgress};
 use crate::error::{Error, Result};
 use crate::model::{ElementType, IvfPqModel, Metric, fixed_size_list};
 
-/// More centroids than this are trained by Lance's hierarchical k-means: a flat one takes operations by their square.
-const MOST_FLAT: usize = 2048;
 /// Magnitudes whose squares, and sums of them, are far from the ends of float32.
 const COMFORT: std::ops::RangeInclusive<f64> = 1e-12..=1e12;
 
@@ -103,19 +100,12 @@ fn train_centroids(
     progress: &dyn TrainProgress,
 ) -> Result<Vec<f32>> {
     let spherical = metric == Metric::Dot;
-    if params.num_partitions > MOST_FLAT {
-        let kmeans =
-            KMeansParams::new(None, params.max_iters as u32, 1, metric.assignment()).with_balance_factor(1.0).with_seed(params.seed);
-        let data = PrimitiveArray::<Float32Type>::from(vectors.to_vec());
-        let trained = train_kmeans::<Float32Type>(&data, kmeans, dimension, params.num_partitions, params.sample_rate)?;
-        return Ok(trained.centroids.as_primitive::<Float32Type>().values().to_vec());
-    }
     let lloyd = Lloyd { clusters: params.num_partitions, iterations: params.max_iters, seed: params.seed, spherical };
     let check = |iteration: usize| {
         progress.advance("train_ivf", iteration as u64);
         progress.check()
     };
-    Ok(progressive(lloyd, OF_CENTROIDS, vectors, dimension, &check)?.centroids)
+    Ok(progressive(lloyd, of_centroids(params.num_partitions), vectors, dimension, &check)?.centroids)
 }
 
 /// `vector - nearest centroid` of the scaled sample.
