@@ -304,6 +304,19 @@ except KeyboardInterrupt:
         assert segments_on_disk(ds) <= live | old
 
 
+def test_an_exit_at_the_end_leaves_nothing(ds: Any, artifact: la.Artifact) -> None:
+    """The segment is complete by then, and not yet committed."""
+
+    def progress(step: Any) -> None:
+        if step.event == "complete":
+            sys.exit(3)
+
+    with pytest.raises(SystemExit):
+        la.finalize(ds, "vector", artifact, progress=progress)
+    assert names(ds) == [] and segments_on_disk(ds) == set()
+    la.finalize(ds, "vector", artifact)
+
+
 def test_an_empty_partition_and_an_empty_artifact(ds: Any, model: la.IvfPqModel, tmp_path: Path) -> None:
     one = encoded(10, 1, M)
     la.finalize(ds, "vector", raw(tmp_path / "one", model, one), name="one")

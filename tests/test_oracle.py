@@ -89,6 +89,43 @@ def test_segment_files_say_what_stock_says(version: str, bits: int, write: Any, 
         assert len(files[0].columns) == len(files[1].columns)
 
 
+@pytest.mark.parametrize("version", ["legacy", "2.0", "2.1", "2.2"])
+def test_segments_of_several_windows(version: str, tmp_path: Any) -> None:
+    """Partitions larger than what the finalizer prepares at once, and empty ones between them."""
+    rows, width = 200_000, 64
+    rng = np.random.default_rng(4)
+    ds = lance.write_dataset(
+        pa.table({"vector": column(rng.standard_normal((rows, width)).astype("f4"))}),
+        str(tmp_path / "many.lance"), max_rows_per_file=70_000, data_storage_version=version,
+    )  # fmt: skip
+    parts = rng.choice([1, 2, 2, 2, 4, 5, 6, 7, 7, 7], rows).astype("u4")
+    codes = rng.integers(0, 256, (rows, width), dtype=np.uint8)
+    ids = ds.to_table(columns=[], with_row_id=True)["_rowid"].to_numpy()
+    model = la.IvfPqModel(
+        rng.standard_normal((10, width)).astype("f4"), rng.standard_normal((width, 256, 1)).astype("f4")
+    )
+    with la.PartitionArtifactBuilder(
+        tmp_path / "artifact", model, source=la.describe_source(ds, "vector")
+    ) as builder:
+        for start in range(0, rows, 30_000):
+            now = slice(start, start + 30_000)
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(codes[now].reshape(-1)), width)
+            builder.append_batch(
+                pa.record_batch(
+                    [pa.array(ids[now]), pa.array(parts[now]), flat], ["_rowid", "__ivf_part_id", "__pq_code"]
+                )
+            )
+    la.finalize(ds, "vector", builder.artifact)
+    found = stored(ds, "vector_idx")
+    assert [len(p) for p in found] == np.bincount(parts, minlength=10).tolist()
+    for partition, there in enumerate(found):
+        rows_ = np.flatnonzero(parts == partition)
+        assert there == {int(ids[row]): codes[row].tobytes() for row in rows_}
+    query = rng.standard_normal(width).astype("f4")
+    nearest = {"column": "vector", "q": query, "k": 5, "nprobes": 10, "refine_factor": 2}
+    assert ds.to_table(nearest=nearest).num_rows == 5
+
+
 def test_every_vector_lance_indexes_and_no_other(write: Any, tmp_path: Any) -> None:
     array = vectors(ROWS, DIM)
     array[10], array[11, 3], array[12, 5], array[13] = 0, np.nan, np.inf, 1e-30

@@ -365,8 +365,8 @@ def finalize(
             progress=reporter(progress),
         )
         commit_segment(handle, at, name, path, replace, segment)
-    except KeyboardInterrupt:
-        # It may come between the two, when neither is there to clean up.
+    except BaseException:
+        # Ctrl-C may come between the two, when neither is there to clean up, and so may sys.exit() in a callback.
         discard_uncommitted(handle, at, segment_uuid)
         raise
     return handle.dataset

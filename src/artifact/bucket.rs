@@ -64,10 +64,14 @@ impl BucketWriter {
     }
 
     pub fn close(&mut self, runtime: &Handle, store: &ArtifactStore) -> Result<Option<(String, FileEntry)>> {
+        // Before the file, so that it is dropped after it: an upload that fails is aborted on the runtime.
+        let _runtime = runtime.enter();
         let Some(OpenFile { mut writer, tail, columns }) = self.file.take() else {
+            if self.rows > 0 {
+                return Err(Error::internal(format!("{}: {} rows were written, and the file is gone", self.path, self.rows)));
+            }
             return Ok(None);
         };
-        let _runtime = runtime.enter();
         let closing = |e: Error| e.context(format!("closing {} of {}", self.path, store.uri()));
         let columns: Vec<_> = columns.into_iter().zip(0..).map(|(column, index)| column.finish(index)).collect();
         let schema = Schema::try_from(bucket_schema(self.code_width).as_ref())?;

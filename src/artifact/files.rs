@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, FixedSizeListArray, RecordBatch};
@@ -16,7 +16,7 @@ use lance_file::reader::{FileReader, FileReaderOptions};
 use lance_io::ReadBatchParams;
 use lance_io::scheduler::{FileScheduler, ScanScheduler, SchedulerConfig};
 use lance_io::utils::CachedFileSize;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::checksum::to_hex;
@@ -70,8 +70,15 @@ type Placed = (usize, Vec<RecordBatch>);
 /// Files opened, or read from an object store, at once for one window.
 const CONCURRENT_FILES: usize = 16;
 
-/// Threads that read the local files of one window.
+/// Shares in which the local files of one window are read.
 const LOCAL_READS: usize = 8;
+
+/// Local files that this process has open for reading at any moment, however many artifacts it reads, each by one thread.
+static LOCAL_FILES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(32)));
+
+async fn local_permit() -> Result<OwnedSemaphorePermit> {
+    LOCAL_FILES.clone().acquire_owned().await.map_err(|_| Error::internal("the semaphore of local files is closed"))
+}
 
 type Slot = Arc<OnceCell<Arc<BucketFile>>>;
 
@@ -227,6 +234,7 @@ impl BucketFiles {
             open.entry(file.to_string()).or_default().clone()
         };
         slot.get_or_try_init(|| async {
+            let _permit = if self.store.local_root().is_some() { Some(local_permit().await?) } else { None };
             let opened = self.open_reader(file).await?;
             let corrupt = |what: String| Error::corrupt(format!("{file} of {}: {what}", self.store.uri()));
             let column = |name: &str| opened.schema.column_with_name(name).map(|(_, field)| field);
@@ -314,7 +322,9 @@ impl BucketFiles {
 
     async fn read_local(&self, files: Vec<(usize, FileRead)>, part_ids: bool) -> Result<Vec<Placed>> {
         let (store, bytes_read) = (self.store.clone(), self.local_bytes.clone());
+        let permit = local_permit().await?;
         tokio::task::spawn_blocking(move || {
+            let _permit = permit;
             let mut read = Vec::with_capacity(files.len());
             for (place, FileRead { file, bucket, ranges }) in files {
                 if let Access::Flat(flat) = &bucket.access

@@ -1,9 +1,10 @@
 //! A bucket file whose values are read as they lie, without a decoder: just the bytes of the rows that are asked for.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arrow_array::{ArrayRef, FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
 use arrow_buffer::{Buffer, ScalarBuffer};
@@ -28,8 +29,23 @@ pub enum Place {
 #[derive(Debug)]
 pub struct FlatFile {
     pub place: Place,
+    /// Of a local file, when its metadata was read.
+    stamp: Option<Stamp>,
     code_width: usize,
     columns: Vec<FlatColumn>,
+}
+
+/// Tells a file from one that took its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self { bytes: metadata.len(), modified: metadata.modified().ok() }
+    }
 }
 
 /// Bytes of one piece of one column, and its place among the values.
@@ -55,7 +71,11 @@ impl FlatFile {
         let column = |(name, kind)| FlatColumn::of(infos.get(schema.index_of(name).ok()?)?, kind, size);
         let columns = wanted.into_iter().map(column).collect::<Option<Vec<_>>>()?;
         let same = columns.iter().all(|c| c.num_rows() == num_rows && c.same_pages(&columns[0]));
-        same.then_some(Self { place, code_width, columns })
+        let stamp = match &place {
+            Place::Local(path) => std::fs::metadata(path).ok().map(|metadata| Stamp::of(&metadata)),
+            Place::Store(_) => None,
+        };
+        same.then_some(Self { place, stamp, code_width, columns })
     }
 
     fn columns(&self, part_ids: bool) -> &[FlatColumn] {
@@ -89,8 +109,15 @@ impl FlatFile {
         let columns = self.columns(part_ids);
         let requests = self.requests(ranges, columns);
         let file = File::open(path)?;
+        let now = Stamp::of(&file.metadata()?);
+        if self.stamp.is_some_and(|then| then != now) {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "the file was replaced or changed since it was opened first"));
+        }
         let bytes = requests.iter().map(|(bytes, _)| bytes.end - bytes.start).sum::<u64>();
-        let mut read = vec![0u8; bytes as usize];
+        // A damaged file may claim more rows than there is memory for.
+        let mut read = Vec::new();
+        read.try_reserve_exact(bytes as usize).map_err(|e| std::io::Error::new(std::io::ErrorKind::OutOfMemory, e))?;
+        read.resize(bytes as usize, 0u8);
         let mut rest = &mut read[..];
         for (bytes, _) in &requests {
             let (now, later) = rest.split_at_mut((bytes.end - bytes.start) as usize);

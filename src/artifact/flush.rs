@@ -69,7 +69,10 @@ impl Buckets {
 
     /// Group a stage and append its runs to the bucket files, all threads at once.
     pub fn flush(&self, mut stage: Stage) -> Result<Stage> {
-        let sorted = sort(&stage, &self.order, self.plan.threads);
+        // Threads of its own: a caller may hold all of those that programs share, and wait for this flush.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.plan.threads).build();
+        let pool = pool.map_err(|e| Error::Storage(format!("no threads could be started to sort with: {e}")))?;
+        let sorted = pool.install(|| sort(&stage, &self.order, self.plan.threads));
         let job = FlushJob {
             store: &self.store,
             runtime: &self.runtime,

@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use futures::future::BoxFuture;
 use lance_file::version::ConcreteFileVersion;
 use lance_file::versions::{create_lazy_writer, create_writer};
 use lance_file::writer::{FileWriteSummary, FileWriter, FileWriterOptions};
@@ -21,6 +20,7 @@ use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use tokio::io::AsyncWrite;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::checksum::to_hex;
@@ -131,7 +131,8 @@ impl Writer for Recorded {
     }
 }
 
-/// A local file under a temporary name. It writes on the calling thread: callers are threads made for writing.
+/// A local file under a temporary name. It writes on the calling thread: one made for writing, or the task of a segment, beside
+/// which the runtime has others.
 struct LocalFile {
     file: Option<io::BufWriter<tempfile::NamedTempFile>>,
     target: PathBuf,
@@ -191,7 +192,21 @@ impl Writer for LocalFile {
     }
 }
 
-type Step = BoxFuture<'static, object_store::Result<Option<Box<dyn MultipartUpload>>>>;
+type Step = JoinHandle<object_store::Result<Option<Box<dyn MultipartUpload>>>>;
+
+/// Give up an upload whose request failed: stores bill the parts of forgotten ones.
+async fn or_abort(
+    mut upload: Box<dyn MultipartUpload>,
+    result: object_store::Result<()>,
+) -> object_store::Result<Box<dyn MultipartUpload>> {
+    match result {
+        Ok(()) => Ok(upload),
+        Err(e) => {
+            let _ = upload.abort().await;
+            Err(e)
+        }
+    }
+}
 
 /// A multipart upload with one part in flight while the next one fills; a small object is one put.
 struct Upload {
@@ -222,7 +237,7 @@ impl Upload {
         if let Some(step) = &mut self.step {
             let result = futures::ready!(step.poll_unpin(cx));
             self.step = None;
-            self.upload = result.map_err(io::Error::other)?;
+            self.upload = result.map_err(io::Error::other)?.map_err(io::Error::other)?;
         }
         Poll::Ready(Ok(()))
     }
@@ -231,22 +246,15 @@ impl Upload {
         let part = PutPayload::from(std::mem::take(&mut self.part));
         let upload = self.upload.take();
         let (store, path) = (self.store.clone(), self.path.clone());
-        self.step = Some(
-            async move {
-                let mut upload = match upload {
-                    Some(upload) => upload,
-                    None => store.put_multipart(&path).await?,
-                };
-                match upload.put_part(part).await {
-                    Ok(()) => Ok(Some(upload)),
-                    Err(e) => {
-                        let _ = upload.abort().await;
-                        Err(e)
-                    }
-                }
-            }
-            .boxed(),
-        );
+        // A task of its own: the next write of this file, which would drive it, may be minutes away.
+        self.step = Some(tokio::spawn(async move {
+            let mut upload = match upload {
+                Some(upload) => upload,
+                None => store.put_multipart(&path).await?,
+            };
+            let sent = upload.put_part(part).await;
+            or_abort(upload, sent).await.map(Some)
+        }));
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -256,19 +264,18 @@ impl Upload {
                 self.done = true;
             } else if let Some(mut upload) = self.upload.take() {
                 let part = PutPayload::from(std::mem::take(&mut self.part));
-                self.step = Some(
-                    async move {
-                        if part.content_length() > 0 {
-                            upload.put_part(part).await?;
-                        }
-                        upload.complete().await.map(|_| None)
+                self.step = Some(tokio::spawn(async move {
+                    if part.content_length() > 0 {
+                        let sent = upload.put_part(part).await;
+                        upload = or_abort(upload, sent).await?;
                     }
-                    .boxed(),
-                );
+                    let completed = upload.complete().await.map(|_| ());
+                    or_abort(upload, completed).await.map(|_| None)
+                }));
             } else {
                 let part = PutPayload::from(std::mem::take(&mut self.part));
                 let (store, path) = (self.store.clone(), self.path.clone());
-                self.step = Some(async move { store.put(&path, part).await.map(|_| None) }.boxed());
+                self.step = Some(tokio::spawn(async move { store.put(&path, part).await.map(|_| None) }));
             }
         }
         Poll::Ready(Ok(()))
@@ -282,10 +289,6 @@ impl AsyncWrite for Upload {
             futures::ready!(this.poll_step(cx))?;
             this.send_part();
             this.parts += 1;
-            // Start the request now rather than when the next part is full.
-            if let Poll::Ready(Err(e)) = this.poll_step(cx) {
-                return Poll::Ready(Err(e));
-            }
         }
         let room = this.part_bytes() - this.part.len();
         if this.part.capacity() == 0 && this.parts > 0 {
@@ -329,7 +332,7 @@ impl Drop for Upload {
         {
             runtime.spawn(async move {
                 let upload = match step {
-                    Some(step) => step.await.ok().flatten(),
+                    Some(step) => step.await.ok().and_then(|result| result.ok().flatten()),
                     None => upload,
                 };
                 if let Some(mut upload) = upload {

@@ -1,9 +1,13 @@
 //! Staging: encoded rows copied into flat columns, and the order in which they go to the bucket files.
 
 use std::collections::TryReserveError;
+use std::mem::MaybeUninit;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rayon::prelude::*;
+
+use super::flush::locked;
 
 /// Rows waiting to be grouped. Columns are flat so that what they hold is what they cost.
 #[derive(Debug, Default)]
@@ -39,11 +43,14 @@ impl Stage {
             self.codes.extend_from_slice(codes);
             return;
         }
-        let Self { row_ids: staged_row_ids, part_ids: staged_part_ids, codes: staged_codes } = self;
-        rayon::join(
-            || extend(staged_codes, codes),
-            || rayon::join(|| extend(staged_row_ids, row_ids), || extend(staged_part_ids, part_ids)),
-        );
+        copy_all(self, row_ids, part_ids, codes);
+        let (rows, bytes) = (self.row_ids.len() + row_ids.len(), self.codes.len() + codes.len());
+        // SAFETY: `copy_all` has made room for the new values, and copied all pieces of all three, each to its place.
+        unsafe {
+            self.row_ids.set_len(rows);
+            self.part_ids.set_len(rows);
+            self.codes.set_len(bytes);
+        }
     }
 
     pub fn clear(&mut self) {
@@ -56,17 +63,72 @@ impl Stage {
 /// Bytes that one thread copies at a time.
 const COPY_BYTES: usize = 256 * 1024;
 
-/// Copy values to the end, all threads at once: most of the time goes into getting the pages of fresh memory from the system,
-/// which one thread does at a fifth of the speed of the memory.
-fn extend<T: Copy + Send + Sync>(to: &mut Vec<T>, from: &[T]) {
-    to.reserve(from.len());
-    let len = to.len();
-    let piece = (COPY_BYTES / size_of::<T>()).max(1);
-    to.spare_capacity_mut()[..from.len()].par_chunks_mut(piece).zip(from.par_chunks(piece)).for_each(|(to, from)| {
-        to.write_copy_of_slice(from);
+/// Most of the time of a copy goes into getting the pages of fresh memory from the system, which one thread does at a fifth of
+/// the speed of the memory.
+const MAX_COPY_THREADS: usize = 8;
+
+/// Values, and the place they go to.
+enum Piece<'a> {
+    RowIds(&'a mut [MaybeUninit<u64>], &'a [u64]),
+    PartIds(&'a mut [MaybeUninit<u32>], &'a [u32]),
+    Codes(&'a mut [MaybeUninit<u8>], &'a [u8]),
+}
+
+impl Piece<'_> {
+    fn copy(self) {
+        match self {
+            Self::RowIds(to, from) => {
+                to.write_copy_of_slice(from);
+            }
+            Self::PartIds(to, from) => {
+                to.write_copy_of_slice(from);
+            }
+            Self::Codes(to, from) => {
+                to.write_copy_of_slice(from);
+            }
+        }
+    }
+}
+
+/// Copy rows to where they belong behind the stage's, which does not count them yet.
+fn copy_all(stage: &mut Stage, row_ids: &[u64], part_ids: &[u32], codes: &[u8]) {
+    let copies = Mutex::new(Vec::new());
+    let mut pieces = locked(&copies);
+    plan(&mut stage.row_ids, row_ids, &mut pieces, Piece::RowIds);
+    plan(&mut stage.part_ids, part_ids, &mut pieces, Piece::PartIds);
+    plan(&mut stage.codes, codes, &mut pieces, Piece::Codes);
+    drop(pieces);
+    let copy = || {
+        loop {
+            let piece = locked(&copies).pop();
+            match piece {
+                Some(piece) => piece.copy(),
+                None => return,
+            }
+        }
+    };
+    // Threads of its own, not those that programs share: this one holds the builder's lock. Those that cannot be had do not
+    // help.
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_COPY_THREADS);
+        for _ in 1..threads {
+            let _ = std::thread::Builder::new().name("lance-artifact-copy".into()).spawn_scoped(scope, copy);
+        }
+        copy();
     });
-    // SAFETY: there is room for `from.len()` more values, and the loop has written each of them.
-    unsafe { to.set_len(len + from.len()) };
+}
+
+/// Make room for `from` behind the values of `to`, and cut the copy into pieces.
+fn plan<'a, T: Copy>(
+    to: &'a mut Vec<T>,
+    from: &'a [T],
+    pieces: &mut Vec<Piece<'a>>,
+    piece: impl Fn(&'a mut [MaybeUninit<T>], &'a [T]) -> Piece<'a>,
+) {
+    to.reserve(from.len());
+    let values = (COPY_BYTES / size_of::<T>()).max(1);
+    let room = &mut to.spare_capacity_mut()[..from.len()];
+    pieces.extend(room.chunks_mut(values).zip(from.chunks(values)).map(|(to, from)| piece(to, from)));
 }
 
 /// Partitions in the order of the files: bucket after bucket, and by id within a bucket.

@@ -2,7 +2,7 @@
 //!
 //! Lance's builder puts one partition after the other together, encodes it and writes it, with one core busy for most of the
 //! time. Here windows of partitions are read, checked, transposed and encoded side by side, by Lance's own encoders, and their
-//! finished pages are appended in order. `tests/test_finalize.py` compares the result with the builder's.
+//! finished pages are appended in order. `tests/test_oracle.py` compares the result with stock's.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -202,7 +202,7 @@ async fn write_windows(
         lengths.extend(window.lengths);
         progress.stage_progress("merge_partitions", lengths.len() as u64).await?;
     }
-    // Global buffers follow, which the format wants aligned: an empty buffer brings the padding.
+    // Global buffers follow, which the format wants aligned from 2.1 on: an empty buffer brings the padding there.
     file.write_external_buffer(&[]).await?;
     let column = |(index, (pages, encoding)): (u32, (Vec<PageInfo>, ColumnEncoding))| {
         Arc::new(ColumnInfo::new(index, pages.into(), Vec::new(), encoding))

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use arrow_array::RecordBatch;
 use lance::Dataset;
 use lance::index::vector::builder::IvfIndexBuilder;
+use lance_file::version::ConcreteFileVersion;
 use lance_index::pb;
 use lance_index::progress::IndexBuildProgress;
 use lance_index::vector::hnsw::HNSW;
@@ -143,7 +144,11 @@ async fn build_files(
         IndexType::IvfPq => {
             let store = request.dataset.object_store(None).await?;
             let folder = request.dataset.indices_dir().join(request.uuid.as_str());
-            let version = request.dataset.manifest().data_storage_format.lance_file_format();
+            // As Lance does: indexes of datasets in the first format have files of the second.
+            let version = match request.dataset.manifest().data_storage_format.lance_file_format() {
+                ConcreteFileVersion::V1 => ConcreteFileVersion::V2_0,
+                version => version,
+            };
             SegmentFiles { store: &store, folder, version, model }.write(reader, progress.as_ref()).await?
         }
         IndexType::IvfHnswPq { m, ef_construction } => {

@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 
 use super::nearest::{Codewords, Form, Nearest};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Converged when the loss changes by less than this part of it, as in Lance.
 const TOLERANCE: f64 = 1e-4;
@@ -222,6 +222,9 @@ pub fn assign(vectors: &[f32], dimension: usize, codewords: &Codewords, labels: 
     sums.iter().sum()
 }
 
+/// A part with fewer vectors for each cluster tells nothing about where they belong.
+const LEAST_EACH: usize = 24;
+
 /// A stage of [`progressive`]: one part in so many of the sample, at most so many iterations, and as many left for later.
 pub type Stage = (usize, usize, usize);
 
@@ -252,24 +255,44 @@ pub fn progressive(
     let mut random = SmallRng::seed_from_u64(lloyd.seed);
     let mut centroids: Option<Vec<f32>> = None;
     let mut done = 0;
-    for (part, most, later) in stages {
-        // A part too small to place centroids tells nothing.
-        if *part > 1 && rows / part < lloyd.clusters * 24 {
-            continue;
+    for (part, most, later) in within(stages, rows, lloyd.clusters) {
+        let left = lloyd.iterations.saturating_sub(done);
+        if left == 0 && centroids.is_some() {
+            break;
         }
         let sample = &vectors[..rows / part * dimension];
-        // Where no part was cut off, all iterations.
-        let most = if centroids.is_none() && *part == 1 { usize::MAX } else { *most };
-        let iterations = most.min(lloyd.iterations.saturating_sub(done + later)).max(1);
+        let iterations = most.min(left.saturating_sub(later)).max(1);
         let told = |iteration: usize| check(done + iteration);
         let found = match centroids.take() {
             None => Lloyd { iterations, ..lloyd }.run(sample, dimension, &told)?,
             Some(start) => lloyd.refine(sample, dimension, start, iterations, &mut random, &told)?,
         };
-        done = (done + found.iterations).min(lloyd.iterations.saturating_sub(1));
+        done += found.iterations;
         centroids = Some(found.centroids);
     }
-    Ok(Clustering { centroids: centroids.unwrap_or_default(), iterations: done + 1 })
+    match centroids {
+        Some(centroids) => Ok(Clustering { centroids, iterations: done }),
+        None => Err(Error::internal("k-means without a stage")),
+    }
+}
+
+/// The stages whose part of `rows` vectors is large enough to place the clusters; the first of them does the iterations of those
+/// left out too. Where no part is, the whole sample does them all.
+fn within(stages: &[Stage], rows: usize, clusters: usize) -> Vec<Stage> {
+    let mut kept: Vec<Stage> = Vec::with_capacity(stages.len());
+    let mut left_out = 0usize;
+    for (part, most, later) in stages {
+        if *part > 1 && rows / part < clusters * LEAST_EACH {
+            left_out = left_out.saturating_add(*most);
+        } else {
+            kept.push((*part, most.saturating_add(std::mem::take(&mut left_out)), *later));
+        }
+    }
+    if left_out > 0 {
+        // Parts grow from stage to stage: what is left out at the end was left out from the start.
+        kept.push((1, left_out, 0));
+    }
+    kept
 }
 
 #[cfg(test)]
@@ -316,6 +339,24 @@ mod tests {
             pool.install(|| progressive(lloyd(100, false), of_centroids(100), &vectors, 40, &|_| Ok(())).unwrap().centroids)
         };
         assert_eq!(run(1), run(7));
+    }
+
+    #[test]
+    fn thin_samples_get_all_clusters_and_the_iterations_of_every_stage() {
+        for (stages, clusters) in [(of_centroids(100), 100), (of_centroids(5000), 100), (of_centroids(20_000), 100), (OF_CODEWORDS, 100)] {
+            let planned = stages.iter().fold(0usize, |sum, (_, most, _)| sum.saturating_add(*most));
+            for each in [1, 20, 47, 48, 100, 191, 192, 300] {
+                let kept = within(stages, clusters * each, clusters);
+                assert_eq!(kept.iter().fold(0usize, |sum, (_, most, _)| sum.saturating_add(*most)), planned, "{each} each");
+                assert!(kept.iter().all(|(part, ..)| *part == 1 || each / part >= LEAST_EACH));
+            }
+            let vectors = blobs(clusters * 30, 4, 50);
+            let found = progressive(lloyd(clusters, false), stages, &vectors, 4, &|_| Ok(())).unwrap();
+            assert_eq!(found.centroids.len(), clusters * 4);
+            assert!(found.iterations <= 30);
+            let once = Lloyd { iterations: 1, ..lloyd(clusters, false) };
+            assert_eq!(progressive(once, stages, &vectors, 4, &|_| Ok(())).unwrap().iterations, 1);
+        }
     }
 
     #[test]
