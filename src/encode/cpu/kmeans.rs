@@ -229,8 +229,8 @@ const LEAST_EACH: usize = 24;
 pub type Stage = (usize, usize, usize);
 
 /// For centroids, of which one iteration on all vectors is long: the sample grows with the clusters, so that operations grow by
-/// their square. The more there are, the fewer iterations: those on a part place most of them, and even one pass in all does
-/// better than a hierarchy, whose borders nothing puts right.
+/// their square. The more there are, the fewer iterations, of which those on a part place most. Against a hierarchy even one pass
+/// in all finds far better centroids where clusters overlap, and about as good ones elsewhere (`docs/performance.md`).
 pub fn of_centroids(clusters: usize) -> &'static [Stage] {
     match clusters {
         0..=2048 => &[(8, usize::MAX, 12), (2, 6, 6), (1, 6, 0)],
