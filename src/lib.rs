@@ -11,6 +11,7 @@ pub mod encode;
 pub mod error;
 pub mod finalize;
 pub mod model;
+pub mod owner;
 #[cfg(feature = "python")]
 mod python;
 

@@ -22,6 +22,8 @@ __all__ = [
     "discard_segment",
     "encode_on_device",
     "measure_copy",
+    "owner_is_gone",
+    "owner_marks",
     "synchronize",
     "train_on_cpu",
 ]
@@ -256,3 +258,5 @@ def encode_on_device(
     progress: _Report | None = None,
 ) -> tuple[int, dict[str, int], list[dict[str, Any]]]: ...
 def synchronize() -> None: ...
+def owner_marks() -> str: ...
+def owner_is_gone(marks: str) -> bool: ...

@@ -8,6 +8,7 @@ mod device;
 mod dlpack;
 mod errors;
 mod model;
+mod process;
 mod runtime;
 
 use pyo3::prelude::*;
@@ -24,6 +25,8 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<build::PyVectorScan>()?;
     module.add_class::<device::PyDeviceArray>()?;
     module.add_class::<device::PyCudaDevice>()?;
+    module.add_function(wrap_pyfunction!(process::owner_marks, module)?)?;
+    module.add_function(wrap_pyfunction!(process::owner_is_gone, module)?)?;
     module.add_function(wrap_pyfunction!(device::cuda_devices, module)?)?;
     module.add_function(wrap_pyfunction!(device::measure_copy, module)?)?;
     module.add_function(wrap_pyfunction!(device::synchronize, module)?)?;
