@@ -39,22 +39,19 @@ def build(folder: str, name: str) -> dict[str, Any]:
 
     import lance_artifact as la
     from lance_artifact import _lance_artifact as core
+    from lance_artifact._dataset import Handle
 
-    ds = lance.dataset(f"{folder}/base.lance")
+    handle = Handle.of(lance.dataset(f"{folder}/base.lance"))
     segment_uuid = str(uuid.uuid4())
-    options = {"model": None, "metric": None, "index_type": "IVF_PQ", "m": 20, "ef_construction": 150}
-    where = {"fragment_ids": None, "storage_options": None, "hints": {}, "progress": None}
     before = os.times()
     with _common.Peak() as peak:
         artifact = la.Artifact.open(f"{folder}/artifact")
-        segment = core.build_segment(
-            ds.uri, ds.version, "vector", [artifact], segment_uuid, **options, **where
-        )
+        segment = core.build_segment(handle.core, "vector", [artifact], segment_uuid)
     after = os.times()
     busy = (after.user - before.user + after.system - before.system) / peak.seconds
     shutil.rmtree(f"{folder}/{name}", ignore_errors=True)
     shutil.move(f"{folder}/base.lance/_indices/{segment_uuid}", f"{folder}/{name}")
-    return {"seconds": peak.seconds, "bytes": peak.bytes, "read": segment["bytes_read"], "cores": busy}
+    return {"seconds": peak.seconds, "bytes": peak.bytes, "read": segment.bytes_read, "cores": busy}
 
 
 def ours(folder: str) -> dict[str, Any]:

@@ -30,9 +30,10 @@ def main() -> None:
         codebook = (others - centroids[nearest]).reshape(256, M, DIM // M).transpose(1, 0, 2).copy()
         model = la.IvfPqModel(centroids, codebook, metric="l2")
 
-        source = la.describe_source(ds, "vector")
-        with la.PartitionArtifactBuilder(f"{folder}/artifact", model, source=source) as builder:
-            for batch in ds.to_batches(columns=["vector"], with_row_id=True):
+        # The vectors that an index holds: what Lance leaves out is dropped here, and counted.
+        scan = la.prepared_vectors(ds, "vector", metric=model.metric)
+        with la.PartitionArtifactBuilder(f"{folder}/artifact", model, source=scan.source) as builder:
+            for batch in scan:
                 block = batch["vector"].flatten().to_numpy().reshape(-1, DIM)
                 part_id = ((block[:, None] - centroids[None]) ** 2).sum(-1).argmin(1).astype("uint32")
                 residual = (block - centroids[part_id]).reshape(len(block), M, 1, DIM // M)
@@ -40,6 +41,7 @@ def main() -> None:
                 codes = pa.FixedSizeListArray.from_arrays(pa.array(pq_code.reshape(-1)), M)
                 names = ["_rowid", "__ivf_part_id", "__pq_code"]
                 builder.append_batch(pa.record_batch([batch["_rowid"], pa.array(part_id), codes], names))
+            builder.finish(rows_dropped=scan.dropped)
 
         ds = la.finalize(ds, "vector", builder.artifact)
         search = {"column": "vector", "q": vectors[123], "k": 5, "nprobes": K, "refine_factor": 10}

@@ -16,4 +16,4 @@ pub mod owner;
 mod python;
 
 pub use error::{Error, Result};
-pub use model::{ElementType, IvfPqModel, Metric};
+pub use model::{ElementType, IvfPqModel, Metric, Training};

@@ -117,6 +117,20 @@ impl TryFrom<&DataType> for ElementType {
     }
 }
 
+/// How a model was trained, as the details of an index record it. Lance goes by it when it optimizes an index or trains it anew.
+/// It is not part of what a model is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Training {
+    /// Rows that a partition was to have, where the caller said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_partition_size: Option<u64>,
+    /// Training vectors per centroid and per codeword.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_rate: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_iters: Option<u64>,
+}
+
 /// A trained IVF_PQ model: what an encoder needs to encode and what an index needs to be searched.
 #[derive(Debug, Clone)]
 pub struct IvfPqModel {
@@ -127,6 +141,7 @@ pub struct IvfPqModel {
     num_sub_vectors: usize,
     num_bits: u32,
     fingerprint: String,
+    training: Option<Training>,
 }
 
 /// An inner field as Lance writes it: nullable and named `item`.
@@ -255,7 +270,18 @@ impl IvfPqModel {
             num_sub_vectors,
             num_bits,
             fingerprint: format!("{:032x}", hash.digest128()),
+            training: None,
         })
+    }
+
+    /// The same model, with how it was trained.
+    pub fn with_training(self, training: Option<Training>) -> Self {
+        Self { training, ..self }
+    }
+
+    /// How it was trained, where that is known.
+    pub fn training(&self) -> Option<Training> {
+        self.training
     }
 
     /// `num_partitions` rows of `fixed_size_list<T>[dimension]`.

@@ -87,7 +87,9 @@ def test_a_foreign_artifact_without_source_or_model(
             )
     with pytest.raises(la.ArtifactMismatchError, match="pass model="):
         la.finalize(ds, "vector", builder.artifact)
-    la.finalize(ds, "vector", builder.artifact, model=model, name="foreign")
+    with pytest.raises(la.ArtifactMismatchError, match="pass fragment_ids="):
+        la.finalize(ds, "vector", builder.artifact, model=model)
+    la.finalize(ds, "vector", builder.artifact, model=model, fragment_ids=[0, 1, 2], name="foreign")
     la.finalize(ds, "vector", artifact, name="ours")
     assert differences(stored(ds, "foreign"), stored(ds, "ours")) == (K, 0, 0)
 
@@ -110,7 +112,7 @@ def raw(path: Path, model: Any, rows: pa.Table, **options: Any) -> la.Artifact:
 def test_what_does_not_fit_is_refused_before_anything_is_written(
     ds: Any, model: la.IvfPqModel, artifact: la.Artifact, tmp_path: Path, write: Any
 ) -> None:
-    rows = encoded(100, K, M)
+    rows, half, everything = encoded(100, K, M), encoded(ROWS // 2, K, M), {"fragment_ids": [0, 1, 2]}
     wide = write(vectors(ROWS, 2 * DIM), name="wide.lance")
     more = write(np.concatenate([vectors(ROWS, DIM), vectors(ROWS, DIM)]), name="more.lance")
     newer = la.describe_source(ds, "vector")
@@ -123,9 +125,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         ("two models", ds, [artifact, raw(tmp_path / "c2", other_model(model, scale=2), rows)], {}, la.ArtifactMismatchError, "one model"),
         ("fragments", ds, artifact, {"fragment_ids": [0]}, la.ArtifactMismatchError, "exactly those"),
         ("twice", ds, [artifact, artifact], {}, la.InvalidInputError, "twice"),
-        ("strange rows", ds, raw(tmp_path / "c3", model, encoded(100, K, M, first=9 << 32)), {}, la.ArtifactMismatchError, "not a row"),
-        ("rows past the end", ds, raw(tmp_path / "c4", model, encoded(100, K, M, first=ROWS)), {}, la.ArtifactMismatchError, "not a row"),
-        ("duplicate rows", ds, [raw(tmp_path / "c5", model, rows), raw(tmp_path / "c6", model, rows)], {}, la.CorruptArtifactError, "twice"),
+        ("no fragments said", ds, raw(tmp_path / "c0", model, rows), {}, la.ArtifactMismatchError, "pass fragment_ids="),
+        ("too few rows", ds, raw(tmp_path / "c9", model, rows), everything, la.ArtifactMismatchError, "account for 100 rows"),
+        ("strange rows", ds, raw(tmp_path / "c3", model, encoded(ROWS, K, M, first=9 << 32)), everything, la.ArtifactMismatchError, "not a row"),
+        ("rows past the end", ds, raw(tmp_path / "c4", model, encoded(ROWS, K, M)), everything, la.ArtifactMismatchError, "not a row"),
+        ("duplicate rows", ds, [raw(tmp_path / "c5", model, half.slice(0, 1000)), raw(tmp_path / "c6", model, pa.concat_tables([half.slice(0, 1000)] * 2))], everything, la.CorruptArtifactError, "twice"),
         ("other dataset", more, artifact, {}, la.ArtifactMismatchError, "another dataset"),
         ("version", ds, raw(tmp_path / "c7", model, rows, source=newer), {}, la.InvalidInputError, "version"),
         ("none", ds, [], {}, la.InvalidInputError, "none"),
@@ -317,13 +321,18 @@ def test_an_exit_at_the_end_leaves_nothing(ds: Any, artifact: la.Artifact) -> No
     la.finalize(ds, "vector", artifact)
 
 
-def test_an_empty_partition_and_an_empty_artifact(ds: Any, model: la.IvfPqModel, tmp_path: Path) -> None:
-    one = encoded(10, 1, M)
-    la.finalize(ds, "vector", raw(tmp_path / "one", model, one), name="one")
-    assert [len(p) for p in stored(ds, "one")] == [10] + [0] * (K - 1)
+def test_an_empty_partition_and_an_empty_artifact(write: Any, model: la.IvfPqModel, tmp_path: Path) -> None:
+    few = write(vectors(10, DIM), name="few.lance", max_rows_per_file=10)
+    la.finalize(few, "vector", raw(tmp_path / "one", model, encoded(10, 1, M)), fragment_ids=[0])
+    assert [len(p) for p in stored(few, "vector_idx")] == [10] + [0] * (K - 1)
+    empty = write(
+        pa.array([None] * 10, pa.list_(pa.float32(), DIM)), name="empty.lance", max_rows_per_file=10
+    )
     nothing = write_nothing(tmp_path / "none", model)
-    la.finalize(ds, "vector", nothing, name="none")
-    assert sum(map(len, stored(ds, "none"))) == 0
+    with pytest.raises(la.ArtifactMismatchError, match="account for 0 rows"):
+        la.finalize(empty, "vector", nothing, fragment_ids=[0])
+    la.finalize(empty, "vector", la.build_artifact(empty, "vector", model, tmp_path / "nulls", backend="cpu"))
+    assert sum(map(len, stored(empty, "vector_idx"))) == 0
 
 
 def write_nothing(path: Path, model: la.IvfPqModel) -> la.Artifact:

@@ -18,6 +18,7 @@ from ._lance_artifact import (
     __version__,
 )
 from ._register import register, unregister
+from ._scan import PreparedVectors, prepared_vectors
 from .backends import (
     Availability,
     Backend,
@@ -68,6 +69,7 @@ __all__ = [
     "IvfPqModel",
     "LanceArtifactError",
     "PartitionArtifactBuilder",
+    "PreparedVectors",
     "StorageError",
     "TrainParams",
     "VerifyReport",
@@ -79,6 +81,7 @@ __all__ = [
     "describe_source",
     "exceptions",
     "finalize",
+    "prepared_vectors",
     "register",
     "train",
     "unregister",

@@ -26,6 +26,7 @@ from ._arguments import (
     metric_name,
     whole_number,
 )
+from ._artifacts import check_place, common_version, covered, open_artifacts
 from ._commit import check_name, commit_segment, discard_uncommitted
 from ._dataset import Handle, vector_column
 from ._encode import encode_on_devices, encode_with
@@ -33,10 +34,7 @@ from ._lance_artifact import Artifact, IvfPqModel, PartitionArtifactBuilder
 from ._progress import reporter
 from .backends import Backend, DatasetBackend, DeviceEncoder, TrainParams, resolve_backend
 from .backends.cpu import CpuBackend
-from .exceptions import (
-    ArtifactMismatchError,
-    InvalidInputError,
-)
+from .exceptions import ArtifactMismatchError, InvalidInputError
 
 if TYPE_CHECKING:
     import lance
@@ -145,8 +143,13 @@ def train(
         metric, num_partitions, num_sub_vectors, num_bits, sample_rate, max_iters, seed, given
     )
     check_training(params)
+    recorded = {
+        "target_partition_size": target_partition_size,
+        "sample_rate": sample_rate,
+        "max_iters": max_iters,
+    }
     if isinstance(chosen, DatasetBackend):
-        return chosen.train_on_dataset(handle.dataset, path, params, ids)
+        return chosen.train_on_dataset(handle.dataset, path, params, ids).with_training(**recorded)
     source = handle.vectors(path, ids)
     wanted = sample_rate * (max(num_partitions, 2**num_bits) if given is None else 2**num_bits)
     wanted = bounded_sample(chosen, params, wanted, min(wanted, source.count_rows()), dimension, source.dtype)
@@ -154,7 +157,7 @@ def train(
     LOGGER.info("training on %d vectors with backend %s", len(sample), chosen.name)
     model = chosen.train(sample, params, progress=reporter(progress))
     check_model(chosen, model, params, sample)
-    return model
+    return model.with_training(**recorded)
 
 
 def build_artifact(
@@ -221,6 +224,7 @@ def build_artifact(
     handle = Handle.of(dataset)
     path, _ = vector_column(handle, column)
     chosen = resolve_backend(backend, devices)
+    check_place(handle, artifact_uri)
     source = handle.vectors(path, fragment_list(fragment_ids))
     if (model.dtype, model.dimension) != (source.dtype, source.dimension):
         raise ArtifactMismatchError(
@@ -287,14 +291,16 @@ def finalize(
     m: int = 20,
     ef_construction: int = 150,
     storage_options: dict[str, str] | None = None,
+    sync: bool = False,
     progress: Progress = False,
     backend_name: str | None = None,
 ) -> lance.LanceDataset:
     """Make a Lance index of artifacts and commit it through the dataset's handle, which sees it afterwards.
 
-    The index is built and committed at the version the rows were encoded from; Lance carries it over appends, deletes and
-    updates since, and refuses after a compaction or an overwrite. A failure leaves no files behind and the previous index in
-    place.
+    The index is built from the version (and branch) the rows were encoded from, and committed on top of the latest one: appends,
+    deletes and updates since do no harm, after a compaction, an overwrite or a change of the column it is refused. The rows of the
+    artifacts must be the live rows of the fragments covered, each once; those that are missing must have been counted as
+    dropped, or have vectors that Lance does not index. A failure leaves no files behind and the previous index in place.
 
     Parameters
     ----------
@@ -311,11 +317,14 @@ def finalize(
     metric : str, optional
         Must match the model's.
     fragment_ids : sequence of int, optional
-        The fragments the index covers. Artifacts that say which they were encoded from must say the same.
+        The fragments the index covers. Needed where an artifact does not say which it was encoded from (it was written without
+        ``source=``); those that say it must say the same.
     m, ef_construction : int, default 20 and 150
         Of the HNSW graphs of IVF_HNSW_PQ.
     storage_options : dict, optional
         For artifacts given by URI.
+    sync : bool, default False
+        Wait until the index's files are on the local disk before they are committed. Lance itself leaves that to the system.
     progress : bool or callable, default False
     backend_name : str, optional
         Recorded in the index details.
@@ -340,17 +349,17 @@ def finalize(
     path, _ = vector_column(handle, column)
     index_type = index_type_name(index_type)
     name = name or f"{path}_idx"
-    check_name(handle, name, replace, path)
-    opened = _open(artifacts, storage_options)
-    at = handle.at(_common_version(handle, opened))
+    ids = fragment_list(fragment_ids)
+    opened = open_artifacts(artifacts, storage_options)
+    at = handle.at(common_version(handle, opened))
+    check_name(handle.latest(), name, replace, path, covered(opened, ids))
     segment_uuid = str(uuid.uuid4())
     hints = {"lance_artifact.version": core.__version__}
     if backend_name:
         hints["lance_artifact.backend"] = backend_name
     try:
         segment = core.build_segment(
-            at.uri,
-            at.version,
+            at.core,
             path,
             opened,
             segment_uuid,
@@ -359,9 +368,9 @@ def finalize(
             index_type=index_type,
             m=m,
             ef_construction=ef_construction,
-            fragment_ids=fragment_list(fragment_ids),
-            storage_options=at.storage_options,
+            fragment_ids=ids,
             hints=hints,
+            sync=sync,
             progress=reporter(progress),
         )
         commit_segment(handle, at, name, path, replace, segment)
@@ -369,7 +378,7 @@ def finalize(
         # Ctrl-C may come between the two, when neither is there to clean up, and so may sys.exit() in a callback.
         discard_uncommitted(handle, at, segment_uuid)
         raise
-    return handle.dataset
+    return handle.user
 
 
 def create_index(
@@ -398,6 +407,7 @@ def create_index(
     keep_artifact: bool | None = None,
     memory_limit: int | None = None,
     storage_options: dict[str, str] | None = None,
+    sync: bool = False,
     progress: Progress = False,
 ) -> lance.LanceDataset:
     """Train, encode and finalize: an IVF_PQ or IVF_HNSW_PQ index of a column, as pylance's create_index makes it.
@@ -424,6 +434,8 @@ def create_index(
         Bytes of the writer.
     storage_options : dict, optional
         Of the artifact.
+    sync : bool, default False
+        As in `finalize`.
     progress : bool or callable, default False
 
     Returns
@@ -440,7 +452,9 @@ def create_index(
     index_type = index_type_name(index_type)
     metric = metric_name(metric)
     num_partitions = whole_number("num_partitions", num_partitions)
-    check_name(handle, name or f"{path}_idx", replace, path)
+    ids = fragment_list(fragment_ids)
+    check_name(handle.latest(), name or f"{path}_idx", replace, path, ids)
+    check_place(handle, artifact_uri)
     chosen = resolve_backend(backend, devices)
     if keep_artifact and artifact_uri is None:
         raise InvalidInputError("keep_artifact: got True without artifact_uri; say where to keep it")
@@ -457,6 +471,9 @@ def create_index(
         if num_bits not in (8, model.num_bits):
             raise InvalidInputError(f"num_bits: got {num_bits}, the codebook has {model.num_bits}")
         check_target(artifact_uri, model.num_partitions, model.pq_code_width, memory_limit, storage_options)
+        model = model.with_training(
+            target_partition_size=target_partition_size, sample_rate=sample_rate, max_iters=max_iters
+        )
     else:
         if num_sub_vectors is not None:
             check_sub_vectors(dimension, num_sub_vectors, num_bits)
@@ -496,7 +513,7 @@ def create_index(
             sync=temporary is None,
             progress=progress,
         )
-        done = finalize(
+        finalize(
             handle.dataset,
             path,
             artifact,
@@ -505,12 +522,16 @@ def create_index(
             index_type=index_type,
             m=m,
             ef_construction=ef_construction,
+            # A backend that writes its artifact itself may not say what it read: all that it was given.
+            fragment_ids=None if "source" in artifact.manifest else ids or handle.fragment_ids(),
+            sync=sync,
             progress=progress,
             backend_name=chosen.name,
         )
+        handle.refresh()
         if temporary is None and keep_artifact is False:
             core.delete_artifact(str(artifact_uri), storage_options)
-        return done
+        return handle.user
     finally:
         if temporary is not None:
             _remove(temporary)
@@ -523,25 +544,3 @@ def _remove(folder: str) -> None:
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _open(artifacts: Any, storage_options: dict[str, str] | None) -> list[Artifact]:
-    several = [artifacts] if isinstance(artifacts, (Artifact, str, Path)) else list(artifacts)
-    if not several:
-        raise InvalidInputError("artifacts: got none, expected at least one Artifact, path or URI")
-    opened = [a if isinstance(a, Artifact) else Artifact.open(str(a), storage_options) for a in several]
-    seen: set[str] = set()
-    for artifact in opened:
-        if artifact.uri in seen:
-            raise InvalidInputError(f"artifacts: {artifact.uri} is given twice")
-        seen.add(artifact.uri)
-    return opened
-
-
-def _common_version(handle: Handle, artifacts: list[Artifact]) -> int:
-    versions = {a.manifest["source"]["version"]: a.uri for a in artifacts if "source" in a.manifest}
-    if len(versions) > 1:
-        raise ArtifactMismatchError(
-            f"the artifacts were encoded from different versions of the dataset: {versions}; encode all shards at one version"
-        )
-    return next(iter(versions), handle.version)

@@ -3,18 +3,54 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 import lance
-from lance.dataset import Index
+from lance.dataset import Index, LanceOperation
 
 from . import _lance_artifact as core
 from ._dataset import Handle
-from .exceptions import CommitConflictError, IndexExistsError, InvalidInputError, LanceArtifactError
+from .exceptions import (
+    CommitConflictError,
+    IndexExistsError,
+    InvalidInputError,
+    LanceArtifactError,
+    StorageError,
+)
+
+# Times that a commit is tried anew because another one came first.
+TRIES = 10
 
 
-def check_name(handle: Handle, name: str, replace: bool, path: str) -> None:
-    same = [index for index in handle.dataset.describe_indices() if index.name == name]
+@dataclass(frozen=True)
+class Committed:
+    """A commit: the handle that sees it, and what it was based on."""
+
+    dataset: lance.LanceDataset
+    before: bytes
+    version_before: int
+    fragment_ids: set[int]
+
+
+def same_name(dataset: lance.LanceDataset, name: str) -> list[Any]:
+    return [index for index in dataset.describe_indices() if index.name == name]
+
+
+def check_name(
+    dataset: lance.LanceDataset,
+    name: str,
+    replace: bool,
+    path: str,
+    fragment_ids: list[int] | None,
+    may_lose: frozenset[int] = frozenset(),
+) -> bool:
+    """Whether an index of this name can be written, over these fragments (None: all).
+
+    An index that exists is replaced where it covers nothing else, and gets one more segment where it covers none of them.
+    Fragments of ``may_lose`` may lose their index; the answer is whether any does.
+    """
+    same = same_name(dataset, name)
     for index in same:
         if list(index.field_names) != [path]:
             raise InvalidInputError(
@@ -24,83 +60,159 @@ def check_name(handle: Handle, name: str, replace: bool, path: str) -> None:
         raise IndexExistsError(
             f"Index name '{name}' already exists, please specify a different name or use replace=True"
         )
+    there = {f.fragment_id for f in dataset.get_fragments()}
+    intended = there if fragment_ids is None else set(fragment_ids)
+    losing: set[int] = set()
+    for index in same:
+        for segment in index.segments:
+            covered = set(segment.fragment_ids) & there
+            if covered & intended:
+                losing |= covered - intended
+    if losing - may_lose:
+        raise InvalidInputError(
+            f"fragment_ids: index {name!r} also covers fragments {_few(losing - may_lose)}, which would lose their index; build all "
+            "of its fragments, or choose another name"
+        )
+    return bool(losing)
 
 
 def commit_segment(
-    handle: Handle, at: Handle, name: str, path: str, replace: bool, segment: dict[str, Any]
+    handle: Handle, at: Handle, name: str, path: str, replace: bool, segment: core._Segment
 ) -> None:
     """Commit through the user's handle, then look at what came of it.
 
-    Lance would commit a segment whose fragments were rewritten meanwhile, with less coverage or none and without a word. So
-    the latest version is compared with the rows' version first, and is what the commit is based on: a rewrite after the
-    comparison makes Lance refuse.
+    Lance would commit a segment whose fragments were rewritten meanwhile, with less coverage or none and without a word, and one
+    whose files are gone. So what the segment was built from is compared with the latest version, as it is in the store now, and
+    the commit is based on that one: it needs no older version, and a rewrite after the comparison makes Lance refuse.
     """
-    intended = set(segment["fragment_ids"])
-    index = Index(
-        uuid=segment["uuid"],
-        name=name,
-        fields=[segment["field_id"]],
-        dataset_version=segment["dataset_version"],
-        fragment_ids=cast(Any, intended),  # pylance turns a set into its bitmap
-        index_version=segment["index_version"],
-        index_details=(segment["details_type_url"], segment["details"]),
-    )
     try:
-        base = handle.dataset
-        if at.version != base.latest_version or base.version != at.version:
-            base = base.checkout_version(base.latest_version)
-            _check_unchanged(at, base, segment, name)
-            check_name(Handle.of(base), name, replace, path)
-        base.commit_existing_index_segments(name, path, [index])
+        done = _commit(handle, at, name, replace, segment)
     except BaseException as error:
         # An answer that got lost may hide a commit that happened: files of a committed index must stay.
-        discard_uncommitted(handle, at, segment["uuid"])
-        if isinstance(error, (OSError, RuntimeError, ValueError)) and not isinstance(
-            error, LanceArtifactError
-        ):
-            text = str(error).lower()
-            if "conflict" in text or "incompatible" in text or "concurrent" in text:
-                raise CommitConflictError(
-                    f"index {name!r} was not committed: another change of the dataset came first; build again from the latest "
-                    f"version. Lance says: {error}"
-                ) from error
+        discard_uncommitted(handle, at, segment.uuid)
+        if isinstance(error, Exception) and not isinstance(error, LanceArtifactError):
+            raise _translated(error, name) from error
         raise
-    if base is not handle.dataset:
-        cast(Any, handle.dataset).checkout_latest()
-    committed = _coverage(handle.dataset, segment["uuid"])
-    if committed is None or not intended <= committed:
-        lost = sorted(intended - (committed or set()))
+    gone = _gone(at, segment, done.before)
+    if gone is not None:
+        undone = _undo(at, done.version_before)
         raise CommitConflictError(
-            f"index {name!r} was committed, but does not cover fragments {lost}: they were rewritten since version "
+            f"index {name!r} was committed, but {gone} at that moment; "
+            + ("the commit was undone" if undone else "drop the index")
+            + ". Build again."
+        )
+    handle.refresh()
+    committed = _coverage(done.dataset, segment.uuid)
+    if committed is None or not done.fragment_ids <= committed:
+        lost = sorted(done.fragment_ids - (committed or set()))
+        raise CommitConflictError(
+            f"index {name!r} was committed, but does not cover fragments {_few(lost)}: they were rewritten since version "
             f"{at.version}; searches scan them without the index. Build again."
         )
+
+
+def _commit(handle: Handle, at: Handle, name: str, replace: bool, segment: core._Segment) -> Committed:
+    conflict: Exception | None = None
+    for _ in range(TRIES):
+        base = handle.latest()
+        before = cast(Any, base)._ds.serialized_manifest()
+        checked = segment.check_commit(at.core, before)
+        if checked is None:
+            continue
+        column, ids, new_fragments = checked
+        # Lance extends an index to fragments that an update of other columns wrote; ours may not reach as far.
+        loses = check_name(base, name, replace, column, ids, may_lose=frozenset(new_fragments))
+        version = int(base.version)
+        index = Index(
+            uuid=segment.uuid,
+            name=name,
+            fields=[segment.field_id],
+            # Nothing that it covers changed up to here, which was just compared.
+            dataset_version=version,
+            fragment_ids=cast(Any, set(ids)),  # pylance turns a set into its bitmap
+            index_version=segment.index_version,
+            index_details=segment.details,
+        )
+        try:
+            if loses:
+                base = _replace(base, name, index)
+            else:
+                base.commit_existing_index_segments(name, column, [index])
+            return Committed(base, before, version, set(ids))
+        except Exception as error:
+            if not _is_conflict(error) or _is_committed(handle, segment.uuid):
+                raise
+            # Whether the other change matters is for the next round's comparison to say.
+            conflict = error
+    raise CommitConflictError(
+        f"index {name!r} was not committed: {TRIES} times another change of the dataset came first; finalize again. "
+        f"Lance says: {conflict}"
+    ) from conflict
+
+
+def _replace(base: lance.LanceDataset, name: str, index: Index) -> lance.LanceDataset:
+    """Replace an index that reaches further; what ours does not cover is scanned without one."""
+    removed = [
+        Index(
+            uuid=str(segment.uuid),
+            name=name,
+            fields=list(old.fields),
+            dataset_version=int(segment.dataset_version_at_last_update),
+            fragment_ids=cast(Any, set(segment.fragment_ids)),
+            index_version=int(segment.index_version),
+        )
+        for old in same_name(base, name)
+        for segment in old.segments
+        if set(segment.fragment_ids) & set(cast(Any, index.fragment_ids))
+    ]
+    operation = LanceOperation.CreateIndex(new_indices=[index], removed_indices=removed)
+    return lance.LanceDataset.commit(base, operation, read_version=base.version, max_retries=0)
 
 
 def discard_uncommitted(handle: Handle, at: Handle, segment_uuid: str) -> None:
     """Delete the files of a segment, unless it is committed, or that cannot be known. Again does no harm."""
     if not _is_committed(handle, segment_uuid):
-        core.discard_segment(at.uri, at.version, segment_uuid, storage_options=at.storage_options)
+        core.discard_segment(at.core, segment_uuid)
 
 
-def _column_files(dataset: lance.LanceDataset, field_id: int) -> dict[int, set[str]]:
-    """For each fragment the data files that hold the column."""
-    return {
-        f.fragment_id: {file.path for file in f.metadata.files if field_id in file.fields}
-        for f in dataset.get_fragments()
-    }
+def _gone(at: Handle, segment: core._Segment, before: bytes) -> str | None:
+    """What was taken from under the commit between the last look and it, if anything was."""
+    try:
+        segment.check_files(at.core)
+    except LanceArtifactError as error:
+        return f"its files were removed ({error})"
+    if at.core.is_there(before) is False:
+        return "the dataset was removed and written anew"
+    return None
 
 
-def _check_unchanged(at: Handle, latest: lance.LanceDataset, segment: dict[str, Any], name: str) -> None:
-    """The column's files of every fragment to be covered are still those that were read."""
-    then, now = (_column_files(d, segment["field_id"]) for d in (at.dataset, latest))
-    lost = sorted(i for i in segment["fragment_ids"] if now.get(i) != then.get(i))
-    if lost:
-        shown = f"{lost[:10]}" + (f" and {len(lost) - 10} more" if len(lost) > 10 else "")
-        raise CommitConflictError(
-            f"index {name!r} was not committed: fragments {shown} of version {at.version}, from which the rows were encoded, were "
-            f"rewritten by version {latest.version} (a compaction, an overwrite, or an update of the column in place); build "
-            "again from the latest version"
+def _undo(at: Handle, version: int) -> bool:
+    """Make the version before the commit, as it is in the store now, the latest again, if nothing came after the commit."""
+    with suppress(Exception):
+        # Past every cache: another dataset may be there.
+        fresh = at.reopen(version)
+        if int(fresh.latest_version) == version + 1:
+            cast(Any, fresh).restore()
+            return True
+    return False
+
+
+def _is_conflict(error: Exception) -> bool:
+    text = str(error).lower()
+    return any(word in text for word in ("conflict", "incompatible", "concurrent", "contention"))
+
+
+def _translated(error: Exception, name: str) -> LanceArtifactError:
+    message = f"index {name!r} was not committed"
+    if _is_conflict(error):
+        return CommitConflictError(
+            f"{message}: another change of the dataset came first; build again from the latest version. Lance says: {error}"
         )
+    if isinstance(error, OSError):
+        return StorageError(
+            f"{message}: the dataset could not be read or written; the previous index stays. Lance says: {error}"
+        )
+    return CommitConflictError(f"{message}: Lance refuses it; the previous index stays. Lance says: {error}")
 
 
 def _coverage(dataset: lance.LanceDataset, segment_uuid: str) -> set[int] | None:
@@ -113,6 +225,10 @@ def _coverage(dataset: lance.LanceDataset, segment_uuid: str) -> set[int] | None
 
 def _is_committed(handle: Handle, segment_uuid: str) -> bool:
     with suppress(Exception):
-        latest = handle.dataset.checkout_version(handle.dataset.latest_version)
-        return _coverage(latest, segment_uuid) is not None
+        return _coverage(handle.latest(), segment_uuid) is not None
     return True  # not known: keep the files
+
+
+def _few(ids: Any) -> str:
+    listed = sorted(ids)
+    return f"{listed[:10]}" + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")

@@ -2,52 +2,83 @@
 
 from __future__ import annotations
 
+import copy
+import re
+import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import lance
 import pyarrow as pa
 
-from ._lance_artifact import _VectorSource
+from ._lance_artifact import _Dataset, _VectorSource
 from .exceptions import ColumnNotFoundError, ColumnTypeError, InvalidInputError
+
+T = TypeVar("T")
+
+# Seconds to wait for another thread that uses the same handle.
+BORROWED_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Handle:
-    """A dataset as the extension opens it again: by URI, version and storage options."""
+    """A dataset at a version, read by pylance and by the extension, which has found both to be the same.
 
+    Attributes
+    ----------
+    user : lance.LanceDataset
+        The caller's handle, which is to see what is committed.
+    dataset : lance.LanceDataset
+        A handle of our own: other threads may use the caller's meanwhile.
+    core : _Dataset
+        The same version, branch and files, opened by the extension.
+    location : str
+        Absolute; of the dataset or of the branch, as the user's handle has it.
+    """
+
+    user: lance.LanceDataset
     dataset: lance.LanceDataset
-    uri: str
-    version: int
-    storage_options: dict[str, str] | None
+    core: _Dataset
+    location: str
 
     @classmethod
     def of(cls, dataset: Any) -> Handle:
-        if isinstance(dataset, (str, Path)):
-            dataset = lance.dataset(str(dataset))
-        to_lance = getattr(dataset, "to_lance", None)
-        if not isinstance(dataset, lance.LanceDataset) and callable(to_lance):
-            dataset = to_lance()  # a LanceDB table
-        if not isinstance(dataset, lance.LanceDataset):
-            raise InvalidInputError(
-                f"dataset: got {type(dataset).__name__}, expected a lance.LanceDataset, a LanceDB table, or a path"
-            )
-        uri = str(dataset.uri)
-        if uri.startswith("memory:"):
-            raise InvalidInputError(
-                f"dataset {uri}: a dataset in memory can only be opened by the handle that made it; write it to a path"
-            )
-        if getattr(dataset, "_namespace_client_managed_versioning", False):
-            raise InvalidInputError(
-                "dataset: its namespace manages the versions, and it cannot be opened by URI; "
-                "open it by URI with lance.dataset(uri) where that is allowed"
-            )
+        user = _as_lance(dataset)
+        return cls._open(user, patient(lambda: copy.copy(user)), _location(user))
+
+    @classmethod
+    def _open(cls, user: lance.LanceDataset, dataset: lance.LanceDataset, location: str) -> Handle:
+        internals: Any = dataset
         options = dataset.latest_storage_options()
-        return cls(dataset, uri, int(dataset.version), dict(options) if options else None)
+        core = _Dataset(
+            location,
+            internals._ds.serialized_manifest(),
+            storage_options=dict(options) if options else None,
+            # A handle of our own, so that it can be asked whatever becomes of the user's.
+            renew=dataset.latest_storage_options if options else None,
+            base_storage_options=internals._base_store_params or None,
+        )
+        return cls(user, dataset, core, location)
+
+    @property
+    def uri(self) -> str:
+        """Without credentials; of the branch."""
+        return self.core.uri
+
+    @property
+    def root(self) -> str:
+        """Without credentials; of the dataset, where the handle is on a branch."""
+        return self.uri.removesuffix(f"/tree/{self.core.branch}") if self.core.branch else self.uri
+
+    @property
+    def version(self) -> int:
+        return self.core.version
 
     def at(self, version: int) -> Handle:
-        """The same dataset at another version, with the session and namespace of the user's handle."""
+        """The same dataset and branch at another version, with the session and namespace of the user's handle."""
         if version == self.version:
             return self
         try:
@@ -57,12 +88,36 @@ class Handle:
                 f"dataset {self.uri}: version {version}, from which the artifact was encoded, cannot be opened "
                 f"({error}); it may have been cleaned up: tag versions that long builds read"
             ) from error
-        return Handle(dataset, self.uri, version, self.storage_options)
+        return self._open(self.user, dataset, _location(self.user))
+
+    def latest(self) -> lance.LanceDataset:
+        """A handle of our own at the latest version of the branch."""
+        latest = copy.copy(self.dataset)
+        cast(Any, latest).checkout_latest()
+        return latest
+
+    def reopen(self, version: int) -> lance.LanceDataset:
+        """A version as it is in the store now, with no memory of what was there before."""
+        return lance.dataset(
+            self.location, version=version, storage_options=self.dataset.latest_storage_options()
+        )
+
+    def refresh(self) -> None:
+        """Let the user's handle see what was committed. It is committed, whatever becomes of the handle."""
+        try:
+            patient(lambda: cast(Any, self.user).checkout_latest())
+        except (RuntimeError, OSError, ValueError) as error:
+            warnings.warn(
+                f"the index is committed, but the handle could not be brought to the version that has it ({error}); "
+                "call checkout_latest()",
+                stacklevel=4,
+            )
 
     def vectors(self, column: str, fragment_ids: list[int] | None = None) -> _VectorSource:
-        return _VectorSource(
-            self.uri, self.version, column, fragment_ids=fragment_ids, storage_options=self.storage_options
-        )
+        return _VectorSource(self.core, column, fragment_ids=fragment_ids)
+
+    def fragment_ids(self) -> list[int]:
+        return [f.fragment_id for f in self.dataset.get_fragments()]
 
     def count_rows(self, fragment_ids: list[int] | None) -> int:
         if fragment_ids is None:
@@ -71,12 +126,75 @@ class Handle:
         return sum(f.count_rows() for f in self.dataset.get_fragments() if f.fragment_id in chosen)
 
 
+def patient(work: Callable[[], T]) -> T:
+    """Use a handle that another thread may be using: pylance refuses for as long as that one changes it."""
+    deadline = time.monotonic() + BORROWED_SECONDS
+    while True:
+        try:
+            return work()
+        except RuntimeError as error:
+            if "borrowed" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.005)
+
+
+def branch_of(dataset: lance.LanceDataset) -> str | None:
+    """The branch that a handle is on, which pylance does not say; None for main."""
+    branch: str | None = Handle.of(dataset).core.branch
+    return branch
+
+
+def _as_lance(dataset: Any) -> lance.LanceDataset:
+    if isinstance(dataset, (str, Path)):
+        try:
+            return lance.dataset(str(dataset))
+        except (ValueError, OSError, UnicodeError) as error:
+            raise InvalidInputError(f"dataset: {str(dataset)!r} cannot be opened: {error}") from error
+    to_lance = getattr(dataset, "to_lance", None)
+    if not isinstance(dataset, lance.LanceDataset) and callable(to_lance):
+        dataset = to_lance()  # a LanceDB table
+    if not isinstance(dataset, lance.LanceDataset):
+        raise InvalidInputError(
+            f"dataset: got {type(dataset).__name__}, expected a lance.LanceDataset, a LanceDB table, or a path"
+        )
+    if str(dataset.uri).startswith("memory:"):
+        raise InvalidInputError(
+            f"dataset {dataset.uri}: a dataset in memory can only be opened by the handle that made it; write it to a path"
+        )
+    if getattr(dataset, "_namespace_client_managed_versioning", False):
+        raise InvalidInputError(
+            "dataset: its namespace manages the versions, and it cannot be opened by URI; "
+            "open it by URI with lance.dataset(uri) where that is allowed"
+        )
+    return dataset
+
+
+def _location(dataset: lance.LanceDataset) -> str:
+    """Where a handle's dataset is, also where it was opened by a relative path and the directory has changed since.
+
+    The handle keeps the path as it was given, and the absolute one where Python does not see it: but for what it says of a
+    version that does not exist. Wherever this leads, the extension compares what it finds there with the handle.
+    """
+    uri = str(dataset.uri)
+    if "://" in uri or Path(uri).is_absolute():
+        return uri
+    try:
+        patient(lambda: cast(Any, dataset)._ds.checkout_version(2**62))
+    except (OSError, ValueError) as error:
+        found = re.search(r"Dataset at path (.+?)/_versions/", str(error))
+        if found:
+            return "/" + found[1].lstrip("/")
+    return str(Path(uri).expanduser().resolve())
+
+
 def vector_column(handle: Handle, column: str | list[str]) -> tuple[str, int]:
     """The column's path as the schema spells it, and its dimension. Errors are those of pylance."""
     if isinstance(column, (list, tuple)):
         if len(column) != 1:
             raise InvalidInputError(f"column: got {len(column)} columns, expected one")
         column = column[0]
+    if not isinstance(column, str):
+        raise InvalidInputError(f"column: got {type(column).__name__}, expected the name of a column")
     field: Any = handle.dataset.lance_schema.field_case_insensitive(column)
     if field is None:
         raise ColumnNotFoundError(f"{column} not found in schema")

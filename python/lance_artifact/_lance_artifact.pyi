@@ -13,6 +13,8 @@ __all__ = [
     "PartitionArtifactBuilder",
     "VerifyReport",
     "_CudaDevice",
+    "_Dataset",
+    "_Segment",
     "_VectorScan",
     "_VectorSource",
     "__version__",
@@ -56,6 +58,15 @@ class IvfPqModel:
     def pq_code_width(self) -> int: ...
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def training(self) -> dict[str, int] | None: ...
+    def with_training(
+        self,
+        *,
+        target_partition_size: int | None = None,
+        sample_rate: int | None = None,
+        max_iters: int | None = None,
+    ) -> IvfPqModel: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self, /) -> int: ...
 
@@ -181,15 +192,47 @@ class VerifyReport:
     def problems(self) -> list[str]: ...
 
 @final
-class _VectorSource:
+class _Dataset:
     def __new__(
         cls,
         uri: str,
-        version: int,
-        column: str,
+        manifest: bytes,
         *,
-        fragment_ids: Sequence[int] | None = None,
         storage_options: Mapping[str, str] | None = None,
+        renew: Callable[[], Mapping[str, str] | None] | None = None,
+        base_storage_options: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> _Dataset: ...
+    def is_there(self, manifest: bytes) -> bool | None: ...
+    @property
+    def uri(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def branch(self) -> str | None: ...
+
+@final
+class _Segment:
+    @property
+    def uuid(self) -> str: ...
+    @property
+    def field_id(self) -> int: ...
+    @property
+    def fragment_ids(self) -> list[int]: ...
+    @property
+    def index_version(self) -> int: ...
+    @property
+    def details(self) -> tuple[str, bytes]: ...
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def bytes_read(self) -> int: ...
+    def check_commit(self, dataset: _Dataset, base: bytes) -> tuple[str, list[int], list[int]] | None: ...
+    def check_files(self, dataset: _Dataset) -> None: ...
+
+@final
+class _VectorSource:
+    def __new__(
+        cls, dataset: _Dataset, column: str, *, fragment_ids: Sequence[int] | None = None
     ) -> _VectorSource: ...
     @property
     def dimension(self) -> int: ...
@@ -225,8 +268,7 @@ def train_on_cpu(
     progress: _Report | None = None,
 ) -> IvfPqModel: ...
 def build_segment(
-    uri: str,
-    version: int,
+    dataset: _Dataset,
     column: str,
     artifacts: Sequence[Artifact],
     uuid: str,
@@ -237,13 +279,11 @@ def build_segment(
     m: int = 20,
     ef_construction: int = 150,
     fragment_ids: Sequence[int] | None = None,
-    storage_options: Mapping[str, str] | None = None,
     hints: Mapping[str, str] | None = None,
+    sync: bool = False,
     progress: _Report | None = None,
-) -> dict[str, Any]: ...
-def discard_segment(
-    uri: str, version: int, uuid: str, *, storage_options: Mapping[str, str] | None = None
-) -> None: ...
+) -> _Segment: ...
+def discard_segment(dataset: _Dataset, uuid: str) -> None: ...
 def delete_artifact(uri: str, storage_options: Mapping[str, str] | None = None) -> None: ...
 def cuda_devices(*, free_memory: bool = False) -> dict[str, Any]: ...
 def measure_copy(device: int, *, size: int = 67108864, repeats: int = 20) -> tuple[float, float]: ...

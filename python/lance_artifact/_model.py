@@ -32,5 +32,8 @@ def as_fixed_size_list(value: Any) -> pa.FixedSizeListArray:
     )
 
 
-def _unpickle_model(centroids: Any, codebook: Any, metric: str, num_sub_vectors: int) -> IvfPqModel:
-    return IvfPqModel(centroids, codebook, metric, num_sub_vectors=num_sub_vectors)
+def _unpickle_model(
+    centroids: Any, codebook: Any, metric: str, num_sub_vectors: int, training: dict[str, int] | None = None
+) -> IvfPqModel:
+    model = IvfPqModel(centroids, codebook, metric, num_sub_vectors=num_sub_vectors)
+    return model.with_training(**training) if training else model

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{FORMAT_VERSION, METADATA_FILE, check_relative_path};
 use crate::error::{Error, Result};
-use crate::model::IvfPqModel;
+use crate::model::{IvfPqModel, Training};
 
 /// How `checksum` values are computed; readers that do not know the name skip them.
 pub const CHECKSUM_KIND: &str = "xxh3-64-row-sum";
@@ -58,6 +58,9 @@ pub struct Source {
     /// Without credentials.
     pub dataset_uri: String,
     pub version: u64,
+    /// Of the dataset; absent for main.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
     pub column: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field_id: Option<i32>,
@@ -114,6 +117,8 @@ pub struct Manifest {
     pub checksum_kind: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelSummary>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<Training>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<RowCounts>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -76,7 +76,8 @@ impl Artifact {
         };
         let manifest = Manifest::parse(&bytes).map_err(|e| e.context(store.uri()))?;
         let files = BucketFiles::new(store, manifest.files.clone().unwrap_or_default());
-        let model = metadata::read(&files, manifest.metadata_file()).await?.map(Arc::new);
+        let model = metadata::read(&files, manifest.metadata_file()).await?;
+        let model = model.map(|model| Arc::new(model.with_training(manifest.training)));
         let uri = files.store().uri();
         if let Some(model) = &model {
             if model.num_partitions() != manifest.num_partitions {

@@ -66,6 +66,8 @@ pub struct PartitionArtifactBuilder {
     num_partitions: usize,
     code_width: usize,
     rows: AtomicU64,
+    /// The sum of the rows' distances to their centroids, where the encoder told it.
+    total_loss: Mutex<Option<f64>>,
     buckets: Arc<Buckets>,
     inner: Mutex<Inner>,
     target: Target,
@@ -141,6 +143,7 @@ impl PartitionArtifactBuilder {
             num_partitions,
             code_width,
             rows: AtomicU64::new(0),
+            total_loss: Mutex::new(None),
             buckets: Arc::new(buckets),
             inner: Mutex::new(Inner { state: State::Open, stage, flushing: None, failed: None, closed_files: Vec::new() }),
             target,
@@ -167,6 +170,11 @@ impl PartitionArtifactBuilder {
 
     pub fn memory_plan(&self) -> MemoryPlan {
         self.buckets.plan
+    }
+
+    /// The sum of the distances of all rows to their centroids, for the statistics of an index.
+    pub fn set_total_loss(&self, total_loss: f64) {
+        *locked(&self.total_loss) = Some(total_loss);
     }
 
     /// Rows accepted so far.
@@ -288,11 +296,15 @@ impl PartitionArtifactBuilder {
             num_partitions: self.num_partitions,
             num_buckets: Some(self.num_buckets()),
             metadata_file,
-            total_loss: None,
+            total_loss: *locked(&self.total_loss),
             pq_code_width: Some(self.code_width),
             checksum_kind: Some(CHECKSUM_KIND.to_string()),
             model: match &self.encoding {
                 Encoding::Model(model) => Some(ModelSummary::from(model.as_ref())),
+                Encoding::Shape { .. } => None,
+            },
+            training: match &self.encoding {
+                Encoding::Model(model) => model.training(),
                 Encoding::Shape { .. } => None,
             },
             rows: Some(counts),

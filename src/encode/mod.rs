@@ -2,6 +2,7 @@
 
 mod column;
 mod cpu;
+mod dataset;
 pub mod device;
 mod pipeline;
 mod prepare;
@@ -13,17 +14,20 @@ use crate::error::{Error, Result};
 
 pub use column::VectorColumn;
 pub use cpu::{CpuEncoder, train as train_cpu};
+pub use dataset::{DatasetHandle, column_files, data_files, difference, parse_manifest};
 pub use pipeline::encode_into;
-pub use prepare::{Dropped, PreparedVectors, prepare};
-pub use source::{VectorSource, data_files, open_dataset};
+pub use prepare::{Dropped, PreparedVectors, check_prepared, prepare};
+pub use source::VectorSource;
 
 /// What an encoder makes of `n` vectors.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
     /// `n` partition ids.
     pub part_ids: Vec<u32>,
     /// `n` codes of `code_width` bytes, one after the other.
     pub codes: Vec<u8>,
+    /// The sum of the distances to the centroids, as statistics of an index have it.
+    pub loss: f64,
 }
 
 /// A trained backend, ready to encode prepared vectors of the model's dtype and dimension.

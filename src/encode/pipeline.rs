@@ -35,8 +35,8 @@ pub async fn encode_into(
                 async move {
                     let prepared = prepared?;
                     tokio::task::spawn_blocking(move || {
-                        let batch = encoded_batch(&prepared.row_ids, &prepared.vectors, encoder.as_ref())?;
-                        Ok::<_, Error>((batch, prepared.dropped))
+                        let (batch, loss) = encoded_batch(&prepared.row_ids, &prepared.vectors, encoder.as_ref())?;
+                        Ok::<_, Error>((batch, loss, prepared.dropped))
                     })
                     .await?
                 }
@@ -44,23 +44,26 @@ pub async fn encode_into(
             .buffered(BATCHES_IN_FLIGHT),
     );
     let mut dropped = Dropped::default();
-    let mut written = 0;
-    while let Some((batch, batch_dropped)) = encoded.try_next().await? {
+    let (mut written, mut total_loss) = (0, 0.0);
+    while let Some((batch, loss, batch_dropped)) = encoded.try_next().await? {
         dropped.add(batch_dropped);
+        total_loss += loss;
         written += batch.num_rows() as u64;
-        let builder = builder.clone();
-        tokio::task::spawn_blocking(move || builder.append_batch(&batch)).await??;
+        let writing = builder.clone();
+        tokio::task::spawn_blocking(move || writing.append_batch(&batch)).await??;
         progress(written + dropped.total());
     }
     let seen = written + dropped.total();
     if seen != expected {
         return Err(Error::internal(format!("the scan gave {seen} rows, the dataset has {expected} in these fragments")));
     }
+    builder.set_total_loss(total_loss);
     Ok(RowCounts { seen, written, dropped: dropped.by_reason() })
 }
 
-fn encoded_batch(row_ids: &arrow_array::UInt64Array, vectors: &FixedSizeListArray, encoder: &dyn Encoder) -> Result<RecordBatch> {
-    let Encoded { part_ids, codes } = encoder.encode(vectors)?;
+/// The batch to be written, and its loss.
+fn encoded_batch(row_ids: &arrow_array::UInt64Array, vectors: &FixedSizeListArray, encoder: &dyn Encoder) -> Result<(RecordBatch, f64)> {
+    let Encoded { part_ids, codes, loss } = encoder.encode(vectors)?;
     let rows = row_ids.len();
     let width = encoder.code_width();
     if part_ids.len() != rows || codes.len() != rows * width {
@@ -72,5 +75,5 @@ fn encoded_batch(row_ids: &arrow_array::UInt64Array, vectors: &FixedSizeListArra
     }
     let codes = fixed_size_list(Arc::new(UInt8Array::from(codes)), width)?;
     let columns: Vec<arrow_array::ArrayRef> = vec![Arc::new(row_ids.clone()), Arc::new(UInt32Array::from(part_ids)), Arc::new(codes)];
-    Ok(RecordBatch::try_new(bucket_schema(width), columns)?)
+    Ok((RecordBatch::try_new(bucket_schema(width), columns)?, loss))
 }

@@ -264,6 +264,48 @@ fn without_nulls(values: &ArrayRef) -> ArrayRef {
     }
 }
 
+/// Refuse vectors that [`prepare`] would drop, or normalise: an encoder that took them would put them into an index.
+pub fn check_prepared(vectors: &FixedSizeListArray, metric: Metric) -> Result<()> {
+    let element_type = ElementType::try_from(&vectors.value_type())?;
+    let (_, dropped) = usable(vectors, element_type);
+    if dropped.total() > 0 {
+        return Err(Error::invalid(format!(
+            "encode: {} of {} vectors are null and {} hold NaN or infinite elements; Lance indexes neither. Drop such rows and count them \
+             (prepared_vectors() does both)",
+            dropped.null,
+            vectors.len(),
+            dropped.non_finite
+        )));
+    }
+    if metric != Metric::Cosine {
+        return Ok(());
+    }
+    let values = flat_values(vectors);
+    let far = match element_type {
+        ElementType::Float16 => first_not_unit::<Float16Type>(vectors, &values, 1e-2, f16::to_f64),
+        ElementType::Float32 => first_not_unit::<Float32Type>(vectors, &values, 1e-3, f64::from),
+        ElementType::Float64 => first_not_unit::<Float64Type>(vectors, &values, 1e-3, |v| v),
+    };
+    far.map_or(Ok(()), |(row, norm)| {
+        Err(Error::invalid(format!(
+            "encode: vector {row} has norm {norm:.4}; for cosine an encoder gets vectors of unit norm. Normalise them, and drop and count \
+             those of zero norm (prepared_vectors() does both)"
+        )))
+    })
+}
+
+fn first_not_unit<T: Element>(
+    vectors: &FixedSizeListArray,
+    values: &ArrayRef,
+    tolerance: f64,
+    wide: impl Fn(T::Native) -> f64,
+) -> Option<(usize, f64)> {
+    let rows = Rows::<T>::new(vectors, values);
+    let norm = |row: usize| rows.row(row).iter().map(|v| wide(*v) * wide(*v)).sum::<f64>().sqrt();
+    // Lance keeps vectors whose norm overflows, as zeros.
+    (0..rows.len()).map(|row| (row, norm(row))).find(|(_, norm)| (norm - 1.0).abs() > tolerance && *norm != 0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

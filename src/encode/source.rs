@@ -10,18 +10,17 @@ use arrow_data::ArrayData;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use lance::Dataset;
 use lance::dataset::ProjectionRequest;
-use lance::dataset::builder::DatasetBuilder;
 use lance::dataset::fragment::{BaseSchedulers, FileFragment, FragReadConfig};
 use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
 use lance_table::format::Fragment;
 use rand::rngs::SmallRng;
 use rand::seq::index;
 use rand::{Rng, SeedableRng};
-use xxhash_rust::xxh3::Xxh3;
 
 use super::column::VectorColumn;
+use super::dataset::data_files;
 use super::prepare::{PreparedVectors, prepare};
-use crate::artifact::{Source, StorageOptions, without_credentials};
+use crate::artifact::{Source, without_credentials};
 use crate::error::{Error, Result};
 use crate::model::{Metric, fixed_size_list, flat_values};
 
@@ -29,15 +28,6 @@ use crate::model::{Metric, fixed_size_list, flat_values};
 const BATCH_BYTES: usize = 16 << 20;
 /// Vector bytes of one random read while sampling.
 const TAKE_BYTES: usize = 32 << 20;
-
-/// Open a dataset at a version with the storage options of the caller's handle.
-pub async fn open_dataset(uri: &str, version: u64, storage_options: Option<&StorageOptions>) -> Result<Dataset> {
-    let mut builder = DatasetBuilder::from_uri(uri).with_version(version);
-    if let Some(options) = storage_options.filter(|o| !o.is_empty()) {
-        builder = builder.with_storage_options(options.clone());
-    }
-    builder.load().await.map_err(|e| Error::from(e).context(format!("opening dataset {} at version {version}", without_credentials(uri))))
-}
 
 /// The vectors of a column in some fragments of one version of a dataset.
 #[derive(Debug, Clone)]
@@ -64,6 +54,7 @@ impl VectorSource {
         Source {
             dataset_uri: without_credentials(self.dataset.uri()),
             version: self.dataset.version().version,
+            branch: self.dataset.manifest().branch.clone(),
             column: self.column.path.clone(),
             field_id: Some(self.column.field_id),
             fragment_ids: self.fragment_ids(),
@@ -312,17 +303,4 @@ impl Scanned {
     pub fn slice(&self, first: usize, rows: usize) -> Self {
         Self { row_ids: self.row_ids.slice(first, rows), vectors: self.vectors.slice(first, rows) }
     }
-}
-
-/// A fingerprint over the names of the files that hold the column in some fragments. Names are unique to a write, and stay
-/// the same where a dataset is moved or copied.
-pub fn data_files(dataset: &Dataset, fragment_ids: &[u32], field_id: i32) -> String {
-    let chosen: std::collections::HashSet<u32> = fragment_ids.iter().copied().collect();
-    let mut hash = Xxh3::new();
-    for fragment in dataset.manifest().fragments.iter().filter(|f| chosen.contains(&(f.id as u32))) {
-        for file in fragment.files.iter().filter(|f| f.fields.contains(&field_id)) {
-            hash.update(format!("{}:{}\n", fragment.id, file.path).as_bytes());
-        }
-    }
-    format!("{:032x}", hash.digest128())
 }

@@ -1,11 +1,26 @@
 //! What must agree before anything is written: artifacts with each other, with the model, the column and the dataset.
+//!
+//! A commit needs to know the following, and nothing that nobody said is taken as fine:
+//!
+//! | what | who says it | what it is compared with |
+//! | --- | --- | --- |
+//! | the dataset, branch and version | the caller's handle; `source.version` of an artifact | the manifest in the store ([`DatasetHandle`](crate::encode::DatasetHandle)), `source.data_files` |
+//! | the column | the caller | `source.field_id`, the dtype and dimension of the model |
+//! | the model | `metadata.lance` where the manifest names it, else `model=` | its fingerprint, all artifacts, `metric=` |
+//! | the fragments covered | `source.fragment_ids`, else `fragment_ids=` | each other, the dataset |
+//! | the rows covered | the row ids, as they are read ([`Coverage`](super::coverage::Coverage)) | the live rows of those fragments: each once, no other |
+//! | the rows left out | `rows.dropped`, else the vectors themselves | the live rows that were not seen |
+//! | partitions and codes | the bucket files | checksums or partition ids, the model's code width |
+//! | what changed since | the latest version in the store, right before the commit ([`check_commit`](super::commit::check_commit)) | the files of the column in every fragment covered |
+//! | the segment's files | the store, before and after the commit | names and bytes as they were written |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lance::Dataset;
 
-use crate::artifact::{Artifact, without_credentials};
+use super::coverage::Coverage;
+use crate::artifact::{Artifact, Source, without_credentials};
 use crate::encode::{VectorColumn, data_files};
 use crate::error::{Error, Result};
 use crate::model::{IvfPqModel, Metric};
@@ -87,8 +102,8 @@ pub fn model_fits_column(model: &IvfPqModel, column: &VectorColumn, metric: Opti
     }
 }
 
-/// The fragments the index will cover: those the artifacts say they were encoded from, which must be whole, apart and of the
-/// dataset's version; where an artifact does not say, those the caller names, or all.
+/// The fragments the index will cover, in order: those the artifacts say they were encoded from, which must be whole, apart and of the
+/// dataset's version; where an artifact does not say, those the caller names.
 pub async fn agree_on_fragments(
     dataset: &Dataset,
     column: &VectorColumn,
@@ -98,39 +113,14 @@ pub async fn agree_on_fragments(
     let version = dataset.version().version;
     let existing: Vec<u32> = dataset.manifest().fragments.iter().map(|f| f.id as u32).collect();
     let mut owner: BTreeMap<u32, &str> = BTreeMap::new();
-    let mut all_known = true;
+    let mut unknown = None;
     for artifact in artifacts {
+        let uri = artifact.uri();
         let Some(source) = &artifact.manifest().source else {
-            all_known = false;
+            unknown = Some(uri);
             continue;
         };
-        let uri = artifact.uri();
-        if source.version != version {
-            return Err(Error::mismatch(format!(
-                "{uri} was encoded from version {} of the dataset, the index is being built at {version}",
-                source.version
-            )));
-        }
-        if source.field_id.is_some_and(|id| id != column.field_id) || (source.field_id.is_none() && source.column != column.path) {
-            return Err(Error::mismatch(format!(
-                "{uri} was encoded from column {:?} (field {:?}), not from {:?} (field {})",
-                source.column, source.field_id, column.path, column.field_id
-            )));
-        }
-        if source.stable_row_ids != dataset.manifest().uses_stable_row_ids() {
-            return Err(Error::mismatch(format!(
-                "{uri} holds {} row ids, the dataset uses {} ones",
-                if source.stable_row_ids { "stable" } else { "address" },
-                if source.stable_row_ids { "address" } else { "stable" }
-            )));
-        }
-        if source.data_files.as_ref().is_some_and(|said| *said != data_files(dataset, &source.fragment_ids, column.field_id)) {
-            return Err(Error::mismatch(format!(
-                "{uri} was encoded from {}, whose data files are not those of {} at version {version}; it is another dataset",
-                source.dataset_uri,
-                without_credentials(dataset.uri())
-            )));
-        }
+        check_source(dataset, column, uri, source)?;
         check_counts(dataset, artifact, &source.fragment_ids).await?;
         for id in &source.fragment_ids {
             if let Some(other) = owner.insert(*id, uri) {
@@ -140,27 +130,99 @@ pub async fn agree_on_fragments(
             }
         }
     }
-    let mut fragments: Vec<u32> = match given {
-        Some(given) => given.to_vec(),
-        None if all_known => owner.keys().copied().collect(),
-        None => existing.clone(),
+    let mut fragments: Vec<u32> = match (given, unknown) {
+        (Some(given), _) => given.to_vec(),
+        (None, None) => owner.keys().copied().collect(),
+        (None, Some(uri)) => {
+            return Err(Error::mismatch(format!(
+                "{uri} does not say which fragments it was encoded from (its manifest has no source); pass fragment_ids= with those of this \
+                 dataset at version {version}, where they are {}; artifacts written with source=describe_source(...) say it themselves",
+                numbers(&existing)
+            )));
+        }
     };
     fragments.sort_unstable();
     fragments.dedup();
-    if all_known && !owner.keys().eq(fragments.iter()) {
+    let said: Vec<u32> = owner.keys().copied().collect();
+    let fits = if unknown.is_some() { said.iter().all(|id| fragments.contains(id)) } else { said == fragments };
+    if !fits {
         return Err(Error::mismatch(format!(
-            "fragment_ids: got {fragments:?}, the artifacts were encoded from {:?}; the index must cover exactly those",
-            owner.keys().collect::<Vec<_>>()
+            "fragment_ids: got {}, the artifacts were encoded from {}; the index must cover exactly those",
+            numbers(&fragments),
+            numbers(&said)
         )));
     }
-    let gone: Vec<&u32> = fragments.iter().filter(|id| !existing.contains(id)).collect();
+    let gone: Vec<u32> = fragments.iter().filter(|id| !existing.contains(id)).copied().collect();
     if !gone.is_empty() {
-        return Err(Error::mismatch(format!("fragments {gone:?} are not in the dataset at version {version}")));
+        return Err(Error::mismatch(format!("fragments {} are not in the dataset at version {version}", numbers(&gone))));
     }
     if fragments.is_empty() {
         return Err(Error::invalid("the dataset has no fragment to index"));
     }
     Ok(fragments)
+}
+
+/// The rows that artifacts account for, written or dropped, must be the live rows of the fragments.
+pub fn agree_on_rows(artifacts: &[Arc<Artifact>], coverage: &Coverage) -> Result<()> {
+    let live = coverage.live_rows();
+    let written: u64 = artifacts.iter().map(|a| a.num_rows()).sum();
+    let counted: Option<u64> = artifacts.iter().map(|a| a.manifest().rows.as_ref().map(|rows| rows.seen)).sum();
+    if counted.is_some_and(|seen| seen != live) || written > live {
+        return Err(Error::mismatch(format!(
+            "the artifacts account for {} rows ({written} written), the fragments being indexed have {live}; rows that an encoder drops must \
+             be counted (rows_dropped of finish()), fragment_ids= must name just the fragments that were encoded, and the handle must be at \
+             the version that was encoded",
+            counted.unwrap_or(written)
+        )));
+    }
+    Ok(())
+}
+
+fn check_source(dataset: &Dataset, column: &VectorColumn, uri: &str, source: &Source) -> Result<()> {
+    let version = dataset.version().version;
+    if source.version != version {
+        return Err(Error::mismatch(format!(
+            "{uri} was encoded from version {} of the dataset, the index is being built at {version}",
+            source.version
+        )));
+    }
+    if source.branch != dataset.manifest().branch {
+        let name = |branch: &Option<String>| branch.clone().unwrap_or_else(|| "main".into());
+        return Err(Error::mismatch(format!(
+            "{uri} was encoded from branch {:?} of the dataset, the handle is on {:?}",
+            name(&source.branch),
+            name(&dataset.manifest().branch)
+        )));
+    }
+    if source.field_id.is_some_and(|id| id != column.field_id) || (source.field_id.is_none() && source.column != column.path) {
+        return Err(Error::mismatch(format!(
+            "{uri} was encoded from column {:?} (field {:?}), not from {:?} (field {})",
+            source.column, source.field_id, column.path, column.field_id
+        )));
+    }
+    if source.stable_row_ids != dataset.manifest().uses_stable_row_ids() {
+        return Err(Error::mismatch(format!(
+            "{uri} holds {} row ids, the dataset uses {} ones",
+            if source.stable_row_ids { "stable" } else { "address" },
+            if source.stable_row_ids { "address" } else { "stable" }
+        )));
+    }
+    if source.data_files.as_ref().is_some_and(|said| *said != data_files(dataset, &source.fragment_ids, column.field_id)) {
+        return Err(Error::mismatch(format!(
+            "{uri} was encoded from {}, whose data files are not those of {} at version {version}; it is another dataset",
+            source.dataset_uri,
+            without_credentials(dataset.uri())
+        )));
+    }
+    Ok(())
+}
+
+/// Numbers for a message: all of them where they are few.
+fn numbers(ids: &[u32]) -> String {
+    match ids {
+        [first, .., last] if ids.len() > 20 => format!("{} of them, from {first} to {last}", ids.len()),
+        _ => format!("{ids:?}"),
+    }
 }
 
 /// The rows an artifact accounts for, written or dropped, must be the live rows of its fragments: a row that its encoder

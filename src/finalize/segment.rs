@@ -8,7 +8,6 @@ use arrow_array::RecordBatch;
 use lance::Dataset;
 use lance::index::vector::builder::IvfIndexBuilder;
 use lance_file::version::ConcreteFileVersion;
-use lance_index::pb;
 use lance_index::progress::IndexBuildProgress;
 use lance_index::vector::hnsw::HNSW;
 use lance_index::vector::hnsw::builder::HnswBuildParams;
@@ -17,15 +16,17 @@ use lance_index::vector::pq::ProductQuantizer;
 use lance_index::vector::v3::subindex::IvfSubIndex;
 use lance_linalg::distance::DistanceType;
 
-use super::checks::{agree_on_fragments, agree_on_model, model_fits_column};
+use super::checks::{agree_on_fragments, agree_on_model, agree_on_rows, model_fits_column};
+use super::coverage::Coverage;
+use super::details::index_details;
 use super::ivf_pq::SegmentFiles;
-use super::row_ids::RowIdCheck;
+use super::leftovers::{mark, remove_leftovers};
 use super::shuffle_reader::{ArtifactShuffler, PartitionArtifactShuffleReader};
 use crate::artifact::layout::bucket_schema;
 use crate::artifact::{Artifact, StorageOptions};
 use crate::encode::VectorColumn;
 use crate::error::{Error, Result};
-use crate::model::{IvfPqModel, Metric, fixed_size_list};
+use crate::model::{IvfPqModel, Metric, Training, fixed_size_list};
 
 /// The index types that one artifact can become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +52,12 @@ pub struct SegmentRequest {
     pub fragment_ids: Option<Vec<u32>>,
     /// Names the folder of the segment.
     pub uuid: String,
+    /// How the model was trained, where its artifacts do not say it.
+    pub training: Option<Training>,
     /// Provenance that goes into the index details.
     pub hints: HashMap<String, String>,
+    /// Wait until the files are on the local disk. Lance itself leaves that to the system.
+    pub sync: bool,
 }
 
 /// A finished segment, not yet committed.
@@ -91,11 +96,23 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn IndexBuild
     for artifact in &request.artifacts {
         artifact.check_files().await?;
     }
-    let row_ids = RowIdCheck::try_new(&request.dataset, &fragment_ids).await?;
-    let reader = PartitionArtifactShuffleReader::try_new(request.artifacts.clone(), model.code_width(), row_ids)?;
+    let coverage = Arc::new(Coverage::try_new(&request.dataset, &fragment_ids).await?);
+    agree_on_rows(&request.artifacts, &coverage)?;
+    let reader = PartitionArtifactShuffleReader::try_new(request.artifacts.clone(), model.code_width(), coverage.clone())?;
     let num_rows = reader.num_rows();
-    let result = build_files(&request, &column, &model, reader, progress).await;
-    let files = match result {
+    remove_leftovers(&request.dataset).await;
+    let result = async {
+        let store = request.dataset.object_store(None).await?;
+        let folder = request.dataset.indices_dir().join(request.uuid.as_str());
+        mark(&store, &folder).await?;
+        let files = build_files(&request, &column, &model, reader, progress).await?;
+        coverage.check_missing(&column, model.metric(), &request.artifacts).await?;
+        if request.sync && store.has_direct_local_paths() {
+            sync_files(lance_io::local::to_local_path(&folder).into(), &files).await?;
+        }
+        Ok::<_, Error>(files)
+    };
+    let files = match result.await {
         Ok(files) => files,
         Err(error) => {
             if let Err(left) = discard_segment(&request.dataset, &request.uuid).await {
@@ -104,7 +121,8 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn IndexBuild
             return Err(error);
         }
     };
-    let details = index_details(&model, request.index_type, request.hints)?;
+    let training = request.training.or_else(|| request.artifacts.iter().find_map(|a| a.manifest().training));
+    let details = index_details(&model, training, request.index_type, request.hints)?;
     Ok(Segment {
         uuid: request.uuid,
         field_id: column.field_id,
@@ -213,30 +231,19 @@ async fn stored_rows(request: &SegmentRequest) -> Result<u64> {
     Ok(reader.num_rows())
 }
 
-fn index_details(model: &IvfPqModel, index_type: IndexType, hints: HashMap<String, String>) -> Result<prost_types::Any> {
-    use pb::vector_index_details::{Compression, ProductQuantization};
-    let metric = match model.metric() {
-        Metric::L2 => pb::VectorMetricType::L2,
-        Metric::Cosine => pb::VectorMetricType::Cosine,
-        Metric::Dot => pb::VectorMetricType::Dot,
-    };
-    let hnsw = match index_type {
-        IndexType::IvfPq => None,
-        IndexType::IvfHnswPq { m, ef_construction } => {
-            Some((&HnswBuildParams::default().num_edges(m).ef_construction(ef_construction)).into())
+/// Make the files of a segment durable, and the names of them and of the folder above.
+async fn sync_files(folder: std::path::PathBuf, files: &[(String, u64)]) -> Result<()> {
+    let paths: Vec<_> = files.iter().map(|(name, _)| folder.join(name)).collect();
+    tokio::task::spawn_blocking(move || {
+        for path in paths.iter().chain([&folder]) {
+            std::fs::File::open(path)?.sync_all()?;
         }
-    };
-    let details = pb::VectorIndexDetails {
-        metric_type: metric.into(),
-        hnsw_index_config: hnsw,
-        compression: Some(Compression::Pq(ProductQuantization {
-            num_bits: model.num_bits(),
-            num_sub_vectors: model.num_sub_vectors() as u32,
-        })),
-        runtime_hints: hints,
-        ..Default::default()
-    };
-    prost_types::Any::from_msg(&details).map_err(|e| Error::internal(format!("index details: {e}")))
+        for above in folder.ancestors().skip(1).take(2) {
+            std::fs::File::open(above)?.sync_all()?;
+        }
+        Ok(())
+    })
+    .await?
 }
 
 /// Open artifacts for a request.

@@ -12,7 +12,7 @@ use lance_core::utils::tokio::get_num_compute_intensive_cpus;
 use lance_index::vector::v3::shuffler::{ShufflePartition, ShufflePartitionWindow, ShufflePartitionWindowPlan, ShuffleReader, Shuffler};
 use lance_io::stream::{RecordBatchStream, RecordBatchStreamAdapter};
 
-use super::row_ids::RowIdCheck;
+use super::coverage::Coverage;
 use crate::artifact::{Artifact, row_ids_and_codes};
 use crate::error::{Error, Result};
 
@@ -28,13 +28,13 @@ pub struct PartitionArtifactShuffleReader {
     row_bytes: usize,
     window_bytes: usize,
     schema: SchemaRef,
-    row_ids: RowIdCheck,
+    coverage: Arc<Coverage>,
     rows_read: Arc<AtomicU64>,
 }
 
 impl PartitionArtifactShuffleReader {
     /// The artifacts must have been checked to be of one shape.
-    pub fn try_new(artifacts: Vec<Arc<Artifact>>, code_width: usize, row_ids: RowIdCheck) -> Result<Self> {
+    pub fn try_new(artifacts: Vec<Arc<Artifact>>, code_width: usize, coverage: Arc<Coverage>) -> Result<Self> {
         let first = artifacts.first().ok_or_else(|| Error::invalid("no artifact to read"))?;
         let sizes: Vec<u64> = (0..first.num_partitions()).map(|p| artifacts.iter().map(|a| a.partition_rows(p)).sum()).collect();
         let row_bytes = 8 + code_width;
@@ -44,7 +44,7 @@ impl PartitionArtifactShuffleReader {
         // admits a window for each.
         let window_bytes = (total / (4 * cpus)).clamp(MIN_WINDOW_BYTES, MIN_WINDOW_BYTES.max(BUILD_BUDGET_BYTES * 4 / 5 / cpus));
         let schema = crate::artifact::layout::partition_schema(code_width);
-        Ok(Self { artifacts, sizes, row_bytes, window_bytes, schema, row_ids, rows_read: Arc::default() })
+        Ok(Self { artifacts, sizes, row_bytes, window_bytes, schema, coverage, rows_read: Arc::default() })
     }
 
     pub fn num_rows(&self) -> u64 {
@@ -113,7 +113,7 @@ impl PartitionArtifactShuffleReader {
             }
         }
         for batch in partitions.iter().flatten() {
-            self.row_ids.check(row_ids_and_codes(batch).0)?;
+            self.coverage.check(row_ids_and_codes(batch).0).await?;
             self.rows_read.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
         }
         Ok(partitions)

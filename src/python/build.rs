@@ -1,6 +1,6 @@
-//! Sampling, scanning, encoding and segment building for the Python layer. Private: the public functions are in Python.
+//! Sampling, scanning and encoding for the Python layer. Private: the public functions are in Python.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
@@ -10,39 +10,25 @@ use pyo3::prelude::*;
 use pyo3_arrow::PyRecordBatch;
 use tokio::sync::{Mutex, mpsc};
 
-use super::artifact::{PyArtifact, PyPartitionArtifactBuilder};
+use super::artifact::PyPartitionArtifactBuilder;
 use super::convert::{MetricArg, to_pyarrow, to_python};
+use super::dataset::PyDataset;
 use super::model::PyIvfPqModel;
 use super::runtime::run;
-use crate::encode::{CpuEncoder, Dropped, TrainProgress, VectorSource, encode_into, open_dataset};
+use crate::encode::{CpuEncoder, Dropped, TrainProgress, VectorSource, encode_into};
 use crate::error::{Error, Result};
-use crate::finalize::{IndexType, SegmentRequest, build_segment as build, discard_segment as discard};
 
-/// A vector column of a dataset at a version, opened on the caller's storage options.
+/// A vector column of a dataset.
 #[pyclass(name = "_VectorSource", module = "lance_artifact._lance_artifact", frozen)]
 pub struct PyVectorSource(pub(super) Arc<VectorSource>);
 
 #[pymethods]
 impl PyVectorSource {
     #[new]
-    #[pyo3(signature = (uri, version, column, *, fragment_ids = None, storage_options = None))]
-    fn new(
-        py: Python<'_>,
-        uri: String,
-        version: u64,
-        column: String,
-        fragment_ids: Option<Vec<u32>>,
-        storage_options: Option<HashMap<String, String>>,
-    ) -> PyResult<Self> {
-        let source = run(py, None, |_, cancel| async move {
-            cancel
-                .race(async {
-                    let dataset = open_dataset(&uri, version, storage_options.as_ref()).await?;
-                    VectorSource::try_new(dataset, &column, fragment_ids.as_deref())
-                })
-                .await
-        })?;
-        Ok(Self(Arc::new(source)))
+    #[pyo3(signature = (dataset, column, *, fragment_ids = None))]
+    fn new(dataset: &PyDataset, column: &str, fragment_ids: Option<Vec<u32>>) -> PyResult<Self> {
+        let dataset = dataset.dataset.as_ref().clone();
+        Ok(Self(Arc::new(VectorSource::try_new(dataset, column, fragment_ids.as_deref())?)))
     }
 
     #[getter]
@@ -168,84 +154,4 @@ impl PyVectorScan {
     fn dropped(&self) -> BTreeMap<String, u64> {
         self.dropped.lock().unwrap_or_else(std::sync::PoisonError::into_inner).by_reason()
     }
-}
-
-/// Build the files of an index segment. Returns what a commit needs.
-#[pyfunction]
-#[pyo3(signature = (uri, version, column, artifacts, uuid, *, model = None, metric = None, index_type = "IVF_PQ", m = 20, ef_construction = 150, fragment_ids = None, storage_options = None, hints = None, progress = None))]
-#[allow(clippy::too_many_arguments)]
-pub fn build_segment<'py>(
-    py: Python<'py>,
-    uri: String,
-    version: u64,
-    column: String,
-    artifacts: Vec<PyArtifact>,
-    uuid: String,
-    model: Option<PyIvfPqModel>,
-    metric: Option<MetricArg>,
-    index_type: &str,
-    m: usize,
-    ef_construction: usize,
-    fragment_ids: Option<Vec<u32>>,
-    storage_options: Option<HashMap<String, String>>,
-    hints: Option<HashMap<String, String>>,
-    progress: Option<Bound<'_, PyAny>>,
-) -> PyResult<Bound<'py, PyAny>> {
-    let index_type = match index_type {
-        "IVF_PQ" => IndexType::IvfPq,
-        "IVF_HNSW_PQ" => IndexType::IvfHnswPq { m, ef_construction },
-        other => return Err(Error::invalid(format!("index_type: got {other:?}, expected \"IVF_PQ\" or \"IVF_HNSW_PQ\"")).into()),
-    };
-    let segment = run(py, progress, |reporter, cancel| async move {
-        let dataset = cancel.race(open_dataset(&uri, version, storage_options.as_ref())).await?;
-        let request = SegmentRequest {
-            dataset: dataset.clone(),
-            column,
-            artifacts: artifacts.into_iter().map(|a| a.artifact).collect(),
-            model: model.map(|m| m.0),
-            metric: metric.map(|m| m.0),
-            index_type,
-            fragment_ids,
-            uuid: uuid.clone(),
-            hints: hints.unwrap_or_default(),
-        };
-        let result = cancel.race(build(request, Arc::new(reporter))).await;
-        if matches!(result, Err(Error::Interrupted(_))) {
-            discard(&dataset, &uuid).await?;
-        }
-        result
-    })?;
-    let details = pyo3::types::PyBytes::new(py, &segment.details);
-    let result = pyo3::types::PyDict::new(py);
-    result.set_item("uuid", segment.uuid)?;
-    result.set_item("field_id", segment.field_id)?;
-    result.set_item("dataset_version", segment.dataset_version)?;
-    result.set_item("fragment_ids", segment.fragment_ids)?;
-    result.set_item("index_version", segment.index_version)?;
-    result.set_item("details_type_url", segment.details_type_url)?;
-    result.set_item("details", details)?;
-    result.set_item("files", segment.files)?;
-    result.set_item("num_rows", segment.num_rows)?;
-    result.set_item("bytes_read", segment.bytes_read)?;
-    Ok(result.into_any())
-}
-
-/// Delete the files of a segment that was not committed.
-#[pyfunction]
-#[pyo3(signature = (uri, version, uuid, *, storage_options = None))]
-pub fn discard_segment(
-    py: Python<'_>,
-    uri: String,
-    version: u64,
-    uuid: String,
-    storage_options: Option<HashMap<String, String>>,
-) -> PyResult<()> {
-    run(py, None, |_, _| async move { discard(&open_dataset(&uri, version, storage_options.as_ref()).await?, &uuid).await })
-}
-
-/// Delete an artifact: the manifest first, so that what is left at any moment is not an artifact any more.
-#[pyfunction]
-#[pyo3(signature = (uri, storage_options = None))]
-pub fn delete_artifact(py: Python<'_>, uri: String, storage_options: Option<HashMap<String, String>>) -> PyResult<()> {
-    run(py, None, |_, _| async move { crate::artifact::delete(&uri, storage_options.as_ref()).await })
 }

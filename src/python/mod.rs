@@ -4,12 +4,15 @@ mod allocator;
 mod artifact;
 mod build;
 mod convert;
+mod dataset;
 mod device;
 mod dlpack;
 mod errors;
 mod model;
 mod process;
 mod runtime;
+mod segment;
+mod storage;
 
 use pyo3::prelude::*;
 
@@ -21,6 +24,8 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<artifact::PyPartitionArtifactBuilder>()?;
     module.add_class::<artifact::PyArtifact>()?;
     module.add_class::<artifact::PyVerifyReport>()?;
+    module.add_class::<dataset::PyDataset>()?;
+    module.add_class::<segment::PySegment>()?;
     module.add_class::<build::PyVectorSource>()?;
     module.add_class::<build::PyVectorScan>()?;
     module.add_class::<device::PyDeviceArray>()?;
@@ -32,8 +37,8 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(device::synchronize, module)?)?;
     module.add_function(wrap_pyfunction!(device::encode_on_device, module)?)?;
     module.add_function(wrap_pyfunction!(model::train_on_cpu, module)?)?;
-    module.add_function(wrap_pyfunction!(build::build_segment, module)?)?;
-    module.add_function(wrap_pyfunction!(build::discard_segment, module)?)?;
-    module.add_function(wrap_pyfunction!(build::delete_artifact, module)?)?;
+    module.add_function(wrap_pyfunction!(segment::build_segment, module)?)?;
+    module.add_function(wrap_pyfunction!(segment::discard_segment, module)?)?;
+    module.add_function(wrap_pyfunction!(segment::delete_artifact, module)?)?;
     Ok(())
 }

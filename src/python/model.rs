@@ -5,10 +5,10 @@ use std::sync::Arc;
 use arrow_array::{UInt8Array, UInt32Array};
 use pyo3::prelude::*;
 
-use super::convert::{FixedSizeListArg, MetricArg, to_pyarrow};
+use super::convert::{FixedSizeListArg, MetricArg, to_pyarrow, to_python};
 use super::runtime::{run, run_blocking};
-use crate::encode::{CpuEncoder, Encoder, TrainParams, train_cpu};
-use crate::model::{IvfPqModel, fixed_size_list};
+use crate::encode::{CpuEncoder, Encoder, TrainParams, check_prepared, train_cpu};
+use crate::model::{IvfPqModel, Training, fixed_size_list};
 
 #[pyclass(name = "IvfPqModel", module = "lance_artifact", frozen, from_py_object)]
 #[derive(Clone)]
@@ -105,6 +105,32 @@ impl PyIvfPqModel {
         self.0.fingerprint().to_string()
     }
 
+    /// How it was trained, as Lance records it in an index and goes by it in optimize_indices: a dict with
+    /// target_partition_size, sample_rate and max_iters (those that are known), or None. No part of the fingerprint.
+    #[getter]
+    fn training<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.0.training().map(|training| to_python(py, &training)).transpose()
+    }
+
+    /// The same model with other training parameters on record.
+    ///
+    /// Parameters
+    /// ----------
+    /// target_partition_size : int, optional
+    ///     Rows that a partition was to have.
+    /// sample_rate : int, optional
+    ///     Training vectors per centroid and per codeword.
+    /// max_iters : int, optional
+    ///
+    /// Returns
+    /// -------
+    /// IvfPqModel
+    #[pyo3(signature = (*, target_partition_size = None, sample_rate = None, max_iters = None))]
+    fn with_training(&self, target_partition_size: Option<u64>, sample_rate: Option<u64>, max_iters: Option<u64>) -> Self {
+        let training = Training { target_partition_size, sample_rate, max_iters };
+        Self(Arc::new(self.0.as_ref().clone().with_training((training != Training::default()).then_some(training))))
+    }
+
     fn __eq__(&self, other: &Self) -> bool {
         self.0.fingerprint() == other.0.fingerprint()
     }
@@ -131,7 +157,7 @@ impl PyIvfPqModel {
         let py = slf.py();
         let model = slf.get();
         let make = py.import("lance_artifact._model")?.getattr("_unpickle_model")?;
-        let state = (model.ivf_centroids(py)?, model.pq_codebook(py)?, model.metric(), model.num_sub_vectors());
+        let state = (model.ivf_centroids(py)?, model.pq_codebook(py)?, model.metric(), model.num_sub_vectors(), model.training(py)?);
         Ok((make, state.into_pyobject(py)?.into_any()))
     }
 }
@@ -142,16 +168,17 @@ impl PyIvfPqModel {
 /// Parameters
 /// ----------
 /// model : IvfPqModel
-pub struct PyCpuEncoder(Arc<CpuEncoder>);
+pub struct PyCpuEncoder(Arc<CpuEncoder>, Arc<IvfPqModel>);
 
 #[pymethods]
 impl PyCpuEncoder {
     #[new]
     fn new(model: PyIvfPqModel) -> Self {
-        Self(Arc::new(CpuEncoder::new(&model.0)))
+        Self(Arc::new(CpuEncoder::new(&model.0)), model.0)
     }
 
-    /// Encode prepared vectors (finite, and of unit norm for cosine).
+    /// Encode prepared vectors, as prepared_vectors() gives them: no nulls, finite, and of unit norm for cosine. Others are
+    /// refused, because Lance does not index them as they are.
     ///
     /// Parameters
     /// ----------
@@ -162,9 +189,20 @@ impl PyCpuEncoder {
     /// -------
     /// (pyarrow.UInt32Array, pyarrow.FixedSizeListArray)
     ///     n partition ids, and n codes of pq_code_width bytes.
+    ///
+    /// Raises
+    /// ------
+    /// InvalidInputError
+    ///     A vector is null, has a null, NaN or infinite element, or (cosine) is not of unit norm.
+    /// ArtifactMismatchError
+    ///     The dtype or dimension is not the model's.
     fn encode<'py>(&self, py: Python<'py>, vectors: FixedSizeListArg) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let encoder = self.0.clone();
-        let encoded = run_blocking(py, move || encoder.encode(&vectors.0))?;
+        let metric = self.1.metric();
+        let encoded = run_blocking(py, move || {
+            check_prepared(&vectors.0, metric)?;
+            encoder.encode(&vectors.0)
+        })?;
         let codes = fixed_size_list(Arc::new(UInt8Array::from(encoded.codes)), self.0.code_width())?;
         Ok((to_pyarrow(py, Arc::new(UInt32Array::from(encoded.part_ids)))?, to_pyarrow(py, Arc::new(codes))?))
     }

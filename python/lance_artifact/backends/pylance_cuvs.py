@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._dataset import branch_of
 from .._lance_artifact import Artifact, IvfPqModel
 from ..exceptions import ArtifactMismatchError, BackendUnavailableError, InvalidInputError
 from . import _cuda
@@ -158,6 +159,11 @@ class PylanceCuvsBackend:
         self, dataset: lance.LanceDataset, fragment_ids: list[int] | None, function: Any
     ) -> dict[str, Any]:
         """Check that `lance_cuvs` will read what the handle reads; its storage options, where it takes any."""
+        if branch_of(dataset) is not None:
+            raise InvalidInputError(
+                f"dataset: backend {self.name!r} reads the main branch, and the handle is on branch {branch_of(dataset)!r}; "
+                "use backend='cuvs'"
+            )
         latest = int(dataset.latest_version)
         if latest != int(dataset.version):
             raise ArtifactMismatchError(

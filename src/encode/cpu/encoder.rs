@@ -1,12 +1,15 @@
 //! Encoding on the CPU: exact assignment at any number of partitions, residuals, PQ codes.
 //!
 //! The kernels compute in float32 and in their own order of sums. Where two candidates are nearer to each other than that
-//! could tell, Lance's own functions decide, in the column's type, so that codes come out as Lance's build has them.
+//! could tell, equally near ones included, Lance's own functions decide, in the column's type, so that codes come out as Lance's
+//! build has them. Only candidates that are equal bit by bit in that type need no decision: of those the first one is taken.
+
+use std::collections::HashSet;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, Float64Type, UInt8Type};
 use arrow_array::{Array, FixedSizeListArray, UInt32Array};
-use arrow_buffer::ScalarBuffer;
+use arrow_buffer::{Buffer, ScalarBuffer};
 use arrow_schema::DataType;
 use half::f16;
 use lance_index::vector::kmeans::compute_partitions_arrow_array;
@@ -32,9 +35,48 @@ pub struct CpuEncoder {
     model: IvfPqModel,
     quantizer: ProductQuantizer,
     centroids: ScalarBuffer<f32>,
-    partitions: Codewords,
+    partitions: Distinct,
     /// One for each sub-vector.
-    codewords: Vec<Codewords>,
+    codewords: Vec<Distinct>,
+}
+
+/// Codewords of which no two are equal in the column's type.
+struct Distinct {
+    codewords: Codewords,
+    /// The index that each has among all; empty where all are distinct.
+    first: Vec<u32>,
+}
+
+impl Distinct {
+    /// `bytes`: the same codewords in the column's type.
+    fn new(values: &[f32], bytes: &[u8], dimension: usize, form: Form) -> Self {
+        let count = values.len() / dimension;
+        let mut seen = HashSet::with_capacity(count);
+        let first: Vec<u32> =
+            (0u32..).zip(bytes.chunks_exact(bytes.len() / count)).filter(|(_, b)| seen.insert(*b)).map(|(i, _)| i).collect();
+        if first.len() == count {
+            return Self { codewords: Codewords::new(values, dimension, form), first: Vec::new() };
+        }
+        let kept: Vec<f32> = first.iter().flat_map(|i| &values[*i as usize * dimension..][..dimension]).copied().collect();
+        Self { codewords: Codewords::new(&kept, dimension, form), first }
+    }
+
+    /// As [`Codewords::nearest_of_parts`], with indices among all codewords.
+    fn nearest(&self, vectors: &[f32], stride: usize, out: &mut [Nearest]) {
+        self.codewords.nearest_of_parts(vectors, stride, out);
+        if !self.first.is_empty() {
+            for found in out {
+                found.index = self.first.get(found.index as usize).copied().unwrap_or(u32::MAX);
+            }
+        }
+    }
+}
+
+/// The bytes of a list's values.
+fn value_bytes(list: &FixedSizeListArray) -> Buffer {
+    let values = flat_values(list).to_data();
+    let width = list.value_type().primitive_width().unwrap_or(1);
+    values.buffers()[0].slice_with_length(values.offset() * width, values.len() * width)
 }
 
 impl CpuEncoder {
@@ -47,16 +89,37 @@ impl CpuEncoder {
         let form = if model.metric() == Metric::Dot { Form::Dot } else { Form::L2 };
         let width = dimension / model.num_sub_vectors();
         let codebook = as_float32(model.codebook());
-        let codewords = codebook.chunks_exact(width << model.num_bits()).map(|c| Codewords::new(c, width, Form::Exact)).collect();
-        Self { model: model.clone(), quantizer, partitions: Codewords::new(&centroids, dimension, form), centroids, codewords }
+        let bytes = value_bytes(model.codebook());
+        let of_sub_vector = bytes.len() / model.num_sub_vectors();
+        let codewords = codebook
+            .chunks_exact(width << model.num_bits())
+            .zip(bytes.chunks_exact(of_sub_vector))
+            .map(|(values, bytes)| Distinct::new(values, bytes, width, Form::Exact))
+            .collect();
+        let partitions = Distinct::new(&centroids, &value_bytes(model.centroids()), dimension, form);
+        Self { model: model.clone(), quantizer, partitions, centroids, codewords }
     }
 
     fn encode_block(&self, vectors: &FixedSizeListArray) -> Result<Encoded> {
         let float32 = as_float32(vectors);
         let part_ids = self.assign(vectors, &float32)?;
-        let residuals = if self.model.metric().encodes_residuals() { self.residuals(vectors, &float32, &part_ids).into() } else { float32 };
+        let (loss, residuals) = if self.model.metric().encodes_residuals() {
+            let residuals: ScalarBuffer<f32> = self.residuals(vectors, &float32, &part_ids).into();
+            (residuals.chunks_exact(self.model.dimension()).map(|r| f64::from(r.iter().map(|d| d * d).sum::<f32>())).sum(), residuals)
+        } else {
+            (self.dot_loss(&float32, &part_ids), float32)
+        };
         let codes = self.quantize(vectors, &residuals, &part_ids)?;
-        Ok(Encoded { part_ids, codes })
+        Ok(Encoded { part_ids, codes, loss })
+    }
+
+    /// The sum of Lance's dot distances to the centroids.
+    fn dot_loss(&self, float32: &[f32], part_ids: &[u32]) -> f64 {
+        let dimension = self.model.dimension();
+        let dot = |vector: &[f32], part_id: &u32| {
+            vector.iter().zip(&self.centroids[*part_id as usize * dimension..]).map(|(v, c)| v * c).sum::<f32>()
+        };
+        float32.chunks_exact(dimension).zip(part_ids).map(|(vector, part_id)| f64::from(1.0 - dot(vector, part_id))).sum()
     }
 
     fn doubt(&self) -> f32 {
@@ -67,17 +130,17 @@ impl CpuEncoder {
     fn assign(&self, vectors: &FixedSizeListArray, float32: &[f32]) -> Result<Vec<u32>> {
         let dimension = self.model.dimension();
         let mut found = vec![NONE; vectors.len()];
-        self.partitions.nearest(float32, &mut found);
+        self.partitions.nearest(float32, dimension, &mut found);
         let doubt = self.doubt();
         // Lance compares `1 - dot`, whose rounding is a part of 1.
         let offset = if self.model.metric() == Metric::Dot { 1.0 } else { 0.0 };
         let mut doubtful = Vec::new();
         for ((row, found), vector) in (0u32..).zip(&found).zip(float32.chunks_exact(dimension)) {
             let length = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
-            // Where one of them is infinite or NaN nothing is certain. Two that are equal are one centroid that is there twice.
+            // Where one of them is infinite or NaN nothing is certain.
             let gap = found.second - found.distance;
-            let certain = gap > doubt * (offset + self.partitions.magnitude(length)) || gap == 0.0;
-            if (!certain && self.partitions.count() > 1) || found.index == u32::MAX {
+            let certain = gap > doubt * (offset + self.partitions.codewords.magnitude(length));
+            if (!certain && self.partitions.codewords.count() > 1) || found.index == u32::MAX {
                 doubtful.push(row);
             }
         }
@@ -125,11 +188,11 @@ impl CpuEncoder {
         let mut found = vec![NONE; rows];
         let mut doubtful = vec![false; rows];
         for (m, codewords) in self.codewords.iter().enumerate() {
-            codewords.nearest_of_parts(&residuals[m * width..], dimension, &mut found);
+            codewords.nearest(&residuals[m * width..], dimension, &mut found);
             for (row, found) in found.iter().enumerate() {
-                // Lance's kernel gives the same bits for codebooks of this form; others are summed in another order.
-                let gap = found.second - found.distance;
-                doubtful[row] |= !(gap == 0.0 || gap > DOUBT * found.second) || found.index == u32::MAX;
+                // Lance's kernel gives the same bits for codebooks of this form; others are summed in another order, or type.
+                let certain = found.second - found.distance > DOUBT * found.second || found.second == f32::INFINITY;
+                doubtful[row] |= !certain || found.index == u32::MAX;
                 let code = found.index as u8;
                 if self.model.num_bits() == 8 {
                     codes[row * code_width + m] = code;
@@ -181,11 +244,15 @@ impl Encoder for CpuEncoder {
             .into_par_iter()
             .map(|start| self.encode_block(&vectors.slice(start, block.min(vectors.len() - start))))
             .collect::<Result<Vec<_>>>()?;
-        let mut all =
-            Encoded { part_ids: Vec::with_capacity(vectors.len()), codes: Vec::with_capacity(vectors.len() * self.model.code_width()) };
+        let mut all = Encoded {
+            part_ids: Vec::with_capacity(vectors.len()),
+            codes: Vec::with_capacity(vectors.len() * self.model.code_width()),
+            loss: 0.0,
+        };
         for block in blocks {
             all.part_ids.extend_from_slice(&block.part_ids);
             all.codes.extend_from_slice(&block.codes);
+            all.loss += block.loss;
         }
         Ok(all)
     }

@@ -157,18 +157,18 @@ impl Codewords {
         self.count
     }
 
-    /// The nearest codeword of each of `vectors (n, dimension)`; of several equally near ones the first. Where all distances
-    /// are infinite or NaN the index is `u32::MAX`.
+    #[cfg(test)]
     pub fn nearest(&self, vectors: &[f32], out: &mut [Nearest]) {
         self.nearest_of_parts(vectors, self.dimension, out);
     }
 
-    /// The same, without [`Nearest::second`], which costs.
+    /// As [`Self::nearest_of_parts`] for vectors one after the other, without [`Nearest::second`], which costs.
     pub fn only_nearest(&self, vectors: &[f32], out: &mut [Nearest]) {
         self.run::<false>(vectors, self.dimension, out);
     }
 
-    /// As [`Self::nearest`] for the first `dimension` numbers of each of `vectors (n, stride)`; the last one may end after those.
+    /// The nearest codeword to the first `dimension` numbers of each of `vectors (n, stride)`, the last of which may end after
+    /// those; of several equally near ones the first. Where all distances are infinite or NaN the index is `u32::MAX`.
     pub fn nearest_of_parts(&self, vectors: &[f32], stride: usize, out: &mut [Nearest]) {
         self.run::<true>(vectors, stride, out);
     }

@@ -1,0 +1,60 @@
+"""Artifacts as users name them, and where they may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ._dataset import Handle
+from ._lance_artifact import Artifact
+from .exceptions import ArtifactMismatchError, InvalidInputError
+
+
+def open_artifacts(artifacts: Any, storage_options: dict[str, str] | None) -> list[Artifact]:
+    several = [artifacts] if isinstance(artifacts, (Artifact, str, Path)) else list(artifacts)
+    if not several:
+        raise InvalidInputError("artifacts: got none, expected at least one Artifact, path or URI")
+    opened = [a if isinstance(a, Artifact) else Artifact.open(str(a), storage_options) for a in several]
+    seen: set[str] = set()
+    for artifact in opened:
+        if artifact.uri in seen:
+            raise InvalidInputError(f"artifacts: {artifact.uri} is given twice")
+        seen.add(artifact.uri)
+    return opened
+
+
+def common_version(handle: Handle, artifacts: list[Artifact]) -> int:
+    versions = {a.manifest["source"]["version"]: a.uri for a in artifacts if "source" in a.manifest}
+    if len(versions) > 1:
+        raise ArtifactMismatchError(
+            f"the artifacts were encoded from different versions of the dataset: {versions}; encode all shards at one version"
+        )
+    return next(iter(versions), handle.version)
+
+
+def covered(artifacts: list[Artifact], fragment_ids: list[int] | None) -> list[int] | None:
+    """The fragments that an index of these artifacts is to cover, as far as that is known."""
+    if fragment_ids is not None:
+        return fragment_ids
+    if any("source" not in a.manifest for a in artifacts):
+        return None
+    return [i for a in artifacts for i in a.manifest["source"]["fragment_ids"]]
+
+
+def check_place(handle: Handle, artifact_uri: str | Path | None) -> None:
+    """An artifact lies neither in the dataset that it is made from, nor around it."""
+    if artifact_uri is None:
+        return
+    artifact, dataset = _place(str(artifact_uri)), _place(handle.root)
+    if f"{artifact}/".startswith(f"{dataset}/") or f"{dataset}/".startswith(f"{artifact}/"):
+        raise InvalidInputError(
+            f"artifact_uri: got {artifact_uri}, which is the dataset {handle.root} itself, inside it or around it; choose a folder of its own"
+        )
+
+
+def _place(uri: str) -> str:
+    if uri.startswith("file://"):
+        uri = uri.removeprefix("file://")
+    if "://" in uri:
+        return uri.split("?")[0].rstrip("/")
+    return str(Path(uri).expanduser().resolve())

@@ -1,0 +1,140 @@
+//! What must hold right before a segment is committed, and right after.
+
+use std::collections::{HashMap, HashSet};
+
+use lance::Dataset;
+use lance::dataset::transaction::Operation;
+use lance_table::format::{Fragment, Manifest};
+
+use super::leftovers::unmark;
+use super::segment::Segment;
+use crate::encode::{DatasetHandle, column_files, difference};
+use crate::error::{Error, Result};
+
+/// What a commit is based on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitBase {
+    /// The column's path now: it may have been renamed.
+    pub column: String,
+    /// Fragments to cover: those of the segment that are left; all rows of the others were deleted.
+    pub fragment_ids: Vec<u32>,
+    /// Fragments that came after the rows' version.
+    pub new_fragment_ids: Vec<u32>,
+}
+
+/// Check that `segment`, built from what `handle` shows, can be committed on top of `base`, which must be the latest version as
+/// it is in the store. `Ok(None)`: `base` is not the latest any more; take the latest, and ask again.
+pub async fn check_commit(handle: &DatasetHandle, built_from: &Manifest, base: &Manifest, segment: &Segment) -> Result<Option<CommitBase>> {
+    let latest = handle.open_latest().await?;
+    let there = latest.manifest();
+    if let Some(what) = difference(base, there) {
+        if base.version < there.version {
+            return Ok(None);
+        }
+        return Err(conflict(&format!(
+            "version {} of {} is not the one that the handle shows ({what} differs): the dataset was removed and written anew",
+            base.version,
+            handle.shown_uri()
+        )));
+    }
+    if base.version < built_from.version {
+        return Err(conflict(&format!(
+            "the latest version of {} is {}, older than version {} from which the rows were encoded: the dataset was removed and written \
+             anew",
+            handle.shown_uri(),
+            base.version,
+            built_from.version
+        )));
+    }
+    let column = column_now(built_from, there, segment.field_id)?;
+    let fragment_ids = surviving_fragments(built_from, &latest, segment).await?;
+    check_files(&latest, segment).await?;
+    let store = latest.object_store(None).await?;
+    unmark(&store, &latest.indices_dir().join(segment.uuid.as_str())).await?;
+    let before: HashSet<u64> = built_from.fragments.iter().map(|f| f.id).collect();
+    let new_fragment_ids = there.fragments.iter().filter(|f| !before.contains(&f.id)).map(|f| f.id as u32).collect();
+    Ok(Some(CommitBase { column, fragment_ids, new_fragment_ids }))
+}
+
+/// The files of a segment are there, as they were written. A cleanup that deletes unverified files takes them before the commit.
+pub async fn check_files(dataset: &Dataset, segment: &Segment) -> Result<()> {
+    let store = dataset.object_store(None).await?;
+    let folder = dataset.indices_dir().join(segment.uuid.as_str());
+    for (name, bytes) in &segment.files {
+        let found = match store.size(&folder.clone().join(name.as_str())).await {
+            Ok(size) => Some(size),
+            Err(lance_core::Error::NotFound { .. }) => None,
+            Err(e) => return Err(Error::from(e).context(format!("looking for {name} of index segment {}", segment.uuid))),
+        };
+        if found != Some(*bytes) {
+            return Err(conflict(&format!(
+                "{name} of the new segment {} {}; a cleanup with delete_unverified=True removes segments that are not committed yet",
+                segment.uuid,
+                found.map_or("is gone".to_string(), |size| format!("has {size} bytes, {bytes} were written"))
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn conflict(what: &str) -> Error {
+    Error::CommitConflict(format!("the index was not committed: {what}; build again"))
+}
+
+/// The column's path in the latest version; dropping or casting it gives it, or what comes in its place, another field id.
+fn column_now(then: &Manifest, now: &Manifest, field_id: i32) -> Result<String> {
+    let kind = |manifest: &Manifest| manifest.schema.field_by_id(field_id).map(|field| field.data_type());
+    if kind(now).is_none() || kind(now) != kind(then) {
+        return Err(conflict(&format!(
+            "its column was dropped or changed its type after version {}, from which the rows were encoded (now {})",
+            then.version,
+            kind(now).map_or("gone".to_string(), |kind| kind.to_string())
+        )));
+    }
+    now.schema.field_path(field_id).map_err(|e| Error::from(e).context("the path of the indexed column"))
+}
+
+/// The column's files of every fragment to be covered are still those that were read, or all of its rows were deleted.
+async fn surviving_fragments(then: &Manifest, latest: &Dataset, segment: &Segment) -> Result<Vec<u32>> {
+    let now = latest.manifest();
+    let by_id = |manifest: &Manifest| -> HashMap<u32, Fragment> {
+        manifest.fragments.iter().map(|fragment| (fragment.id as u32, fragment.clone())).collect()
+    };
+    let (before, after) = (by_id(then), by_id(now));
+    let same = |id: &u32| match (before.get(id), after.get(id)) {
+        (Some(a), Some(b)) => column_files(a, segment.field_id) == column_files(b, segment.field_id),
+        _ => false,
+    };
+    let (kept, mut lost): (Vec<u32>, Vec<u32>) = segment.fragment_ids.iter().partition(|id| same(id));
+    if !lost.is_empty() && lost.iter().all(|id| !after.contains_key(id)) {
+        let emptied = emptied_fragments(then.version, latest).await;
+        lost.retain(|id| !emptied.contains(id));
+    }
+    if lost.is_empty() && !kept.is_empty() {
+        return Ok(kept);
+    }
+    if lost.is_empty() {
+        return Err(conflict(&format!("all rows that it covers were deleted by version {}", now.version)));
+    }
+    let shown = &lost[..lost.len().min(10)];
+    let more = if lost.len() > shown.len() { format!(" and {} more", lost.len() - shown.len()) } else { String::new() };
+    Err(conflict(&format!(
+        "fragments {shown:?}{more} of version {}, from which the rows were encoded, were rewritten by version {} (a compaction, an overwrite, \
+         or an update of the column in place)",
+        then.version, now.version
+    )))
+}
+
+/// Fragments that went because their rows were deleted, or updated and so moved, since a version. Those of which the history says
+/// nothing, or nothing any more, are not among them.
+async fn emptied_fragments(since: u64, latest: &Dataset) -> HashSet<u32> {
+    let mut emptied = HashSet::new();
+    for version in since + 1..=latest.version().version {
+        match latest.read_transaction_by_version(version).await.ok().flatten().map(|transaction| transaction.operation) {
+            Some(Operation::Delete { deleted_fragment_ids, .. }) => emptied.extend(deleted_fragment_ids.iter().map(|id| *id as u32)),
+            Some(Operation::Update { removed_fragment_ids, .. }) => emptied.extend(removed_fragment_ids.iter().map(|id| *id as u32)),
+            _ => {}
+        }
+    }
+    emptied
+}

@@ -1,0 +1,74 @@
+//! The dataset of a user's handle.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use lance::Dataset;
+use pyo3::prelude::*;
+
+use super::runtime::run;
+use super::storage::accessor;
+use crate::encode::{DatasetHandle, parse_manifest};
+use crate::error::Error;
+
+/// The dataset that a pylance handle shows, opened again and found to be the same.
+#[pyclass(name = "_Dataset", module = "lance_artifact._lance_artifact", frozen)]
+pub struct PyDataset {
+    pub handle: Arc<DatasetHandle>,
+    pub dataset: Arc<Dataset>,
+}
+
+#[pymethods]
+impl PyDataset {
+    /// `uri`: absolute; of the dataset or of the handle's branch. `manifest`: what the handle shows, serialized by pylance.
+    /// `renew`: gives storage options anew when they end.
+    #[new]
+    #[pyo3(signature = (uri, manifest, *, storage_options = None, renew = None, base_storage_options = None))]
+    fn new(
+        py: Python<'_>,
+        uri: &str,
+        manifest: &[u8],
+        storage_options: Option<HashMap<String, String>>,
+        renew: Option<Py<PyAny>>,
+        base_storage_options: Option<HashMap<String, HashMap<String, String>>>,
+    ) -> PyResult<Self> {
+        let options = accessor(storage_options, renew);
+        let handle = Arc::new(DatasetHandle::try_new(uri, manifest, options, base_storage_options.unwrap_or_default())?);
+        let opened = handle.clone();
+        let dataset = run(py, None, |_, cancel| async move { cancel.race(opened.open()).await })?;
+        Ok(Self { handle, dataset: Arc::new(dataset) })
+    }
+
+    /// Whether the version that a serialized manifest describes is in the store as it is described; None where it is gone.
+    fn is_there(&self, py: Python<'_>, manifest: &[u8]) -> PyResult<Option<bool>> {
+        let handle = self.handle.at(parse_manifest(manifest)?);
+        run(py, None, |_, cancel| async move {
+            cancel
+                .race(async {
+                    match handle.open().await {
+                        Ok(_) => Ok(Some(true)),
+                        Err(Error::CommitConflict(_)) => Ok(Some(false)),
+                        Err(_) => Ok(None),
+                    }
+                })
+                .await
+        })
+    }
+
+    /// Without credentials; of the branch.
+    #[getter]
+    fn uri(&self) -> String {
+        self.handle.shown_uri()
+    }
+
+    #[getter]
+    fn version(&self) -> u64 {
+        self.handle.version()
+    }
+
+    /// None for main.
+    #[getter]
+    fn branch(&self) -> Option<&str> {
+        self.handle.branch()
+    }
+}

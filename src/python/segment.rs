@@ -1,0 +1,145 @@
+//! Segments for the Python layer: built, checked before and after their commit, discarded.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::artifact::PyArtifact;
+use super::convert::MetricArg;
+use super::dataset::PyDataset;
+use super::model::PyIvfPqModel;
+use super::runtime::run;
+use crate::encode::parse_manifest;
+use crate::error::Error;
+use crate::finalize::{IndexType, Segment, SegmentRequest, build_segment as build, check_commit, check_files, discard_segment as discard};
+
+/// A finished segment, not yet committed.
+#[pyclass(name = "_Segment", module = "lance_artifact._lance_artifact", frozen)]
+pub struct PySegment(Segment);
+
+#[pymethods]
+impl PySegment {
+    #[getter]
+    fn uuid(&self) -> &str {
+        &self.0.uuid
+    }
+
+    #[getter]
+    fn field_id(&self) -> i32 {
+        self.0.field_id
+    }
+
+    #[getter]
+    fn fragment_ids(&self) -> Vec<u32> {
+        self.0.fragment_ids.clone()
+    }
+
+    #[getter]
+    fn index_version(&self) -> i32 {
+        self.0.index_version
+    }
+
+    /// Type URL and bytes.
+    #[getter]
+    fn details<'py>(&self, py: Python<'py>) -> (String, Bound<'py, PyBytes>) {
+        (self.0.details_type_url.clone(), PyBytes::new(py, &self.0.details))
+    }
+
+    #[getter]
+    fn num_rows(&self) -> u64 {
+        self.0.num_rows
+    }
+
+    /// Read from the artifacts, headers included.
+    #[getter]
+    fn bytes_read(&self) -> u64 {
+        self.0.bytes_read
+    }
+
+    /// Whether the segment can be committed on top of `base`, a serialized manifest: None if `base` is not the latest version in
+    /// the store, else the column's path, the fragments to cover, and those that came after the rows' version. Raises where it
+    /// cannot.
+    fn check_commit(&self, py: Python<'_>, dataset: &PyDataset, base: &[u8]) -> PyResult<Option<Base>> {
+        let base = parse_manifest(base)?;
+        let (handle, built_from, segment) = (dataset.handle.clone(), dataset.dataset.clone(), self.0.clone());
+        let checked = run(py, None, |_, cancel| async move {
+            cancel.race(async { check_commit(&handle, built_from.manifest(), &base, &segment).await }).await
+        })?;
+        Ok(checked.map(|base| (base.column, base.fragment_ids, base.new_fragment_ids)))
+    }
+
+    /// Raises where a file is gone or was changed.
+    fn check_files(&self, py: Python<'_>, dataset: &PyDataset) -> PyResult<()> {
+        let (dataset, segment) = (dataset.dataset.clone(), self.0.clone());
+        run(py, None, |_, cancel| async move { cancel.race(check_files(&dataset, &segment)).await })
+    }
+}
+
+/// Column, fragments to cover, fragments that are new.
+type Base = (String, Vec<u32>, Vec<u32>);
+
+/// Build the files of an index segment.
+#[pyfunction]
+#[pyo3(signature = (dataset, column, artifacts, uuid, *, model = None, metric = None, index_type = "IVF_PQ", m = 20, ef_construction = 150, fragment_ids = None, hints = None, sync = false, progress = None))]
+#[allow(clippy::too_many_arguments)]
+pub fn build_segment(
+    py: Python<'_>,
+    dataset: &PyDataset,
+    column: String,
+    artifacts: Vec<PyArtifact>,
+    uuid: String,
+    model: Option<PyIvfPqModel>,
+    metric: Option<MetricArg>,
+    index_type: &str,
+    m: usize,
+    ef_construction: usize,
+    fragment_ids: Option<Vec<u32>>,
+    hints: Option<HashMap<String, String>>,
+    sync: bool,
+    progress: Option<Bound<'_, PyAny>>,
+) -> PyResult<PySegment> {
+    let index_type = match index_type {
+        "IVF_PQ" => IndexType::IvfPq,
+        "IVF_HNSW_PQ" => IndexType::IvfHnswPq { m, ef_construction },
+        other => return Err(Error::invalid(format!("index_type: got {other:?}, expected \"IVF_PQ\" or \"IVF_HNSW_PQ\"")).into()),
+    };
+    let training = model.as_ref().and_then(|model| model.0.training());
+    let request = SegmentRequest {
+        dataset: dataset.dataset.as_ref().clone(),
+        column,
+        artifacts: artifacts.into_iter().map(|a| a.artifact).collect(),
+        model: model.map(|m| m.0),
+        metric: metric.map(|m| m.0),
+        index_type,
+        fragment_ids,
+        uuid: uuid.clone(),
+        training,
+        hints: hints.unwrap_or_default(),
+        sync,
+    };
+    let dataset = dataset.dataset.clone();
+    let segment = run(py, progress, |reporter, cancel| async move {
+        let result = cancel.race(build(request, Arc::new(reporter))).await;
+        if matches!(result, Err(Error::Interrupted(_))) {
+            discard(&dataset, &uuid).await?;
+        }
+        result
+    })?;
+    Ok(PySegment(segment))
+}
+
+/// Delete the files of a segment that was not committed.
+#[pyfunction]
+pub fn discard_segment(py: Python<'_>, dataset: &PyDataset, uuid: String) -> PyResult<()> {
+    let dataset = dataset.dataset.clone();
+    run(py, None, |_, _| async move { discard(&dataset, &uuid).await })
+}
+
+/// Delete an artifact: the manifest first, so that what is left at any moment is not an artifact any more.
+#[pyfunction]
+#[pyo3(signature = (uri, storage_options = None))]
+pub fn delete_artifact(py: Python<'_>, uri: String, storage_options: Option<HashMap<String, String>>) -> PyResult<()> {
+    run(py, None, |_, _| async move { crate::artifact::delete(&uri, storage_options.as_ref()).await })
+}

@@ -1,0 +1,58 @@
+//! Storage options that are renewed where they came from: vended credentials end after an hour, builds do not.
+
+use std::collections::HashMap;
+use std::fmt::{Debug, Formatter};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use lance_io::object_store::{StorageOptionsAccessor, StorageOptionsProvider};
+use pyo3::prelude::*;
+
+use crate::error::Error;
+
+/// A Python callable that gives a dictionary, or None.
+struct Renewal {
+    call: Arc<Py<PyAny>>,
+    id: String,
+}
+
+impl Debug for Renewal {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Renewal")
+    }
+}
+
+#[async_trait]
+impl StorageOptionsProvider for Renewal {
+    async fn fetch_storage_options(&self) -> lance_core::Result<Option<HashMap<String, String>>> {
+        let call = self.call.clone();
+        let fetched = tokio::task::spawn_blocking(move || {
+            Python::try_attach(|py| call.call0(py).and_then(|options| options.extract::<Option<HashMap<String, String>>>(py)))
+        });
+        match fetched.await {
+            Ok(Some(Ok(options))) => Ok(options),
+            Ok(Some(Err(error))) => Err(Error::Storage(format!("storage_options: they ended and could not be renewed: {error}")).into()),
+            Ok(None) => Err(Error::Interrupted("the interpreter is ending".into()).into()),
+            Err(error) => Err(Error::from(error).into()),
+        }
+    }
+
+    fn provider_id(&self) -> String {
+        self.id.clone()
+    }
+}
+
+/// Options as they are now; `renew` is asked again when they end (`expires_at_millis`).
+pub fn accessor(options: Option<HashMap<String, String>>, renew: Option<Py<PyAny>>) -> Option<Arc<StorageOptionsAccessor>> {
+    let options = options.filter(|options| !options.is_empty())?;
+    Some(Arc::new(match renew {
+        None => StorageOptionsAccessor::with_static_options(options),
+        Some(renew) => {
+            // Stores are shared by those whose providers have the same name.
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            let id = format!("lance-artifact-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+            StorageOptionsAccessor::with_initial_and_provider(options, Arc::new(Renewal { call: Arc::new(renew), id }))
+        }
+    }))
+}

@@ -1,0 +1,273 @@
+"""The moment of the commit: what happened to the dataset or to the segment meanwhile, and what killed builds leave."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import lance_artifact as la
+from conftest import column, leftovers, segment, vectors
+from lance_artifact import _api
+
+K, M, DIM, ROWS = 4, 4, 16, 1500
+BUILD: dict[str, Any] = {"num_partitions": K, "num_sub_vectors": M, "sample_rate": 5, "max_iters": 2, "backend": "cpu"}  # fmt: skip
+
+
+def rows(count: int, seed: int, first: int = 0) -> pa.Table:
+    return pa.table(
+        {"id": pa.array(range(first, first + count)), "vector": column(vectors(count, DIM, seed=seed))}
+    )
+
+
+@pytest.fixture(params=[False, True], ids=["addresses", "stable"])
+def ds(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    return lance.write_dataset(
+        rows(ROWS, 0), str(tmp_path / "t.lance"), max_rows_per_file=500, enable_stable_row_ids=request.param
+    )
+
+
+def before_commit(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Any]) -> None:
+    """Let something happen when the segment is built and not yet committed, once."""
+    commit, done = _api.commit_segment, []
+
+    def wrapped(*arguments: Any) -> None:
+        if not done:
+            done.append(True)
+            what()
+        commit(*arguments)
+
+    monkeypatch.setattr(_api, "commit_segment", wrapped)
+
+
+def cleanup(ds: Any, unverified: bool = False) -> None:
+    lance.dataset(ds.uri).cleanup_old_versions(
+        datetime.timedelta(0), delete_unverified=unverified, error_if_tagged_old_versions=False
+    )
+
+
+def append(ds: Any) -> None:
+    lance.write_dataset(rows(50, 3, first=ROWS), ds.uri, mode="append")
+
+
+def nearest(ds: Any, query: np.ndarray) -> int:
+    found = ds.to_table(nearest={"column": "vector", "q": query, "k": 1, "nprobes": K, "refine_factor": 50})
+    return int(found["id"][0].as_py())
+
+
+def folders(ds: Any) -> set[str]:
+    root = Path(ds.uri) / "_indices"
+    return {p.name for p in root.iterdir()} if root.exists() else set()
+
+
+def test_a_cleanup_that_takes_the_segment(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    la.create_index(ds, "vector", **BUILD)
+    old = segment(ds, "vector_idx").uuid
+    before_commit(monkeypatch, lambda: cleanup(ds, unverified=True))
+    with pytest.raises(la.CommitConflictError, match="delete_unverified"):
+        la.create_index(ds, "vector", replace=True, **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert segment(latest, "vector_idx").uuid == old and folders(ds) == {old}
+    assert nearest(latest, vectors(ROWS, DIM)[9]) == 9
+    latest.optimize.optimize_indices()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_cleanup_and_an_append(replace: bool, ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version that was built from is gone by then: nothing needs it."""
+    if replace:
+        la.create_index(ds, "vector", **BUILD)
+
+    def meanwhile() -> None:
+        append(ds)
+        cleanup(ds)
+
+    before_commit(monkeypatch, meanwhile)
+    la.create_index(ds, "vector", replace=replace, **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert set(segment(latest, "vector_idx").fragment_ids) == {0, 1, 2}
+    assert nearest(latest, vectors(ROWS, DIM)[9]) == 9
+    assert nearest(latest, vectors(50, DIM, seed=3)[9]) == ROWS + 9
+
+
+def test_files_that_vanish_at_the_commit(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A race that no check can close: it is found after, undone and said."""
+    la.create_index(ds, "vector", **BUILD)
+    old = segment(ds, "vector_idx").uuid
+    committed = lance.LanceDataset.commit_existing_index_segments
+
+    def and_gone(self: Any, name: str, column: str, segments: Any) -> Any:
+        result = committed(self, name, column, segments)
+        for path in (Path(ds.uri) / "_indices" / segments[0].uuid).iterdir():
+            path.unlink()
+        return result
+
+    monkeypatch.setattr(lance.LanceDataset, "commit_existing_index_segments", and_gone)
+    with pytest.raises(la.CommitConflictError, match="undone"):
+        la.create_index(ds, "vector", replace=True, **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert segment(latest, "vector_idx").uuid == old
+    assert nearest(latest, vectors(ROWS, DIM)[9]) == 9
+
+
+@pytest.mark.parametrize("index_before", [False, True])
+def test_another_column_is_updated_meanwhile(
+    index_before: bool, ds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lance extends the index that is there to the rows that moved; the new one replaces it all the same."""
+    if index_before:
+        la.create_index(ds, "vector", **BUILD)
+    before_commit(monkeypatch, lambda: lance.dataset(ds.uri).update({"id": "id + 100000"}, where="id < 20"))
+    la.create_index(ds, "vector", replace=True, **BUILD)
+    latest = lance.dataset(ds.uri)
+    array = vectors(ROWS, DIM)
+    assert [nearest(latest, array[n]) for n in (3, 19, 20, 700)] == [100003, 100019, 20, 700]
+    found = latest.to_table(
+        nearest={"column": "vector", "q": array[3], "k": ROWS, "nprobes": K, "refine_factor": 1}
+    )
+    assert len(set(found["id"].to_pylist())) == found.num_rows
+
+
+def cast(ds: Any) -> None:
+    lance.dataset(ds.uri).alter_columns({"path": "vector", "data_type": pa.list_(pa.float16(), DIM)})
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "dropped": lambda ds: lance.dataset(ds.uri).drop_columns(["vector"]),
+    "cast": cast,
+    "dropped and added": lambda ds: (
+        lance.dataset(ds.uri).drop_columns(["vector"]),
+        lance.dataset(ds.uri).add_columns({"vector": "arrow_cast([1.0], 'FixedSizeList(1, Float32)')"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_column_changes_meanwhile(change: str, ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before_commit(monkeypatch, lambda: CHANGES[change](ds))
+    with pytest.raises(la.CommitConflictError, match="dropped or changed its type"):
+        la.create_index(ds, "vector", **BUILD)
+    assert lance.dataset(ds.uri).describe_indices() == [] and folders(ds) == set()
+
+
+def test_the_column_is_renamed_meanwhile(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before_commit(
+        monkeypatch, lambda: lance.dataset(ds.uri).alter_columns({"path": "vector", "name": "embedding"})
+    )
+    la.create_index(ds, "vector", name="i", **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert [list(i.field_names) for i in latest.describe_indices()] == [["embedding"]]
+    found = latest.to_table(
+        nearest={"column": "embedding", "q": vectors(ROWS, DIM)[9], "k": 1, "nprobes": K, "refine_factor": 50}
+    )
+    assert found["id"].to_pylist() == [9]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("No space left on device"), OSError("LanceError(IO): 500 Internal Server Error")]
+)
+def test_the_manifest_cannot_be_written(error: OSError, ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    la.create_index(ds, "vector", **BUILD)
+    old, version = segment(ds, "vector_idx").uuid, ds.version
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(lance.LanceDataset, "commit_existing_index_segments", fails)
+    with pytest.raises(la.StorageError, match="not committed"):
+        la.create_index(ds, "vector", replace=True, **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert (latest.version, segment(latest, "vector_idx").uuid, folders(ds)) == (version, old, {old})
+
+
+WITHOUT_PRIVILEGES = """
+import ctypes, os, struct, sys
+# Root may write anywhere: drop what lets it (capset with empty sets).
+header, nothing = ctypes.create_string_buffer(struct.pack("Ii", 0x20080522, 0)), ctypes.create_string_buffer(24)
+assert os.geteuid() != 0 or ctypes.CDLL(None).capset(header, nothing) == 0
+import lance, lance_artifact as la
+try:
+    la.create_index(lance.dataset(sys.argv[1]), "vector", replace=True, num_partitions=4, num_sub_vectors=4, sample_rate=5, max_iters=2, backend="cpu")
+except la.StorageError as error:
+    print(error)
+    sys.exit(42)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drops the capabilities of Linux")
+@pytest.mark.parametrize("folder", ["_versions", "_indices"])
+def test_a_folder_that_cannot_be_written(folder: str, ds: Any) -> None:
+    la.create_index(ds, "vector", **BUILD)
+    old = segment(ds, "vector_idx").uuid
+    (Path(ds.uri) / folder).chmod(0o555)
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PRIVILEGES, ds.uri], check=False, capture_output=True, text=True
+    )
+    (Path(ds.uri) / folder).chmod(0o755)
+    assert run.returncode == 42, run.stderr
+    assert folder != "_versions" or "not committed" in run.stdout
+    latest = lance.dataset(ds.uri)
+    assert (latest.version, segment(latest, "vector_idx").uuid, folders(ds)) == (ds.version, old, {old})
+
+
+def test_an_index_that_reaches_further_is_known_before_training(
+    ds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    la.create_index(ds, "vector", **BUILD)
+    monkeypatch.setattr(_api, "train", None)
+    with pytest.raises(la.InvalidInputError, match=r"also covers fragments \[1, 2\]"):
+        la.create_index(ds, "vector", replace=True, fragment_ids=[0], **BUILD)
+    with pytest.raises(la.IndexExistsError):
+        la.create_index(ds, "vector", fragment_ids=[0], **BUILD)
+
+
+def test_a_second_segment_beside_the_first(ds: Any) -> None:
+    """Fragments that no segment covers yet get one of their own, as with pylance."""
+    la.create_index(ds, "vector", fragment_ids=[0, 1], **BUILD)
+    la.create_index(ds, "vector", fragment_ids=[2], replace=True, **BUILD)
+    index = next(i for i in ds.describe_indices() if i.name == "vector_idx")
+    assert sorted(sorted(s.fragment_ids) for s in index.segments) == [[0, 1], [2]]
+
+
+# What killed builds leave
+
+LEAVE = """
+import os, sys
+import lance, lance_artifact as la
+import lance_artifact._api as api
+api.commit_segment = lambda *a: os.kill(os.getpid(), 9)
+la.create_index(lance.dataset(sys.argv[1]), "vector", num_partitions=4, num_sub_vectors=4, sample_rate=5, max_iters=2, backend="cpu")
+"""
+
+
+def test_a_killed_builds_segment_is_removed_by_the_next(ds: Any) -> None:
+    assert subprocess.run([sys.executable, "-c", LEAVE, ds.uri], check=False).returncode == -9
+    left = folders(ds)
+    assert len(left) == 1
+    # Others' are not touched: without marks, and of a process that lives.
+    strangers = {str(uuid.uuid4()): None, str(uuid.uuid4()): la._lance_artifact.owner_marks()}
+    for name, marks in strangers.items():
+        folder = Path(ds.uri) / "_indices" / name
+        folder.mkdir()
+        (folder / "auxiliary.idx").write_bytes(b"x")
+        if marks:
+            (folder / ".lance-artifact-owner").write_text(marks)
+    la.create_index(ds, "vector", **BUILD)
+    assert folders(ds) == {*strangers, segment(ds, "vector_idx").uuid}
+    names = {p.name for p in (Path(ds.uri) / "_indices" / segment(ds, "vector_idx").uuid).iterdir()}
+    assert names == {"auxiliary.idx", "index.idx"}
+
+
+def test_a_committed_index_has_no_marks(ds: Any) -> None:
+    for index_type in ("IVF_PQ", "IVF_HNSW_PQ"):
+        la.create_index(ds, "vector", index_type, name=index_type, sync=True, **BUILD)
+    assert not [f for f in leftovers(Path(ds.uri)) if "lance-artifact" in f]
