@@ -15,6 +15,10 @@ demo *args:
 test *args:
     scripts/test {{args}}
 
+# Random histories of datasets and indexes against a plain list of rows: `just histories 20000`, `just histories --seed S`
+histories *args:
+    scripts/histories {{args}}
+
 # Formatting, lints and types, without the tests
 lint:
     cargo fmt --check

@@ -6,6 +6,7 @@ Importing registers ``accelerator="cuvs"`` and ``precomputed_partition_artifact_
 
 from __future__ import annotations
 
+from . import _versions as _versions  # first: whether pylance is one that works
 from . import backends, exceptions
 from ._api import build_artifact, create_index, describe_source, finalize, train
 from ._lance_artifact import (
@@ -43,6 +44,8 @@ from .exceptions import (
     InvalidInputError,
     LanceArtifactError,
     StorageError,
+    UnsupportedVersionError,
+    UntestedVersionWarning,
 )
 
 __all__ = [
@@ -72,6 +75,8 @@ __all__ = [
     "PreparedVectors",
     "StorageError",
     "TrainParams",
+    "UnsupportedVersionError",
+    "UntestedVersionWarning",
     "VerifyReport",
     "__version__",
     "available_backends",

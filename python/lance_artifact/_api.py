@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +26,12 @@ from ._arguments import (
     whole_number,
 )
 from ._artifacts import check_place, common_version, covered, open_artifacts
+from ._checked import checked
 from ._commit import check_name, commit_segment, discard_uncommitted
 from ._dataset import Handle, vector_column
 from ._encode import encode_on_devices, encode_with
 from ._lance_artifact import Artifact, IvfPqModel, PartitionArtifactBuilder
+from ._process import temporary_artifact, terminable
 from ._progress import reporter
 from .backends import Backend, DatasetBackend, DeviceEncoder, TrainParams, resolve_backend
 from .backends.cpu import CpuBackend
@@ -45,6 +46,7 @@ LOGGER = logging.getLogger("lance_artifact")
 Progress = bool | Callable[["IndexProgress"], Any]
 
 
+@checked
 def describe_source(
     dataset: lance.LanceDataset | str | Path, column: str, fragment_ids: Sequence[int] | None = None
 ) -> dict[str, Any]:
@@ -64,6 +66,8 @@ def describe_source(
     return described
 
 
+@terminable()
+@checked
 def train(
     dataset: lance.LanceDataset | str | Path,
     column: str,
@@ -160,6 +164,8 @@ def train(
     return model.with_training(**recorded)
 
 
+@terminable()
+@checked
 def build_artifact(
     dataset: lance.LanceDataset | str | Path,
     column: str,
@@ -277,6 +283,8 @@ def build_artifact(
         raise
 
 
+@terminable()
+@checked
 def finalize(
     dataset: lance.LanceDataset | str | Path,
     column: str,
@@ -381,6 +389,8 @@ def finalize(
     return handle.user
 
 
+@terminable()
+@checked
 def create_index(
     dataset: lance.LanceDataset | str | Path,
     column: str | list[str],
@@ -495,11 +505,8 @@ def create_index(
             backend=chosen,
             progress=progress,
         )
-    temporary = None
-    if artifact_uri is None:
-        temporary = tempfile.mkdtemp(prefix="lance-artifact-")
-        artifact_uri = f"{temporary}/artifact"
-    try:
+    temporary = artifact_uri is None
+    with temporary_artifact() if artifact_uri is None else nullcontext(artifact_uri) as artifact_uri:
         artifact = build_artifact(
             handle.dataset,
             path,
@@ -510,7 +517,7 @@ def create_index(
             memory_limit=memory_limit,
             storage_options=storage_options,
             # What is removed in a moment need not survive a crash of the machine.
-            sync=temporary is None,
+            sync=not temporary,
             progress=progress,
         )
         finalize(
@@ -529,18 +536,6 @@ def create_index(
             backend_name=chosen.name,
         )
         handle.refresh()
-        if temporary is None and keep_artifact is False:
+        if not temporary and keep_artifact is False:
             core.delete_artifact(str(artifact_uri), storage_options)
         return handle.user
-    finally:
-        if temporary is not None:
-            _remove(temporary)
-
-
-def _remove(folder: str) -> None:
-    """Remove a temporary folder; a Ctrl-C meanwhile is raised after."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except KeyboardInterrupt:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from ._checked import whole
 from ._lance_artifact import IvfPqModel, PartitionArtifactBuilder
 from ._model import as_fixed_size_list
+from ._process import temporary_artifact
 from .backends import Backend, TrainParams
 from .exceptions import InvalidInputError
 
@@ -44,13 +46,7 @@ def metric_name(metric: str) -> str:
 def whole_number(what: str, value: Any) -> int | None:
     if value is None:
         return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float, np.integer))
-        or not float(value).is_integer()
-    ):
-        raise InvalidInputError(f"{what}: got {value!r}, expected a whole number")
-    return int(value)
+    return int(whole()(what, value))
 
 
 def fragment_list(fragment_ids: Sequence[int] | None) -> list[int] | None:
@@ -146,9 +142,9 @@ def check_target(
     options: dict[str, str] | None,
 ) -> None:
     """What would fail after an hour of training fails before it: the writer's options, and an artifact that is there."""
-    with tempfile.TemporaryDirectory(prefix="lance-artifact-") as folder:
+    with temporary_artifact() if artifact_uri is None else nullcontext(str(artifact_uri)) as uri:
         PartitionArtifactBuilder(
-            str(artifact_uri) if artifact_uri is not None else f"{folder}/artifact",
+            uri,
             num_partitions=num_partitions,
             pq_code_width=width,
             memory_limit=memory_limit,

@@ -19,10 +19,16 @@ def as_fixed_size_list(value: Any) -> pa.FixedSizeListArray:
     if isinstance(value, pa.ChunkedArray):
         value = value.combine_chunks()
         return value.chunk(0) if isinstance(value, pa.ChunkedArray) else value
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        # Ragged lists, tensors on a device, objects with an array interface that fails.
+        raise InvalidInputError(
+            f"got {type(value).__name__}, expected an array of floats: {error}"
+        ) from error
     if array.dtype not in (np.float16, np.float32, np.float64):
         raise InvalidInputError(f"got an array of {array.dtype}, expected float16, float32 or float64")
-    if array.ndim < 2:
+    if array.ndim < 2 or array.shape[-1] == 0:
         raise InvalidInputError(
             f"got an array of shape {array.shape}, expected (num_partitions, dimension) for centroids or "
             "(num_sub_vectors, 2**num_bits, dimension // num_sub_vectors) for a codebook"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import lance
 from lance.dataset import LanceDataset
 from lance.indices import IndicesBuilder
 
 from . import _api
 from ._arguments import given_model
+from ._checked import check
 from ._lance_artifact import Artifact
 from .backends import resolve_accelerator
 from .exceptions import ArtifactMismatchError, InvalidInputError
@@ -57,17 +61,15 @@ def _is_cuvs(accelerator: Any) -> bool:
 
 def pylance_knows_cuvs() -> bool:
     """Whether pylance itself takes accelerator="cuvs", in which case it is left alone."""
-    import lance.vector
-
     original = getattr(LanceDataset.create_index, _MARK, LanceDataset.create_index)
-    sources = (original, LanceDataset._create_index_impl, lance.vector)
-    for source in sources:
-        try:
-            if '"cuvs"' in inspect.getsource(source) or "'cuvs'" in inspect.getsource(source):
-                return True
-        except (OSError, TypeError):
-            continue
-    return False
+    texts = []
+    for function in (original, LanceDataset._create_index_impl):
+        with suppress(OSError, TypeError):
+            texts.append(inspect.getsource(function))
+    # Read, not imported: lance.vector needs tqdm, which pylance does not declare.
+    with suppress(OSError, TypeError):
+        texts.append(Path(str(lance.__file__)).with_name("vector.py").read_text(encoding="utf-8"))
+    return any(quoted in text for text in texts for quoted in ('"cuvs"', "'cuvs'"))
 
 
 def _wrap_create_index(original: Any) -> Any:
@@ -94,7 +96,9 @@ def _wrap_create_index(original: Any) -> Any:
 def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments: Any) -> Any:
     extra = arguments.pop("kwargs", {})
     for what, default in _REFUSED.items():
-        if arguments.pop(what, default) != default:
+        given = arguments.pop(what, default)
+        # Not compared: an array has no one truth value.
+        if given is not default:
             raise InvalidInputError(
                 f"{what}: not supported with accelerator='cuvs' or precomputed_partition_artifact_uri"
             )
@@ -106,7 +110,7 @@ def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments
             f"{sorted(unknown)}: not known with accelerator='cuvs' or precomputed_partition_artifact_uri; known are {sorted(_OURS)}"
         )
     accelerator = arguments.pop("accelerator", None)
-    progress = arguments.pop("progress_callback", None) or False
+    progress = check("progress", arguments.pop("progress_callback", None)) or False
     # pylance logs that it falls back to the CPU for other index types; IVF_HNSW_PQ is built from the same codes here.
     if uri is not None and accelerator is not None:
         raise InvalidInputError(
@@ -117,12 +121,12 @@ def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments
             self,
             column,
             index_type,
-            backend=resolve_accelerator(accelerator, extra.pop("devices", None)),
+            backend=resolve_accelerator(accelerator, check("devices", extra.pop("devices", None))),
             progress=progress,
             **arguments,
             **extra,
         )
-    return _finalize(str(uri), self, column, index_type, progress, arguments, extra)
+    return _finalize(check("artifact_uri", uri), self, column, index_type, progress, arguments, extra)
 
 
 def _finalize(
@@ -135,11 +139,8 @@ def _finalize(
         )
     if arguments["target_partition_size"] is not None:
         raise InvalidInputError("target_partition_size: the artifact has its partitions already")
-    if not isinstance(column, str):
-        if len(column) != 1:
-            raise InvalidInputError(f"column: got {len(column)} columns, expected one")
-        column = column[0]
-    opened = Artifact.open(uri, arguments.get("storage_options"))
+    column = check("column", column)
+    opened = Artifact.open(uri, check("storage_options", arguments.get("storage_options")))
     centroids, codebook = arguments["ivf_centroids"], arguments["pq_codebook"]
     if (centroids is None) != (codebook is None):
         raise InvalidInputError(
@@ -154,6 +155,7 @@ def _finalize(
         ("num_sub_vectors", arguments["num_sub_vectors"]),
         ("num_bits", extra.get("num_bits")),
     ):
+        got = check(what, got)
         if expected is not None and got is not None and got != getattr(expected, what):
             raise ArtifactMismatchError(
                 f"{what}: got {got}, the artifact {opened.uri} was encoded with {getattr(expected, what)}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ._arguments import fragment_list, metric_name
+from ._checked import checked
 from ._dataset import Handle, vector_column
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class PreparedVectors:
                 yield batch
 
 
+@checked
 def prepared_vectors(
     dataset: lance.LanceDataset | str | Path,
     column: str,

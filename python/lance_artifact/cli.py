@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,28 +171,47 @@ def _open_dataset(args: argparse.Namespace) -> Any:
 
 
 def _index_result(ds: Any, args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
-    name = args.name or f"{args.column}_idx"
-    index = next(i for i in ds.describe_indices() if i.name == name)
+    """What was committed. By now it is: what cannot be told about it is left out, and is no error."""
+    wanted = args.name or f"{args.column}_idx"
+    index = None
+    with suppress(Exception):
+        indices = list(ds.describe_indices())
+        # The default name has the column as the schema spells it, which may be another case than the caller's.
+        index = next((i for i in indices if i.name == wanted), None) or next(
+            (i for i in indices if i.name.lower() == wanted.lower()), None
+        )
     result = {
         "dataset": args.dataset,
         "version": ds.version,
-        "index": name,
-        "index_type": index.index_type,
-        "rows": index.num_rows_indexed,
+        "index": index.name if index else wanted,
+        "index_type": index.index_type if index else None,
+        "rows": index.num_rows_indexed if index else None,
     }
-    return (
-        result,
-        f"index {name} ({index.index_type}) over {index.num_rows_indexed:,} rows at version {ds.version}",
-        0,
-    )
+    over = f" ({index.index_type}) over {index.num_rows_indexed:,} rows" if index else ""
+    return result, f"index {result['index']}{over} at version {ds.version}", 0
+
+
+def _check_artifact_only(args: argparse.Namespace) -> None:
+    """What has no meaning without an index is refused, and not ignored."""
+    if not args.artifact:
+        raise errors.InvalidInputError("--artifact-only: needs --artifact URI")
+    for what, given in (
+        ("--name", args.name is not None),
+        ("--replace", args.replace),
+        ("--index-type", args.index_type != "IVF_PQ"),
+    ):
+        if given:
+            raise errors.InvalidInputError(
+                f"{what}: has no meaning with --artifact-only, which makes no index; pass it to lance-artifact finalize"
+            )
 
 
 def _build(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     import lance_artifact as la
 
     options = _options(args.storage_option)
-    if args.artifact_only and not args.artifact:
-        raise errors.InvalidInputError("--artifact-only: needs --artifact URI")
+    if args.artifact_only:
+        _check_artifact_only(args)
     ds = _open_dataset(args)
     parameters = {
         "metric": args.metric,
@@ -207,6 +227,11 @@ def _build(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         "progress": _bars(args),
     }
     if args.artifact_only:
+        from ._arguments import check_target
+
+        # Before training, which may take an hour: whether the artifact can be written.
+        width = max(1, args.num_sub_vectors * args.num_bits // 8)
+        check_target(args.artifact, max(1, args.num_partitions or 1), width, args.memory_limit, options)
         model = la.train(ds, args.column, **parameters)
         artifact = la.build_artifact(
             ds, args.column, model, args.artifact, backend=args.backend, devices=args.devices, fragment_ids=args.fragment,
@@ -235,6 +260,8 @@ def _inspect(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
 
     from . import Artifact
 
+    if args.plot:
+        _check_plot(args.plot)
     artifact = Artifact.open(args.artifact, _options(args.storage_option))
     sizes = np.array(artifact.partition_sizes(), dtype=np.int64)
     ranges = np.array(artifact.partition_range_counts(), dtype=np.int64)
@@ -276,7 +303,8 @@ def _inspect(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     return result, "\n".join(text), 0
 
 
-def _plot(sizes: Any, path: Path) -> None:
+def _check_plot(path: Path) -> None:
+    """Everything that drawing could fail on is known before the artifact is read."""
     try:
         import matplotlib
     except ImportError as error:
@@ -284,6 +312,22 @@ def _plot(sizes: Any, path: Path) -> None:
             '--plot: needs matplotlib: pip install "lance-artifact[demo]"'
         ) from error
     matplotlib.use("Agg")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.lower().removeprefix(".") not in known:
+        raise errors.InvalidInputError(
+            f"--plot: got {path}, expected a file name with one of the endings {', '.join(known)}"
+        )
+    if path.is_dir():
+        raise errors.InvalidInputError(f"--plot: {path} is a folder, expected the name of a file")
+    if not path.parent.is_dir():
+        raise errors.InvalidInputError(f"--plot: there is no folder {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise errors.InvalidInputError(f"--plot: {path} cannot be written; choose another place")
+
+
+def _plot(sizes: Any, path: Path) -> None:
     import matplotlib.pyplot as plt
     import numpy as np
 
@@ -297,8 +341,12 @@ def _plot(sizes: Any, path: Path) -> None:
         ylim=(0, None),
     )
     axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise errors.StorageError(f"--plot: {path} cannot be written: {error}") from error
+    finally:
+        plt.close(figure)
 
 
 def _verify(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:

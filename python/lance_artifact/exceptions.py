@@ -17,6 +17,8 @@ __all__ = [
     "InvalidInputError",
     "LanceArtifactError",
     "StorageError",
+    "UnsupportedVersionError",
+    "UntestedVersionWarning",
 ]
 
 
@@ -77,3 +79,11 @@ class CommitConflictError(LanceArtifactError, RuntimeError):
 
 class StorageError(LanceArtifactError, OSError):
     """Reading or writing failed: disk, network, permissions."""
+
+
+class UnsupportedVersionError(LanceArtifactError, ImportError):
+    """pylance is a release with which this package cannot work; raised when it is imported."""
+
+
+class UntestedVersionWarning(UserWarning):
+    """pylance is a release with which this package was not tested, of a series that should work."""

@@ -1,0 +1,65 @@
+"""Which pylance this package works with: the one place that an upgrade of Lance changes.
+
+The extension is compiled from the Rust crates of one release of Lance. Its index format, and the few functions of pylance that
+are used here, are known to agree only for releases that were tested together.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import lance
+
+from .exceptions import UnsupportedVersionError, UntestedVersionWarning
+
+COMPILED = "14.0.2"
+"""The release of Lance whose crates the extension is compiled from (Cargo.toml)."""
+
+TESTED = ("14.0.2",)
+"""Releases of pylance with which the whole suite of tests has passed."""
+
+OLDEST, BELOW = "14.0.2", "15"
+"""Where it can work: from ``OLDEST`` to before ``BELOW``, as pyproject.toml declares it."""
+
+
+def _parts(version: str) -> tuple[tuple[int, ...], bool]:
+    """The numbers of a version, and whether it is before that release (alpha, beta, candidate, development)."""
+    match = re.match(r"v?(\d+(?:\.\d+)*)(.*)", version.strip())
+    if match is None:
+        return (), False
+    numbers = [int(n) for n in match[1].split(".")]
+    early = re.match(r"[-._]?(a|b|c|rc|alpha|beta|pre|preview|dev)", match[2], re.IGNORECASE) is not None
+    return (*numbers, 0, 0)[: max(3, len(numbers))], early
+
+
+def check_pylance(version: str) -> None:
+    """Nothing for a tested release, a warning for an untested one of the same series, an error for any other.
+
+    Raises
+    ------
+    UnsupportedVersionError
+        With this release an index could be wrong, or the import would fail later and say less.
+    """
+    if version in TESTED:
+        return
+    numbers, early = _parts(version)
+    oldest, below = _parts(OLDEST)[0], _parts(BELOW)[0]
+    # 15.0.0b1 is no 14 any more, and 14.0.2b1 not yet 14.0.2.
+    if not oldest <= numbers < below or (early and numbers == oldest):
+        raise UnsupportedVersionError(
+            f"lance_artifact needs pylance >={OLDEST},<{BELOW}, and pylance {version or '(without a version)'} is installed: "
+            f"its extension is compiled from Lance {COMPILED}, and the index format and functions of other releases may differ; "
+            f'pip install "pylance=={TESTED[-1]}", or install a release of lance-artifact for this one'
+        )
+    warnings.warn(
+        f"lance_artifact was not tested with pylance {version}, but with {', '.join(TESTED)}; indexes should be right, and if "
+        f'anything is strange, pip install "pylance=={TESTED[-1]}" and build again. To silence this: '
+        'warnings.filterwarnings("ignore", message="lance_artifact was not tested")',
+        UntestedVersionWarning,
+        stacklevel=2,
+    )
+
+
+# At import of this module, which the package imports first.
+check_pylance(str(lance.__version__))

@@ -1,0 +1,172 @@
+"""The command line: what cannot end well is known before any work, and a commit that is done is never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pytest
+
+import lance_artifact as la
+from conftest import column, leftovers, vectors
+from lance_artifact import _api, cli
+
+K, M, DIM, ROWS = 4, 4, 16, 2000
+TRAINING = [
+    "--num-partitions",
+    str(K),
+    "--num-sub-vectors",
+    str(M),
+    "--sample-rate",
+    "8",
+    "--max-iters",
+    "2",
+    "--backend",
+    "cpu",
+]
+
+
+@pytest.fixture
+def ds(tmp_path: Path) -> Any:
+    array = column(vectors(ROWS, DIM))
+    nested = pa.StructArray.from_arrays([array], ["Inner"])
+    return lance.write_dataset(
+        pa.table({"UPPER": array, "Outer": nested, "with space": array}), str(tmp_path / "d.lance")
+    )
+
+
+@pytest.fixture
+def artifact(ds: Any, tmp_path: Path) -> la.Artifact:
+    model = la.train(
+        ds, "UPPER", num_partitions=K, num_sub_vectors=M, sample_rate=8, max_iters=2, backend="cpu"
+    )
+    return la.build_artifact(ds, "UPPER", model, tmp_path / "a", backend="cpu")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
+    code = cli.main([*arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("said", "index"),
+    [
+        ("upper", "UPPER_idx"),
+        ("UPPER", "UPPER_idx"),
+        ("outer.inner", "Outer.Inner_idx"),
+        ("Outer.Inner", "Outer.Inner_idx"),
+        ("with space", "with space_idx"),
+    ],
+)
+def test_a_column_in_any_spelling(said: str, index: str, ds: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = run(capsys, "build", ds.uri, said, *TRAINING)
+    assert (code, result["index"], result["rows"], result["index_type"]) == (0, index, ROWS, "IVF_PQ")
+    assert cli.main(["build", ds.uri, said, *TRAINING, "--name", "Other"]) == 0
+    assert f"index Other (IVF_PQ) over {ROWS:,} rows" in capsys.readouterr().out
+
+
+def test_finalizing_a_column_in_another_spelling(
+    ds: Any, artifact: la.Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, result = run(capsys, "finalize", ds.uri, "upper", artifact.uri)
+    assert (code, result["index"], result["rows"]) == (0, "UPPER_idx", ROWS)
+
+
+def test_a_commit_that_is_done_is_no_error(
+    ds: Any, artifact: la.Artifact, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing can be said about it any more."""
+    finalize = la.finalize
+
+    def commit_and_break(*arguments: Any, **options: Any) -> Any:
+        done = finalize(*arguments, **options)
+        monkeypatch.setattr(lance.LanceDataset, "describe_indices", lambda self: 1 / 0)
+        return done
+
+    monkeypatch.setattr(la, "finalize", commit_and_break)
+    code, result = run(capsys, "finalize", ds.uri, "UPPER", artifact.uri)
+    monkeypatch.undo()
+    assert (code, result["index"], result["rows"]) == (0, "UPPER_idx", None)
+    assert [i.name for i in lance.dataset(ds.uri).describe_indices()] == ["UPPER_idx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.xyz", "endings"),
+        ("x", "endings"),
+        ("folder.png", "is a folder"),
+        ("nowhere/x.png", "no folder"),
+        ("closed/x.png", "written"),
+    ],
+)
+def test_a_plot_that_cannot_be_drawn_is_refused_first(
+    name: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """First: there is not even an artifact."""
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "closed").mkdir()
+    # Root may write everywhere.
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in str(path) and access(path, mode))
+    code, result = run(capsys, "inspect", str(tmp_path / "none"), "--plot", str(tmp_path / name))
+    assert code == 2 and message in result["message"], result
+    assert leftovers(tmp_path) == []
+
+
+def test_a_disk_that_fills_while_drawing(
+    artifact: la.Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    (tmp_path / "x.png").symlink_to("/dev/full")
+    code, result = run(capsys, "inspect", artifact.uri, "--plot", str(tmp_path / "x.png"))
+    assert code == 10 and "x.png" in result["message"]
+
+
+def test_an_artifact_only_is_checked_before_training(
+    ds: Any,
+    artifact: la.Artifact,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(la, "train", None)
+    build = ["build", ds.uri, "UPPER", *TRAINING, "--artifact-only"]
+    cases = {
+        (4, "artifact"): ["--artifact", artifact.uri],
+        (2, "memory_limit"): ["--artifact", str(tmp_path / "b"), "--memory-limit", "1000"],
+        (2, "--artifact URI"): [],
+        (2, "--name"): ["--artifact", str(tmp_path / "b"), "--name", "x"],
+        (2, "--replace"): ["--artifact", str(tmp_path / "b"), "--replace"],
+        (2, "--index-type"): ["--artifact", str(tmp_path / "b"), "--index-type", "IVF_HNSW_PQ"],
+    }
+    for (expected, message), arguments in cases.items():
+        code, result = run(capsys, *build, *arguments)
+        assert code == expected and message in result["message"], result
+    assert leftovers(tmp_path / "b") == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--num-partitions", "99999999999999999999"], ["--num-partitions", "-1"], ["--seed", "-1"], ["--max-iters", "0"], ["--sample-rate", "99999999999999999999"],
+        ["--fragment", "-1"], ["--fragment", "99999999999"], ["--devices", "99999999999"], ["--memory-limit", "-5"], ["--name", ""], ["--name", "a\0b"], ["--name", "a\udcffb"],
+        ["--artifact", ""], ["--artifact", "a\udcffb"], ["--storage-option", "a"], ["--storage-option", "=b"], ["--num-bits", "4", "--num-sub-vectors", "3"],
+    ],
+)  # fmt: skip
+def test_arguments_out_of_range(
+    wrong: list[str], ds: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_api, "build_artifact", None)
+    code, result = run(capsys, "build", ds.uri, "UPPER", *TRAINING, *wrong)
+    assert code == 2, result
+    assert lance.dataset(ds.uri).version == 1

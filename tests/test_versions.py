@@ -1,0 +1,77 @@
+"""Which pylance is taken without a word, with a warning, or not at all."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+
+import lance
+import pytest
+
+import lance_artifact as la
+from lance_artifact import _versions
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_one_that_is_here_is_tested() -> None:
+    assert lance.__version__ in _versions.TESTED
+
+
+@pytest.mark.parametrize("version", _versions.TESTED)
+def test_a_tested_release_is_taken_without_a_word(version: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _versions.check_pylance(version)
+
+
+@pytest.mark.parametrize(
+    "version", ["14.0.3", "14.1", "14.2.0", "14.1.0b3", "14.99.99", "14.0.2.post1", "14.0.3-dev"]
+)
+def test_an_untested_release_of_the_series_is_warned_of(version: str) -> None:
+    with pytest.warns(la.UntestedVersionWarning, match="not tested") as caught:
+        _versions.check_pylance(version)
+    text = str(caught[0].message)
+    assert version in text and f"pylance=={_versions.TESTED[-1]}" in text and len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    "version", ["14.0.1", "14.0.2b1", "13.9.9", "15.0.0", "15.0.0b1", "15", "0.38.2", "", "unknown"]
+)
+def test_another_release_is_refused(version: str) -> None:
+    with pytest.raises(la.UnsupportedVersionError, match="needs pylance >=") as caught:
+        _versions.check_pylance(version)
+    assert isinstance(caught.value, ImportError) and isinstance(caught.value, la.LanceArtifactError)
+    assert f"pylance=={_versions.TESTED[-1]}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("version", "code", "said"),
+    [("14.7.0", 0, "UntestedVersionWarning"), ("13.0.0", 1, "UnsupportedVersionError")],
+)
+def test_it_is_checked_once_and_first_at_import(version: str, code: int, said: str) -> None:
+    """Of a release that cannot work nothing else is touched; the warning comes once for all of a program's imports."""
+    script = f"import lance, sys; lance.__version__ = {version!r}\n"
+    script += "del sys.modules['lance.dataset'].Index\n" if code else ""
+    script += (
+        "import lance_artifact, lance_artifact.cli, importlib; importlib.import_module('lance_artifact')"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == code, run.stderr
+    assert run.stderr.count(f"{said}: ") == 1, run.stderr
+
+
+def test_the_table_says_what_is_declared_and_compiled() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"pylance>={_versions.OLDEST},<{_versions.BELOW}" in project["dependencies"]
+    cargo = tomllib.loads((ROOT / "Cargo.toml").read_text())["dependencies"]
+    compiled = {
+        re.sub("^=", "", d["version"] if isinstance(d, dict) else d)
+        for n, d in cargo.items()
+        if n.split("-")[0] == "lance"
+    }
+    assert compiled == {_versions.COMPILED}
