@@ -137,6 +137,31 @@ def test_another_column_is_updated_meanwhile(
     assert len(set(found["id"].to_pylist())) == found.num_rows
 
 
+def test_deleted_rows_that_come_back(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleted before the build, restored meanwhile: rows of covered fragments that the index does not have."""
+    first = ds.version
+    ds.delete("id < 30 or id = 700")
+    before_commit(monkeypatch, lambda: lance.dataset(ds.uri, version=first).restore())
+    with pytest.raises(la.CommitConflictError, match=r"fragments \[0, 1\] that were deleted"):
+        la.create_index(ds, "vector", **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert latest.count_rows() == ROWS and latest.describe_indices() == [] and folders(ds) == set()
+
+
+def test_a_fragment_is_emptied_meanwhile(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are in the index: they must take no place from those that live."""
+    before_commit(monkeypatch, lambda: lance.dataset(ds.uri).delete("id < 990"))
+    la.create_index(ds, "vector", **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert 0 not in [f.fragment_id for f in latest.get_fragments()]
+    alive = ROWS - 990
+    for query in vectors(ROWS, DIM)[:5]:
+        found = latest.to_table(
+            nearest={"column": "vector", "q": query, "k": alive, "nprobes": K, "refine_factor": 1}, fast_search=True
+        )
+        assert sorted(found["id"].to_pylist()) == list(range(990, ROWS))
+
+
 def cast(ds: Any) -> None:
     lance.dataset(ds.uri).alter_columns({"path": "vector", "data_type": pa.list_(pa.float16(), DIM)})
 

@@ -119,7 +119,8 @@ def _commit(handle: Handle, at: Handle, name: str, replace: bool, segment: core.
         checked = segment.check_commit(at.core, before)
         if checked is None:
             continue
-        column, ids, new_fragments = checked
+        column, new_fragments = checked
+        ids = list(segment.fragment_ids)
         # Lance extends an index to fragments that an update of other columns wrote; ours may not reach as far.
         loses = check_name(base, name, replace, column, ids, may_lose=frozenset(new_fragments))
         version = int(base.version)

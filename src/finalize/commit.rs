@@ -16,15 +16,14 @@ use crate::error::{Error, Result};
 pub struct CommitBase {
     /// The column's path now: it may have been renamed.
     pub column: String,
-    /// Fragments to cover: those of the segment that are left; all rows of the others were deleted.
-    pub fragment_ids: Vec<u32>,
     /// Fragments that came after the rows' version.
     pub new_fragment_ids: Vec<u32>,
 }
 
-/// Check that `segment`, built from what `handle` shows, can be committed on top of `base`, which must be the latest version as
+/// Check that `segment`, built from `then`, which `handle` shows, can be committed on top of `base`, which must be the latest version as
 /// it is in the store. `Ok(None)`: `base` is not the latest any more; take the latest, and ask again.
-pub async fn check_commit(handle: &DatasetHandle, built_from: &Manifest, base: &Manifest, segment: &Segment) -> Result<Option<CommitBase>> {
+pub async fn check_commit(handle: &DatasetHandle, then: &Dataset, base: &Manifest, segment: &Segment) -> Result<Option<CommitBase>> {
+    let built_from = then.manifest();
     let latest = handle.open_latest().await?;
     let there = latest.manifest();
     if let Some(what) = difference(base, there) {
@@ -47,13 +46,13 @@ pub async fn check_commit(handle: &DatasetHandle, built_from: &Manifest, base: &
         )));
     }
     let column = column_now(built_from, there, segment.field_id)?;
-    let fragment_ids = surviving_fragments(built_from, &latest, segment).await?;
+    check_fragments(then, &latest, segment).await?;
     check_files(&latest, segment).await?;
     let store = latest.object_store(None).await?;
     unmark(&store, &latest.indices_dir().join(segment.uuid.as_str())).await?;
     let before: HashSet<u64> = built_from.fragments.iter().map(|f| f.id).collect();
     let new_fragment_ids = there.fragments.iter().filter(|f| !before.contains(&f.id)).map(|f| f.id as u32).collect();
-    Ok(Some(CommitBase { column, fragment_ids, new_fragment_ids }))
+    Ok(Some(CommitBase { column, new_fragment_ids }))
 }
 
 /// The files of a segment are there, as they were written. A cleanup that deletes unverified files takes them before the commit.
@@ -94,35 +93,66 @@ fn column_now(then: &Manifest, now: &Manifest, field_id: i32) -> Result<String> 
     now.schema.field_path(field_id).map_err(|e| Error::from(e).context("the path of the indexed column"))
 }
 
-/// The column's files of every fragment to be covered are still those that were read, or all of its rows were deleted.
-async fn surviving_fragments(then: &Manifest, latest: &Dataset, segment: &Segment) -> Result<Vec<u32>> {
-    let now = latest.manifest();
-    let by_id = |manifest: &Manifest| -> HashMap<u32, Fragment> {
-        manifest.fragments.iter().map(|fragment| (fragment.id as u32, fragment.clone())).collect()
+/// The column's files of every fragment to be covered are still those that were read, with no row more; or all of its rows were
+/// deleted. Such fragments stay in the coverage, because Lance hides the rows of covered fragments that are gone, and of those only.
+async fn check_fragments(then: &Dataset, latest: &Dataset, segment: &Segment) -> Result<()> {
+    let by_id = |dataset: &Dataset| -> HashMap<u32, Fragment> {
+        dataset.manifest().fragments.iter().map(|fragment| (fragment.id as u32, fragment.clone())).collect()
     };
-    let (before, after) = (by_id(then), by_id(now));
+    let (before, after) = (by_id(then), by_id(latest));
     let same = |id: &u32| match (before.get(id), after.get(id)) {
-        (Some(a), Some(b)) => column_files(a, segment.field_id) == column_files(b, segment.field_id),
+        (Some(a), Some(b)) => column_files(a, segment.field_id) == column_files(b, segment.field_id) && a.row_id_meta == b.row_id_meta,
         _ => false,
     };
     let (kept, mut lost): (Vec<u32>, Vec<u32>) = segment.fragment_ids.iter().partition(|id| same(id));
+    let (from, to) = (then.version().version, latest.version().version);
     if !lost.is_empty() && lost.iter().all(|id| !after.contains_key(id)) {
-        let emptied = emptied_fragments(then.version, latest).await;
+        let emptied = emptied_fragments(from, latest).await;
         lost.retain(|id| !emptied.contains(id));
     }
-    if lost.is_empty() && !kept.is_empty() {
-        return Ok(kept);
+    if lost.is_empty() && kept.is_empty() {
+        return Err(conflict(&format!("all rows that it covers were deleted by version {to}")));
     }
-    if lost.is_empty() {
-        return Err(conflict(&format!("all rows that it covers were deleted by version {}", now.version)));
+    if !lost.is_empty() {
+        return Err(conflict(&format!(
+            "fragments {} of version {from}, from which the rows were encoded, were rewritten by version {to} (a compaction, an overwrite, or \
+             an update of the column in place)",
+            few(&lost)
+        )));
     }
-    let shown = &lost[..lost.len().min(10)];
-    let more = if lost.len() > shown.len() { format!(" and {} more", lost.len() - shown.len()) } else { String::new() };
-    Err(conflict(&format!(
-        "fragments {shown:?}{more} of version {}, from which the rows were encoded, were rewritten by version {} (a compaction, an overwrite, \
-         or an update of the column in place)",
-        then.version, now.version
-    )))
+    let mut back = Vec::new();
+    for id in kept {
+        if rows_came_back(then, latest, id).await? {
+            back.push(id);
+        }
+    }
+    if !back.is_empty() {
+        return Err(conflict(&format!(
+            "rows of fragments {} that were deleted in version {from}, from which the rows were encoded, are back in version {to}: an \
+             older version was restored",
+            few(&back)
+        )));
+    }
+    Ok(())
+}
+
+fn few(ids: &[u32]) -> String {
+    let shown = &ids[..ids.len().min(10)];
+    if ids.len() > shown.len() { format!("{shown:?} and {} more", ids.len() - shown.len()) } else { format!("{shown:?}") }
+}
+
+/// Whether a row that was deleted in one version is live in a later one.
+async fn rows_came_back(then: &Dataset, latest: &Dataset, id: u32) -> Result<bool> {
+    let (Some(before), Some(after)) = (then.get_fragment(id as usize), latest.get_fragment(id as usize)) else {
+        return Ok(false);
+    };
+    let Some(file) = &before.metadata().deletion_file else { return Ok(false) };
+    if after.metadata().deletion_file.as_ref().is_some_and(|now| (now.read_version, now.id) == (file.read_version, file.id)) {
+        return Ok(false);
+    }
+    let Some(deleted) = before.get_deletion_vector().await? else { return Ok(false) };
+    let now = after.get_deletion_vector().await?;
+    Ok(deleted.iter().any(|row| !now.as_ref().is_some_and(|now| now.contains(row))))
 }
 
 /// Fragments that went because their rows were deleted, or updated and so moved, since a version. Those of which the history says

@@ -59,15 +59,17 @@ impl PySegment {
     }
 
     /// Whether the segment can be committed on top of `base`, a serialized manifest: None if `base` is not the latest version in
-    /// the store, else the column's path, the fragments to cover, and those that came after the rows' version. Raises where it
-    /// cannot.
-    fn check_commit(&self, py: Python<'_>, dataset: &PyDataset, base: &[u8]) -> PyResult<Option<Base>> {
+    /// the store, else the column's path and the ids of fragments that came after the rows' version. Raises where it cannot.
+    fn check_commit(&self, py: Python<'_>, dataset: &PyDataset, base: &[u8]) -> PyResult<Option<(String, Vec<u32>)>> {
         let base = parse_manifest(base)?;
         let (handle, built_from, segment) = (dataset.handle.clone(), dataset.dataset.clone(), self.0.clone());
-        let checked = run(py, None, |_, cancel| async move {
-            cancel.race(async { check_commit(&handle, built_from.manifest(), &base, &segment).await }).await
-        })?;
-        Ok(checked.map(|base| (base.column, base.fragment_ids, base.new_fragment_ids)))
+        let checked =
+            run(
+                py,
+                None,
+                |_, cancel| async move { cancel.race(async { check_commit(&handle, &built_from, &base, &segment).await }).await },
+            )?;
+        Ok(checked.map(|base| (base.column, base.new_fragment_ids)))
     }
 
     /// Raises where a file is gone or was changed.
@@ -76,9 +78,6 @@ impl PySegment {
         run(py, None, |_, cancel| async move { cancel.race(check_files(&dataset, &segment)).await })
     }
 }
-
-/// Column, fragments to cover, fragments that are new.
-type Base = (String, Vec<u32>, Vec<u32>);
 
 /// Build the files of an index segment.
 #[pyfunction]
