@@ -14,6 +14,7 @@ pub mod model;
 pub mod owner;
 #[cfg(feature = "python")]
 mod python;
+pub(crate) mod threads;
 
 pub use error::{Error, Result};
 pub use model::{ElementType, IvfPqModel, Metric, Training};

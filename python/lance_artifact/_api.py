@@ -26,6 +26,7 @@ from ._arguments import (
     whole_number,
 )
 from ._artifacts import check_place, common_version, covered, open_artifacts
+from ._calls import awaited
 from ._checked import checked
 from ._commit import check_name, commit_segment, discard_uncommitted
 from ._dataset import Handle, vector_column
@@ -67,6 +68,7 @@ def describe_source(
 
 
 @terminable()
+@awaited
 @checked
 def train(
     dataset: lance.LanceDataset | str | Path,
@@ -165,6 +167,7 @@ def train(
 
 
 @terminable()
+@awaited
 @checked
 def build_artifact(
     dataset: lance.LanceDataset | str | Path,
@@ -269,6 +272,7 @@ def build_artifact(
         storage_options=storage_options,
         source=source.describe(),
         sync=sync,
+        expected_rows=source.count_rows(),
     )
     try:
         if isinstance(chosen, CpuBackend):
@@ -284,6 +288,7 @@ def build_artifact(
 
 
 @terminable()
+@awaited
 @checked
 def finalize(
     dataset: lance.LanceDataset | str | Path,
@@ -390,6 +395,7 @@ def finalize(
 
 
 @terminable()
+@awaited
 @checked
 def create_index(
     dataset: lance.LanceDataset | str | Path,
@@ -480,7 +486,9 @@ def create_index(
         check_sub_vectors(dimension, model.num_sub_vectors, model.num_bits)
         if num_bits not in (8, model.num_bits):
             raise InvalidInputError(f"num_bits: got {num_bits}, the codebook has {model.num_bits}")
-        check_target(artifact_uri, model.num_partitions, model.pq_code_width, memory_limit, storage_options)
+        rows = handle.count_rows(ids)
+        width = model.pq_code_width
+        check_target(artifact_uri, model.num_partitions, width, memory_limit, storage_options, rows)
         model = model.with_training(
             target_partition_size=target_partition_size, sample_rate=sample_rate, max_iters=max_iters
         )
@@ -488,7 +496,8 @@ def create_index(
         if num_sub_vectors is not None:
             check_sub_vectors(dimension, num_sub_vectors, num_bits)
             width = num_sub_vectors * num_bits // 8
-            check_target(artifact_uri, max(1, num_partitions or 1), width, memory_limit, storage_options)
+            rows = handle.count_rows(fragment_list(fragment_ids))
+            check_target(artifact_uri, max(1, num_partitions or 1), width, memory_limit, storage_options, rows)
         model = train(
             handle.dataset,
             path,

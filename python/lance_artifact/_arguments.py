@@ -140,8 +140,10 @@ def check_target(
     width: int,
     memory_limit: int | None,
     options: dict[str, str] | None,
+    expected_rows: int | None = None,
 ) -> None:
-    """What would fail after an hour of training fails before it: the writer's options, and an artifact that is there."""
+    """What would fail after an hour of training fails before it: the writer's options, an artifact that is there, memory,
+    files and threads that cannot be had."""
     with temporary_artifact() if artifact_uri is None else nullcontext(str(artifact_uri)) as uri:
         PartitionArtifactBuilder(
             uri,
@@ -149,6 +151,7 @@ def check_target(
             pq_code_width=width,
             memory_limit=memory_limit,
             storage_options=options,
+            expected_rows=expected_rows,
         ).abort()
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "IvfPqModel",
     "PartitionArtifactBuilder",
     "VerifyReport",
+    "_Call",
     "_CudaDevice",
     "_Dataset",
     "_Segment",
@@ -117,6 +118,7 @@ class PartitionArtifactBuilder:
         storage_options: Mapping[str, str] | None = None,
         source: Mapping[str, Any] | None = None,
         sync: bool = True,
+        expected_rows: int | None = None,
     ) -> PartitionArtifactBuilder: ...
     def append_batch(self, data: Any) -> int: ...
     def finish(
@@ -246,6 +248,12 @@ class _VectorSource:
     def encode_on_cpu(
         self, model: IvfPqModel, builder: PartitionArtifactBuilder, progress: _Report | None = None
     ) -> tuple[int, dict[str, int]]: ...
+
+@final
+class _Call:
+    def __new__(cls) -> _Call: ...
+    def __enter__(self) -> _Call: ...
+    def __exit__(self, *_exception: object) -> None: ...
 
 @final
 class _VectorScan:

@@ -1,6 +1,7 @@
 //! One bucket file being written: the runs of a sorted stage, gathered, hashed and appended.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use arrow_buffer::ToByteSlice;
 use lance_core::datatypes::Schema;
@@ -11,14 +12,37 @@ use super::checksum::checksum;
 use super::flat::{FlatColumnWriter, FlatType};
 use super::layout::{bucket_path, bucket_schema};
 use super::manifest::{FileEntry, RowRange};
-use super::sink::{TailRecorder, create_bucket_file};
+use super::sink::{TailRecorder, Uploads, create_bucket_file};
 use super::stage::{BucketOrder, SortedRows, Stage};
 use super::store::ArtifactStore;
 use crate::error::{Error, Result};
+use crate::threads::block_on;
+
+/// How soon a write that waits for a store ends once the builder is cancelled.
+const POLL: Duration = Duration::from_millis(100);
+
+fn aborted() -> Error {
+    Error::Interrupted("the builder was aborted".into())
+}
+
+/// Wait for a store no longer than the builder lives.
+async fn unless_cancelled<T>(cancelled: &AtomicBool, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let stopped = async {
+        while !cancelled.load(Ordering::Relaxed) {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        result = work => result,
+        () = stopped => Err(aborted()),
+    }
+}
 
 /// What the manifest will say of a partition.
 #[derive(Debug, Default, Clone)]
 pub struct PartitionState {
+    pub num_rows: u64,
     pub ranges: Vec<RowRange>,
     pub checksum: u64,
 }
@@ -54,6 +78,15 @@ impl BucketWriter {
         self.file.as_ref().map(|_| self.path.clone())
     }
 
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// By rank within the bucket.
+    pub fn partitions(&self) -> &[PartitionState] {
+        &self.partitions
+    }
+
     pub fn take_partitions(&mut self) -> Vec<PartitionState> {
         std::mem::take(&mut self.partitions)
     }
@@ -63,7 +96,7 @@ impl BucketWriter {
         self.file = None;
     }
 
-    pub fn close(&mut self, runtime: &Handle, store: &ArtifactStore) -> Result<Option<(String, FileEntry)>> {
+    pub fn close(&mut self, runtime: &Handle, store: &ArtifactStore, cancelled: &AtomicBool) -> Result<Option<(String, FileEntry)>> {
         // Before the file, so that it is dropped after it: an upload that fails is aborted on the runtime.
         let _runtime = runtime.enter();
         let Some(OpenFile { mut writer, tail, columns }) = self.file.take() else {
@@ -77,7 +110,8 @@ impl BucketWriter {
         let schema = Schema::try_from(bucket_schema(self.code_width).as_ref())?;
         writer.initialize_with_external_columns(schema, &columns, self.rows)?;
         tail.start();
-        let summary = runtime.block_on(writer.finish()).map_err(|e| closing(Error::from(e)))?;
+        let finish = async { Ok(writer.finish().await?) };
+        let summary = block_on(runtime, unless_cancelled(cancelled, finish)).map_err(closing)?;
         if summary.num_rows != self.rows {
             return Err(Error::internal(format!("{}: {} rows in the file, {} were written", self.path, summary.num_rows, self.rows)));
         }
@@ -93,6 +127,7 @@ impl BucketWriter {
 /// A sorted stage on its way to the bucket files.
 pub struct FlushJob<'a> {
     pub store: &'a ArtifactStore,
+    pub uploads: &'a Uploads,
     pub runtime: &'a Handle,
     pub stage: &'a Stage,
     pub sorted: &'a SortedRows,
@@ -140,6 +175,7 @@ impl FlushJob<'_> {
                 let state = &mut writer.partitions[rank - first];
                 let sum = checksum(&chunk.row_ids[at..], &chunk.codes[at * self.code_width..], self.code_width);
                 state.checksum = state.checksum.wrapping_add(sum);
+                state.num_rows += now.len() as u64;
                 push_range(&mut state.ranges, writer.rows + at as u64, now.len() as u64);
                 rows = later;
                 left -= now.len();
@@ -166,16 +202,16 @@ impl FlushJob<'_> {
 
     fn append(&self, writer: &mut BucketWriter, chunk: &Chunk) -> Result<()> {
         if self.cancelled.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted("the builder was aborted".into()));
+            return Err(aborted());
         }
         let rows = chunk.row_ids.len() as u64;
         let buffers = [chunk.row_ids.to_byte_slice(), chunk.part_ids.to_byte_slice(), &chunk.codes];
-        // Lance's writer may spawn tasks; this thread is ours and may block.
+        // Lance's writer may spawn tasks.
         let _runtime = self.runtime.enter();
-        let written = self.runtime.block_on(async {
+        let write = async {
             if writer.file.is_none() {
                 let kinds = [FlatType::Integer(64), FlatType::Integer(32), FlatType::Bytes(self.code_width)];
-                let (opened, tail) = create_bucket_file(self.store, &writer.path, self.sync)?;
+                let (opened, tail) = create_bucket_file(self.store, self.uploads, &writer.path, self.sync)?;
                 writer.file = Some(OpenFile { writer: opened, tail, columns: kinds.map(FlatColumnWriter::new) });
             }
             let Some(OpenFile { writer: file, columns, .. }) = &mut writer.file else {
@@ -186,7 +222,8 @@ impl FlushJob<'_> {
                 column.push(rows, position);
             }
             Ok(())
-        });
+        };
+        let written = block_on(self.runtime, unless_cancelled(self.cancelled, write));
         written.map_err(|e: Error| e.context(format!("writing {} of {}", writer.path, self.store.uri())))?;
         writer.rows += rows;
         Ok(())

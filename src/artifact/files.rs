@@ -23,6 +23,7 @@ use super::checksum::to_hex;
 use super::flat_file::{FlatFile, Place};
 use super::layout::{PART_ID_COLUMN, PQ_CODE_COLUMN, ROW_ID_COLUMN};
 use super::manifest::FileEntry;
+use super::memory::files_left;
 use super::store::ArtifactStore;
 use crate::error::{Error, Result};
 use crate::model::item_field;
@@ -73,8 +74,15 @@ const CONCURRENT_FILES: usize = 16;
 /// Shares in which the local files of one window are read.
 const LOCAL_READS: usize = 8;
 
-/// Local files that this process has open for reading at any moment, however many artifacts it reads, each by one thread.
-static LOCAL_FILES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(32)));
+/// Local files that this process has open for reading at any moment, however many artifacts it reads, each by one thread: fewer
+/// where it may not open many.
+static LOCAL_FILES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new((files_left() / 3).clamp(1, 32))));
+
+/// Bytes of row ids and codes that are decoded at once.
+const DECODED_BYTES: usize = 4 << 20;
+
+/// The most rows for a byte of a file. Rows differ in their row ids, and no encoding tells one from the next in less than a bit.
+const ROWS_PER_BYTE: u64 = 8;
 
 async fn local_permit() -> Result<OwnedSemaphorePermit> {
     LOCAL_FILES.clone().acquire_owned().await.map_err(|_| Error::internal("the semaphore of local files is closed"))
@@ -259,6 +267,9 @@ impl BucketFiles {
             };
             let Opened { file: opened_file, reader, schema, size } = opened;
             let num_rows = reader.num_rows();
+            if num_rows > size.saturating_mul(ROWS_PER_BYTE) {
+                return Err(corrupt(format!("it claims {num_rows} rows in {size} bytes, which cannot hold as many row ids")));
+            }
             let place = match self.store.local_root() {
                 Some(root) => Place::Local(root.join(file)),
                 None => Place::Store(opened_file),
@@ -357,7 +368,8 @@ impl BucketFiles {
                     columns.extend(part_ids.then_some(PART_ID_COLUMN));
                     let version = reader.metadata().version();
                     let projection = lance_file::versions::reader_projection_from_column_names(version, reader.schema(), &columns)?;
-                    let most = u32::try_from(rows).unwrap_or(u32::MAX).max(1);
+                    // A page of a few bytes may stand for any number of rows: they are not decoded all at once.
+                    let most = u32::try_from(DECODED_BYTES / (12 + bucket.code_width)).unwrap_or(u32::MAX).max(1);
                     let ranges = ReadBatchParams::Ranges(ranges.into());
                     let stream = reader.read_stream_projected(ranges, most, 2, projection, FilterExpression::no_filter()).await?;
                     stream.try_collect::<Vec<RecordBatch>>().await

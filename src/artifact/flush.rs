@@ -10,12 +10,17 @@ use super::bucket::{BucketWriter, Chunk, FlushJob};
 use super::checksum;
 use super::manifest::{FileEntry, PartitionEntry};
 use super::memory::MemoryPlan;
-use super::stage::{BucketOrder, Stage, sort};
+use super::sink::Uploads;
+use super::stage::{BucketOrder, SortedRows, Stage, sort};
 use super::store::ArtifactStore;
 use crate::error::{Error, Result};
+use crate::threads::{block_on, fan_out};
 
 /// Files closed at once. Closing waits for a disk, which commits many files together, or for the last part of an upload.
 const CLOSING_THREADS: usize = 64;
+
+/// Rows that a partition of an index can have: they are counted in 32 bits.
+pub const MAX_PARTITION_ROWS: u64 = u32::MAX as u64;
 
 pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while the lock was held is caught where it happened and fails the build.
@@ -30,6 +35,8 @@ pub struct Buckets {
     pub code_width: usize,
     /// Make files durable when they are closed.
     pub sync: bool,
+    uploads: Uploads,
+    partition_rows: u64,
     order: BucketOrder,
     files: Vec<Mutex<BucketWriter>>,
     cancelled: AtomicBool,
@@ -37,21 +44,21 @@ pub struct Buckets {
 
 impl Buckets {
     /// Files `tag`ged where plain names are another writer's; none is created before it has rows.
-    #[allow(clippy::too_many_arguments)]
     pub fn new(
         store: ArtifactStore,
         runtime: Handle,
         plan: MemoryPlan,
         code_width: usize,
         num_partitions: usize,
-        num_buckets: usize,
         sync: bool,
         tag: Option<&str>,
     ) -> Self {
-        let order = BucketOrder::new(num_partitions, num_buckets);
+        let order = BucketOrder::new(num_partitions, plan.num_buckets);
         let file = |bucket| Mutex::new(BucketWriter::new(bucket, order.bucket_ranks(bucket).len(), code_width, tag));
-        let files = (0..num_buckets).map(file).collect();
-        Self { store, runtime, plan, code_width, sync, order, files, cancelled: AtomicBool::new(false) }
+        let files = (0..plan.num_buckets).map(file).collect();
+        let uploads = Uploads::new(plan.part_bytes, runtime.clone());
+        let (partition_rows, cancelled) = (MAX_PARTITION_ROWS, AtomicBool::new(false));
+        Self { store, runtime, plan, code_width, sync, uploads, partition_rows, order, files, cancelled }
     }
 
     pub fn len(&self) -> usize {
@@ -69,12 +76,16 @@ impl Buckets {
 
     /// Group a stage and append its runs to the bucket files, all threads at once.
     pub fn flush(&self, mut stage: Stage) -> Result<Stage> {
-        // Threads of its own: a caller may hold all of those that programs share, and wait for this flush.
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.plan.threads).build();
-        let pool = pool.map_err(|e| Error::Storage(format!("no threads could be started to sort with: {e}")))?;
-        let sorted = pool.install(|| sort(&stage, &self.order, self.plan.threads));
+        // Threads of its own: a caller may hold all of those that programs share, and wait for this flush. Where they cannot be
+        // had, this one sorts.
+        let sorted = match rayon::ThreadPoolBuilder::new().num_threads(self.plan.threads).build() {
+            Ok(pool) => pool.install(|| sort(&stage, &self.order, self.plan.threads)),
+            Err(_) => sort(&stage, &self.order, 1),
+        };
+        self.check_room(&sorted)?;
         let job = FlushJob {
             store: &self.store,
+            uploads: &self.uploads,
             runtime: &self.runtime,
             stage: &stage,
             sorted: &sorted,
@@ -90,12 +101,42 @@ impl Buckets {
         Ok(stage)
     }
 
+    /// Refuse rows for which a partition or a bucket file has no room, before any of them is written.
+    fn check_room(&self, sorted: &SortedRows) -> Result<()> {
+        for (bucket, file) in self.files.iter().enumerate() {
+            let (file, ranks) = (locked(file), self.order.bucket_ranks(bucket));
+            let rows = |from: usize, to: usize| u64::from(sorted.starts[to] - sorted.starts[from]);
+            for (rank, state) in ranks.clone().zip(file.partitions()) {
+                let total = state.num_rows + rows(rank, rank + 1);
+                if total > self.partition_rows {
+                    return Err(Error::invalid(format!(
+                        "append_batch: partition {} would have {total} rows, expected at most {}, which is what a partition of an index can \
+                         have; train with more partitions, or on a sample that is like the rows",
+                        self.order.partition(rank),
+                        self.partition_rows
+                    )));
+                }
+            }
+            let total = file.rows() + rows(ranks.start, ranks.end);
+            if total > self.plan.file_rows {
+                return Err(Error::invalid(format!(
+                    "append_batch: {} would have {total} rows, expected at most {}, which is what an upload in parts of {} bytes can have; \
+                     build again with expected_rows, or with a higher memory_limit or num_buckets",
+                    file.path(),
+                    self.plan.file_rows,
+                    self.plan.part_bytes
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Close the files; `closed` gets their names first, so that an abort knows every file that may be there.
     pub fn close(&self, closed: &mut Vec<String>) -> Result<BTreeMap<String, FileEntry>> {
         closed.extend(self.files.iter().filter_map(|file| locked(file).open_path()));
         let files = Mutex::new(BTreeMap::new());
         self.for_each(CLOSING_THREADS, |bucket, _| {
-            if let Some((path, entry)) = locked(&self.files[bucket]).close(&self.runtime, &self.store)? {
+            if let Some((path, entry)) = locked(&self.files[bucket]).close(&self.runtime, &self.store, &self.cancelled)? {
                 locked(&files).insert(path, entry);
             }
             Ok(())
@@ -103,11 +144,16 @@ impl Buckets {
         Ok(files.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Drop open files; they never appear under their names.
+    /// Drop open files; they never appear under their names. Waits until uploads are aborted, for half a minute at most.
     pub fn discard(&self) {
-        let _runtime = self.runtime.enter();
-        for file in &self.files {
-            locked(file).discard();
+        {
+            let _runtime = self.runtime.enter();
+            for file in &self.files {
+                locked(file).discard();
+            }
+        }
+        if self.store.local_root().is_none() {
+            let _ = block_on(&self.runtime, async { Ok(self.uploads.aborted().await) });
         }
     }
 
@@ -135,15 +181,7 @@ impl Buckets {
                 }
             }
         };
-        // Threads of our own: the caller's may be a runtime's, which must not block on IO. One that cannot be had is one that
-        // does not help, unless it was the only one.
-        let spawned = std::thread::scope(|scope| {
-            let spawn = |_| std::thread::Builder::new().name("lance-artifact-write".into()).spawn_scoped(scope, run);
-            (0..threads.min(self.files.len())).map(spawn).filter(std::io::Result::is_ok).count()
-        });
-        if spawned == 0 {
-            return Err(Error::Storage("no thread could be started to write with".into()));
-        }
+        fan_out(threads.min(self.files.len()), "lance-artifact-write", run);
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
             None if self.is_cancelled() => Err(Error::Interrupted("the builder was aborted".into())),
@@ -161,7 +199,7 @@ impl Buckets {
                 if !state.ranges.is_empty() {
                     partitions[self.order.partition(rank) as usize] = PartitionEntry {
                         path: Some(path.clone()),
-                        num_rows: state.ranges.iter().map(|r| r.num_rows).sum(),
+                        num_rows: state.num_rows,
                         ranges: state.ranges,
                         checksum: Some(checksum::to_hex(state.checksum)),
                     };
@@ -169,5 +207,53 @@ impl Buckets {
             }
         }
         partitions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::memory::Wanted;
+
+    fn buckets(uri: &str, partition_rows: u64, file_rows: u64) -> Result<Buckets> {
+        let runtime = Handle::current();
+        let store = tokio::task::block_in_place(|| runtime.block_on(ArtifactStore::open(uri, None)))?;
+        let wanted = Wanted {
+            limit: 64 << 20,
+            code_width: 1,
+            num_partitions: 4,
+            num_buckets: Some(2),
+            expected_rows: None,
+            uploads: false,
+            threads: 2,
+            files_left: 1000,
+        };
+        let plan = MemoryPlan { file_rows, ..MemoryPlan::choose(&wanted)? };
+        Ok(Buckets { partition_rows, ..Buckets::new(store, runtime, plan, 1, 4, false, None) })
+    }
+
+    fn stage(part_ids: &[u32]) -> Stage {
+        let mut stage = Stage::try_with_capacity(part_ids.len(), 1).unwrap();
+        let rows: Vec<u64> = (0..part_ids.len() as u64).collect();
+        stage.extend(&rows, part_ids, &vec![0; part_ids.len()]);
+        stage
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rows_without_room_are_refused_where_they_would_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let uri = folder.path().to_str().unwrap();
+        let full = buckets(uri, 3, u64::MAX).unwrap();
+        full.flush(stage(&[0, 1, 0, 2, 3, 0])).unwrap();
+        full.flush(stage(&[1, 1])).unwrap();
+        let error = full.flush(stage(&[2, 0])).unwrap_err().to_string();
+        assert!(error.contains("partition 0 would have 4 rows, expected at most 3"), "{error}");
+        full.discard();
+        let full = buckets(uri, 100, 5).unwrap();
+        full.flush(stage(&[0, 2, 0, 2, 3])).unwrap();
+        let error = full.flush(stage(&[2, 2, 1])).unwrap_err().to_string();
+        assert!(error.contains("bucket-00000.lance would have 6 rows, expected at most 5"), "{error}");
+        full.discard();
+        assert_eq!(std::fs::read_dir(folder.path().join("partitions")).unwrap().count(), 0);
     }
 }

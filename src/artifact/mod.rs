@@ -22,7 +22,7 @@ mod writer;
 pub use files::BucketFiles;
 pub use manifest::{FileEntry, Manifest, ModelSummary, PartitionEntry, RowCounts, RowRange, Source, WriterInfo};
 pub use memory::{MemoryPlan, default_limit};
-pub use reader::{Artifact, delete, row_ids_and_codes};
+pub use reader::{Artifact, PartitionReader, delete, row_ids_and_codes};
 pub use sink::local_writer;
 pub use store::{ArtifactStore, StorageOptions, without_credentials};
 pub use verify::VerifyReport;

@@ -23,8 +23,14 @@ use crate::model::IvfPqModel;
 /// A partition's place in the window, a range's place in the partition, and its rows.
 type Piece = (usize, usize, Vec<RecordBatch>);
 
+/// Where a range lies in its file, the place of its partition in the window, and its own place in the partition.
+type Wanted = (u64, u64, usize, usize);
+
 /// Files read at once for one window.
 const CONCURRENT_FILES: usize = 16;
+
+/// Bytes of row ids and codes that a [`PartitionReader`] reads at once.
+const SLICE_BYTES: u64 = 4 << 20;
 
 /// A finished artifact. Opening reads the manifest and the model, nothing else.
 #[derive(Debug)]
@@ -199,23 +205,15 @@ impl Artifact {
             .partitions
             .get(partitions.clone())
             .ok_or_else(|| Error::invalid(format!("partitions {partitions:?}: expected within 0..{}", self.num_partitions())))?;
-        // Per file: (offset, end, partition's place in the window, place of the range in its partition).
-        let mut by_file: BTreeMap<&str, Vec<(u64, u64, usize, usize)>> = BTreeMap::new();
+        let mut by_file: BTreeMap<&str, Vec<Wanted>> = BTreeMap::new();
         for (place, entry) in entries.iter().enumerate() {
             if let Some(path) = &entry.path {
                 let ranges = by_file.entry(path).or_default();
                 ranges.extend(entry.ranges.iter().enumerate().map(|(index, r)| (r.offset, r.offset + r.num_rows, place, index)));
             }
         }
-        by_file.values_mut().for_each(|ranges| ranges.sort_unstable());
-        let requests = by_file.iter().map(|(path, ranges)| (*path, merge_adjacent(ranges))).collect();
-        let read = self.files.read_ranges(requests, part_ids).await?;
-        let mut cut = Vec::new();
-        for ((path, ranges), batches) in by_file.iter().zip(&read) {
-            cut.extend(self.cut(path, ranges, batches, partitions.start)?);
-        }
         let mut pieces: Vec<Vec<(usize, Vec<RecordBatch>)>> = vec![Vec::new(); entries.len()];
-        for (place, index, slices) in cut {
+        for (place, index, slices) in self.read_pieces(by_file, partitions.start, part_ids).await? {
             pieces[place].push((index, slices));
         }
         let mut result = Vec::with_capacity(entries.len());
@@ -223,14 +221,38 @@ impl Artifact {
             // A partition keeps the order of its ranges, whatever their place in the file.
             pieces.sort_unstable_by_key(|(index, _)| *index);
             let batches: Vec<RecordBatch> = pieces.into_iter().flat_map(|(_, slices)| slices).collect();
-            self.check_checksum(partitions.start + place, &batches)?;
+            let sum = batches.iter().fold(0, |sum: u64, batch| sum.wrapping_add(self.checksum(batch)));
+            self.check_checksum(partitions.start + place, sum)?;
             result.push(batches);
         }
         Ok(result)
     }
 
+    /// The rows of ranges of files, coalesced; `first` is the window's first partition.
+    async fn read_pieces(&self, mut by_file: BTreeMap<&str, Vec<Wanted>>, first: usize, part_ids: bool) -> Result<Vec<Piece>> {
+        by_file.values_mut().for_each(|ranges| ranges.sort_unstable());
+        let requests = by_file.iter().map(|(path, ranges)| (*path, merge_adjacent(ranges))).collect();
+        let read = self.files.read_ranges(requests, part_ids).await?;
+        let mut cut = Vec::new();
+        for ((path, ranges), batches) in by_file.iter().zip(&read) {
+            cut.extend(self.cut(path, ranges, batches, first)?);
+        }
+        Ok(cut)
+    }
+
+    /// Reads a partition some MiB at a time, however large it is.
+    pub fn partition_reader(self: Arc<Self>, partition: usize) -> PartitionReader {
+        let part_ids = !self.has_checksums();
+        PartitionReader::new(self, partition, part_ids)
+    }
+
+    fn checksum(&self, batch: &RecordBatch) -> u64 {
+        let (row_ids, codes) = row_ids_and_codes(batch);
+        checksum(row_ids, codes, self.code_width)
+    }
+
     /// What was read of one file, range by range.
-    fn cut(&self, path: &str, ranges: &[(u64, u64, usize, usize)], batches: &[RecordBatch], first: usize) -> Result<Vec<Piece>> {
+    fn cut(&self, path: &str, ranges: &[Wanted], batches: &[RecordBatch], first: usize) -> Result<Vec<Piece>> {
         if let Some(width) = batches.first().map(|b| b.column(1).as_fixed_size_list().value_length() as usize)
             && width != self.code_width
         {
@@ -260,14 +282,10 @@ impl Artifact {
         Ok(batch.project(&[0, 1])?)
     }
 
-    fn check_checksum(&self, partition: usize, batches: &[RecordBatch]) -> Result<()> {
+    fn check_checksum(&self, partition: usize, sum: u64) -> Result<()> {
         let Some(expected) = self.manifest.partitions[partition].checksum.as_ref().filter(|_| self.has_checksums()) else {
             return Ok(());
         };
-        let sum = batches.iter().fold(0u64, |sum, batch| {
-            let (row_ids, codes) = row_ids_and_codes(batch);
-            sum.wrapping_add(checksum(row_ids, codes, self.code_width))
-        });
         if to_hex(sum) != *expected {
             return Err(Error::corrupt(format!(
                 "{}: partition {partition} has checksum {}, the manifest says {expected}: its rows or codes were changed after they were written",
@@ -279,7 +297,64 @@ impl Artifact {
     }
 }
 
-fn merge_adjacent(ranges: &[(u64, u64, usize, usize)]) -> Vec<Range<u64>> {
+/// Reads one partition in slices, in the order of its ranges. Checksums are sums: the last slice tells whether all is well.
+pub struct PartitionReader<A = Arc<Artifact>> {
+    artifact: A,
+    partition: usize,
+    part_ids: bool,
+    slice_rows: u64,
+    /// The next range, and the rows of it that were read.
+    range: usize,
+    row: u64,
+    sum: u64,
+    done: bool,
+}
+
+impl<A: std::borrow::Borrow<Artifact>> PartitionReader<A> {
+    pub(super) fn new(artifact: A, partition: usize, part_ids: bool) -> Self {
+        let slice_rows = (SLICE_BYTES / (8 + artifact.borrow().code_width as u64)).max(1);
+        Self { artifact, partition, part_ids, slice_rows, range: 0, row: 0, sum: 0, done: false }
+    }
+
+    /// The next rows; `None` at the end. Nothing can be read after an error.
+    pub async fn next(&mut self) -> Result<Option<Vec<RecordBatch>>> {
+        let artifact = self.artifact.borrow();
+        let Some(entry) = artifact.manifest.partitions.get(self.partition).filter(|_| !self.done) else {
+            return Ok(None);
+        };
+        let mut wanted = Vec::new();
+        let mut room = self.slice_rows;
+        while room > 0
+            && let Some(range) = entry.ranges.get(self.range)
+        {
+            let rows = room.min(range.num_rows - self.row);
+            let start = range.offset + self.row;
+            wanted.push((start, start + rows, 0, wanted.len()));
+            (room, self.row) = (room - rows, self.row + rows);
+            if self.row == range.num_rows {
+                (self.range, self.row) = (self.range + 1, 0);
+            }
+        }
+        let last = self.range == entry.ranges.len();
+        let Some(path) = entry.path.as_deref().filter(|_| !wanted.is_empty()) else {
+            self.done = true;
+            return Ok(None);
+        };
+        // What is cancelled or fails here must not be taken for the end.
+        self.done = true;
+        let mut pieces = artifact.read_pieces(BTreeMap::from([(path, wanted)]), self.partition, self.part_ids).await?;
+        pieces.sort_unstable_by_key(|(_, index, _)| *index);
+        let batches: Vec<RecordBatch> = pieces.into_iter().flat_map(|(.., batches)| batches).collect();
+        self.sum = batches.iter().fold(self.sum, |sum, batch| sum.wrapping_add(artifact.checksum(batch)));
+        if last {
+            artifact.check_checksum(self.partition, self.sum)?;
+        }
+        self.done = last;
+        Ok(Some(batches))
+    }
+}
+
+fn merge_adjacent(ranges: &[Wanted]) -> Vec<Range<u64>> {
     let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
     for (offset, end, ..) in ranges {
         match merged.last_mut() {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
@@ -20,6 +21,7 @@ use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use tokio::io::AsyncWrite;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -28,13 +30,61 @@ use super::manifest::FileEntry;
 use super::store::{ArtifactStore, new_temporary_file};
 use crate::error::{Error, Result};
 
-/// Bytes of one part of a multipart upload; the smallest that S3 takes.
-pub const UPLOAD_PART_BYTES: usize = 5 * 1024 * 1024;
-const LOCAL_BUFFER_BYTES: usize = 32 * 1024;
+/// Bytes of the smallest part of a multipart upload that S3 takes.
+pub const MIN_PART_BYTES: usize = 5 * 1024 * 1024;
+/// The most parts that an upload can have.
+pub const MAX_PARTS: usize = 10_000;
+/// Bytes that an open local file collects.
+pub const LOCAL_BUFFER_BYTES: usize = 32 * 1024;
 
-/// The most memory one open file holds beside the run being written: a buffer, or a part that fills and one in flight.
-pub fn open_file_bytes(store: &ArtifactStore) -> usize {
-    if store.local_root().is_some() { LOCAL_BUFFER_BYTES } else { 2 * UPLOAD_PART_BYTES }
+/// How long an upload is given up for. One that could not be aborted by then is left to the store's own rules.
+const ABORT_TIME: Duration = Duration::from_secs(30);
+
+/// The uploads of one builder: the size of their parts, and those that are being aborted. An open file holds two parts, one
+/// that fills and one in flight.
+#[derive(Clone)]
+pub struct Uploads {
+    part_bytes: usize,
+    runtime: Handle,
+    aborting: Arc<watch::Sender<usize>>,
+}
+
+impl Uploads {
+    pub fn new(part_bytes: usize, runtime: Handle) -> Self {
+        Self { part_bytes, runtime, aborting: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Wait until the uploads that were dropped are aborted, for a bounded time. Whether all are.
+    pub async fn aborted(&self) -> bool {
+        let mut aborting = self.aborting.subscribe();
+        // A little longer than each of them waits.
+        tokio::time::timeout(ABORT_TIME + Duration::from_secs(1), aborting.wait_for(|left| *left == 0)).await.is_ok()
+    }
+
+    fn abort(&self, step: Option<Step>, upload: Option<Box<dyn MultipartUpload>>) {
+        /// Counts down also where the task is dropped.
+        struct Done(Arc<watch::Sender<usize>>);
+        impl Drop for Done {
+            fn drop(&mut self) {
+                self.0.send_modify(|left| *left -= 1);
+            }
+        }
+        self.aborting.send_modify(|left| *left += 1);
+        let done = Done(self.aborting.clone());
+        self.runtime.spawn(async move {
+            let _done = done;
+            let abort = async {
+                let upload = match step {
+                    Some(step) => step.await.ok().and_then(|result| result.ok().flatten()),
+                    None => upload,
+                };
+                if let Some(mut upload) = upload {
+                    let _ = upload.abort().await;
+                }
+            };
+            let _ = tokio::time::timeout(ABORT_TIME, abort).await;
+        });
+    }
 }
 
 /// A local file for other writers, without waiting until it is on the disk.
@@ -42,22 +92,22 @@ pub fn local_writer(path: PathBuf) -> Result<Box<dyn Writer>> {
     Ok(Box::new(LocalFile::create(path, false)?))
 }
 
-fn create(store: &ArtifactStore, relative: &str, sync: bool) -> Result<Box<dyn Writer>> {
+fn create(store: &ArtifactStore, uploads: &Uploads, relative: &str, sync: bool) -> Result<Box<dyn Writer>> {
     let path = store.path(relative)?;
     Ok(match store.local_root() {
         Some(root) => Box::new(LocalFile::create(root.join(relative), sync)?),
-        None => Box::new(Upload::new(store.object_store().inner.clone(), path, store.object_store().use_constant_size_upload_parts)),
+        None => Box::new(Upload::new(store.object_store().inner.clone(), path, uploads.clone())),
     })
 }
 
 /// Create a bucket file, which appears under its name only once it is finished. Its columns are described when it ends; `sync`
 /// makes it durable then.
-pub fn create_bucket_file(store: &ArtifactStore, relative: &str, sync: bool) -> Result<(FileWriter, TailRecorder)> {
-    let (tail, writer) = TailRecorder::new(create(store, relative, sync)?);
+pub fn create_bucket_file(store: &ArtifactStore, uploads: &Uploads, relative: &str, sync: bool) -> Result<(FileWriter, TailRecorder)> {
+    let (tail, writer) = TailRecorder::new(create(store, uploads, relative, sync)?);
     Ok((create_lazy_writer(ConcreteFileVersion::V2_0, writer, FileWriterOptions::default())?, tail))
 }
 
-/// Create a Lance file for batches, which appears under its name only once it is finished.
+/// Create a Lance file for batches, which appears under its name only once it is finished. Call within a Tokio runtime.
 pub fn create_file(
     store: &ArtifactStore,
     relative: &str,
@@ -66,7 +116,8 @@ pub fn create_file(
     sync: bool,
 ) -> Result<(FileWriter, TailRecorder)> {
     let schema = lance_core::datatypes::Schema::try_from(schema)?;
-    let (tail, writer) = TailRecorder::new(create(store, relative, sync)?);
+    let uploads = Uploads::new(MIN_PART_BYTES, Handle::current());
+    let (tail, writer) = TailRecorder::new(create(store, &uploads, relative, sync)?);
     Ok((create_writer(version, writer, schema, FileWriterOptions::default())?, tail))
 }
 
@@ -202,34 +253,29 @@ async fn or_abort(
     match result {
         Ok(()) => Ok(upload),
         Err(e) => {
-            let _ = upload.abort().await;
+            let _ = tokio::time::timeout(ABORT_TIME, upload.abort()).await;
             Err(e)
         }
     }
 }
 
-/// A multipart upload with one part in flight while the next one fills; a small object is one put.
+/// A multipart upload with one part in flight while the next one fills; a small object is one put. Parts are of one size, as
+/// some stores want them.
 struct Upload {
     store: Arc<dyn object_store::ObjectStore>,
     path: Path,
+    uploads: Uploads,
     part: Vec<u8>,
     upload: Option<Box<dyn MultipartUpload>>,
     step: Option<Step>,
     size: usize,
     parts: usize,
-    /// Some stores want all parts of one size; for the others parts grow, because there may be 10,000 of them.
-    constant_parts: bool,
     done: bool,
 }
 
 impl Upload {
-    /// Bytes of the part being filled: 5 MiB more after each thousand, so that a file can have 250 GiB.
-    fn part_bytes(&self) -> usize {
-        UPLOAD_PART_BYTES * if self.constant_parts { 1 } else { 1 + self.parts / 1000 }
-    }
-
-    fn new(store: Arc<dyn object_store::ObjectStore>, path: Path, constant_parts: bool) -> Self {
-        Self { store, path, part: Vec::new(), upload: None, step: None, size: 0, parts: 0, constant_parts, done: false }
+    fn new(store: Arc<dyn object_store::ObjectStore>, path: Path, uploads: Uploads) -> Self {
+        Self { store, path, uploads, part: Vec::new(), upload: None, step: None, size: 0, parts: 0, done: false }
     }
 
     /// Drive the step in flight to its end.
@@ -247,7 +293,7 @@ impl Upload {
         let upload = self.upload.take();
         let (store, path) = (self.store.clone(), self.path.clone());
         // A task of its own: the next write of this file, which would drive it, may be minutes away.
-        self.step = Some(tokio::spawn(async move {
+        self.step = Some(self.uploads.runtime.spawn(async move {
             let mut upload = match upload {
                 Some(upload) => upload,
                 None => store.put_multipart(&path).await?,
@@ -264,7 +310,7 @@ impl Upload {
                 self.done = true;
             } else if let Some(mut upload) = self.upload.take() {
                 let part = PutPayload::from(std::mem::take(&mut self.part));
-                self.step = Some(tokio::spawn(async move {
+                self.step = Some(self.uploads.runtime.spawn(async move {
                     if part.content_length() > 0 {
                         let sent = upload.put_part(part).await;
                         upload = or_abort(upload, sent).await?;
@@ -275,7 +321,7 @@ impl Upload {
             } else {
                 let part = PutPayload::from(std::mem::take(&mut self.part));
                 let (store, path) = (self.store.clone(), self.path.clone());
-                self.step = Some(tokio::spawn(async move { store.put(&path, part).await.map(|_| None) }));
+                self.step = Some(self.uploads.runtime.spawn(async move { store.put(&path, part).await.map(|_| None) }));
             }
         }
         Poll::Ready(Ok(()))
@@ -285,17 +331,25 @@ impl Upload {
 impl AsyncWrite for Upload {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if this.part.len() >= this.part_bytes() {
+        let most = this.uploads.part_bytes;
+        if this.part.len() >= most {
+            if this.parts + 1 >= MAX_PARTS {
+                return Poll::Ready(Err(io::Error::other(format!(
+                    "the file is larger than {MAX_PARTS} parts of {most} bytes, which is what an upload can have; pass expected_rows, \
+                     or raise memory_limit or num_buckets"
+                ))));
+            }
             futures::ready!(this.poll_step(cx))?;
             this.send_part();
             this.parts += 1;
         }
-        let room = this.part_bytes() - this.part.len();
-        if this.part.capacity() == 0 && this.parts > 0 {
-            // A file of several parts will fill this one: no doubling on the way.
-            this.part.reserve_exact(room);
+        let taken = &bytes[..bytes.len().min(most - this.part.len())];
+        let (len, had) = (this.part.len() + taken.len(), this.part.capacity());
+        if len > had {
+            // A file of several parts will fill this one. Otherwise it grows as it is needed, and never beyond a part.
+            let wanted = if this.parts > 0 { most } else { (2 * had).clamp(len, most) };
+            this.part.reserve_exact(wanted - this.part.len());
         }
-        let taken = &bytes[..bytes.len().min(room)];
         this.part.extend_from_slice(taken);
         this.size += taken.len();
         Poll::Ready(Ok(taken.len()))
@@ -327,18 +381,37 @@ impl Drop for Upload {
     /// An unfinished upload is aborted: stores bill the parts of forgotten ones.
     fn drop(&mut self) {
         let (step, upload) = (self.step.take(), self.upload.take());
-        if (step.is_some() || upload.is_some())
-            && let Ok(runtime) = Handle::try_current()
-        {
-            runtime.spawn(async move {
-                let upload = match step {
-                    Some(step) => step.await.ok().and_then(|result| result.ok().flatten()),
-                    None => upload,
-                };
-                if let Some(mut upload) = upload {
-                    let _ = upload.abort().await;
-                }
-            });
+        if step.is_some() || upload.is_some() {
+            self.uploads.abort(step, upload);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn parts_are_of_one_size_and_of_a_known_number() {
+        let store = Arc::new(InMemory::new());
+        let uploads = Uploads::new(1000, Handle::current());
+        let mut upload = Upload::new(store.clone(), Path::from("x"), uploads.clone());
+        for _ in 0..100 {
+            upload.write_all(&[7; 99]).await.unwrap();
+            assert!(upload.part.capacity() <= 1000);
+        }
+        assert_eq!(upload.parts, 9);
+        Writer::shutdown(&mut upload).await.unwrap();
+        assert_eq!(store.head(&Path::from("x")).await.unwrap().size, 9900);
+
+        let mut long = Upload::new(store.clone(), Path::from("y"), Uploads::new(10, Handle::current()));
+        let error = long.write_all(&[7; 10 * MAX_PARTS + 1]).await.unwrap_err().to_string();
+        assert!(error.contains("10000 parts") && error.contains("expected_rows"), "{error}");
+        let uploads = long.uploads.clone();
+        drop(long);
+        assert!(uploads.aborted().await && store.head(&Path::from("y")).await.is_err());
     }
 }

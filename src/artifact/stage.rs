@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rayon::prelude::*;
 
 use super::flush::locked;
+use crate::threads::fan_out;
 
 /// Rows waiting to be grouped. Columns are flat so that what they hold is what they cost.
 #[derive(Debug, Default)]
@@ -33,6 +34,19 @@ impl Stage {
 
     pub fn is_empty(&self) -> bool {
         self.row_ids.is_empty()
+    }
+
+    /// Make room for `rows` more, of `most` in all, where there is none: half as much again as there was, so that rows are moved
+    /// a few times at most.
+    pub fn try_reserve(&mut self, rows: usize, most: usize, code_width: usize) -> Result<(), TryReserveError> {
+        let needed = self.len() + rows;
+        if needed <= self.row_ids.capacity() {
+            return Ok(());
+        }
+        let room = (self.row_ids.capacity() / 2 * 3).clamp(needed, most.max(needed)) - self.len();
+        self.row_ids.try_reserve_exact(room)?;
+        self.part_ids.try_reserve_exact(room)?;
+        self.codes.try_reserve_exact(room.saturating_mul(code_width))
     }
 
     /// Copy rows in, with the help of other threads where there are many; the caller keeps within the capacity.
@@ -107,15 +121,9 @@ fn copy_all(stage: &mut Stage, row_ids: &[u64], part_ids: &[u32], codes: &[u8]) 
             }
         }
     };
-    // Threads of its own, not those that programs share: this one holds the builder's lock. Those that cannot be had do not
-    // help.
-    std::thread::scope(|scope| {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_COPY_THREADS);
-        for _ in 1..threads {
-            let _ = std::thread::Builder::new().name("lance-artifact-copy".into()).spawn_scoped(scope, copy);
-        }
-        copy();
-    });
+    // Threads of its own, not those that programs share: this one holds the builder's lock.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_COPY_THREADS);
+    fan_out(threads, "lance-artifact-copy", copy);
 }
 
 /// Make room for `from` behind the values of `to`, and cut the copy into pieces.
@@ -177,22 +185,21 @@ pub struct SortedRows {
 }
 
 /// A stable counting sort of the staged rows by rank, in parallel: each thread counts its slice, a prefix sum over
-/// (rank, slice) gives each its places, and each writes only those.
+/// (rank, slice) gives each its places, and each writes only those. One slice is sorted without Rayon's threads.
 pub fn sort(stage: &Stage, order: &BucketOrder, threads: usize) -> SortedRows {
     let partitions = order.partition.len();
     let rows = stage.len();
     let slice = rows.div_ceil(threads.max(1)).max(1);
-    let mut counts: Vec<Vec<u32>> = stage
-        .part_ids
-        .par_chunks(slice)
-        .map(|part_ids| {
-            let mut counts = vec![0u32; partitions];
-            for part_id in part_ids {
-                counts[order.rank[*part_id as usize] as usize] += 1;
-            }
-            counts
-        })
-        .collect();
+    let alone = slice >= rows;
+    let count = |part_ids: &[u32]| {
+        let mut counts = vec![0u32; partitions];
+        for part_id in part_ids {
+            counts[order.rank[*part_id as usize] as usize] += 1;
+        }
+        counts
+    };
+    let mut counts: Vec<Vec<u32>> =
+        if alone { vec![count(&stage.part_ids)] } else { stage.part_ids.par_chunks(slice).map(count).collect() };
     let mut starts = Vec::with_capacity(partitions + 1);
     let mut next = 0u32;
     for rank in 0..partitions {
@@ -202,15 +209,23 @@ pub fn sort(stage: &Stage, order: &BucketOrder, threads: usize) -> SortedRows {
         }
     }
     starts.push(next);
-    let places: Vec<AtomicU32> = (0..rows).into_par_iter().map(|_| AtomicU32::new(0)).collect();
-    stage.part_ids.par_chunks(slice).zip(counts.par_iter_mut()).enumerate().for_each(|(index, (part_ids, next))| {
-        let first = (index * slice) as u32;
+    let place = |places: &[AtomicU32], first: u32, part_ids: &[u32], next: &mut [u32]| {
         for (row, part_id) in (first..).zip(part_ids) {
             let place = &mut next[order.rank[*part_id as usize] as usize];
             places[*place as usize].store(row, Ordering::Relaxed);
             *place += 1;
         }
-    });
+    };
+    let places: Vec<AtomicU32> = if alone {
+        let places: Vec<_> = (0..rows).map(|_| AtomicU32::new(0)).collect();
+        place(&places, 0, &stage.part_ids, &mut counts[0]);
+        places
+    } else {
+        let places: Vec<_> = (0..rows).into_par_iter().map(|_| AtomicU32::new(0)).collect();
+        let slices = stage.part_ids.par_chunks(slice).zip(counts.par_iter_mut()).enumerate();
+        slices.for_each(|(index, (part_ids, next))| place(&places, (index * slice) as u32, part_ids, next));
+        places
+    };
     SortedRows { rows: places, starts }
 }
 

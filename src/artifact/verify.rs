@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use roaring::RoaringTreemap;
 
-use super::reader::{Artifact, row_ids_and_codes};
+use super::reader::{Artifact, PartitionReader, row_ids_and_codes};
 use crate::error::{Error, Result};
 
 /// Bytes of rows and codes read at once.
@@ -100,13 +100,17 @@ impl Artifact {
         let mut seen = RoaringTreemap::new();
         let mut rows = 0;
         for window in self.windows(WINDOW_BYTES) {
+            if window.len() == 1 && self.row_bytes(window.start) > WINDOW_BYTES {
+                rows = self.verify_partition(window.start, rows, &mut progress, &mut seen, &mut report).await?;
+                continue;
+            }
             match self.read_checked(window.clone(), true).await {
-                Ok(partitions) => self.collect_row_ids(&partitions, &mut seen, &mut report),
+                Ok(partitions) => collect_row_ids(partitions.iter().flatten(), &mut seen, &mut report),
                 // One bad partition must not hide the others of its window.
                 Err(Error::CorruptArtifact(_)) => {
                     for partition in window.clone() {
                         match self.read_checked(partition..partition + 1, true).await {
-                            Ok(partitions) => self.collect_row_ids(&partitions, &mut seen, &mut report),
+                            Ok(partitions) => collect_row_ids(partitions.iter().flatten(), &mut seen, &mut report),
                             Err(error) => report.note(error)?,
                         }
                     }
@@ -122,27 +126,62 @@ impl Artifact {
         Ok(report)
     }
 
-    fn collect_row_ids(&self, partitions: &[Vec<arrow_array::RecordBatch>], seen: &mut RoaringTreemap, report: &mut VerifyReport) {
-        for batch in partitions.iter().flatten() {
-            let (row_ids, _) = row_ids_and_codes(batch);
-            report.duplicate_row_ids += row_ids.iter().filter(|id| !seen.insert(**id)).count() as u64;
+    /// A partition that is larger than a window, slice by slice. Returns the rows checked so far.
+    async fn verify_partition(
+        &self,
+        partition: usize,
+        before: u64,
+        progress: &mut (impl FnMut(u64) + Send),
+        seen: &mut RoaringTreemap,
+        report: &mut VerifyReport,
+    ) -> Result<u64> {
+        let mut reader = PartitionReader::new(self, partition, true);
+        let mut rows = before;
+        loop {
+            match reader.next().await {
+                Ok(Some(batches)) => {
+                    rows += batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
+                    collect_row_ids(&batches, seen, report);
+                    progress(rows);
+                }
+                Ok(None) => return Ok(before + self.partition_rows(partition)),
+                Err(error) => {
+                    report.note(error)?;
+                    return Ok(before + self.partition_rows(partition));
+                }
+            }
         }
+    }
+
+    /// Bytes of a partition's rows and codes.
+    fn row_bytes(&self, partition: usize) -> u64 {
+        self.partition_rows(partition).saturating_mul(12 + self.pq_code_width() as u64)
     }
 
     /// Consecutive partitions of at most `bytes` of rows and codes, or single ones that are larger.
     pub fn windows(&self, bytes: u64) -> Vec<Range<usize>> {
-        let row_bytes = 12 + self.pq_code_width() as u64;
         let mut windows = Vec::new();
         let (mut start, mut held) = (0, 0);
         for partition in 0..self.num_partitions() {
-            let size = self.partition_rows(partition).saturating_mul(row_bytes);
-            if partition > start && held + size > bytes {
+            let size = self.row_bytes(partition);
+            if partition > start && size.saturating_add(held) > bytes {
                 windows.push(start..partition);
                 (start, held) = (partition, 0);
             }
-            held += size;
+            held = size.saturating_add(held);
         }
         windows.push(start..self.num_partitions());
         windows
+    }
+}
+
+fn collect_row_ids<'a>(
+    batches: impl IntoIterator<Item = &'a arrow_array::RecordBatch>,
+    seen: &mut RoaringTreemap,
+    report: &mut VerifyReport,
+) {
+    for batch in batches {
+        let (row_ids, _) = row_ids_and_codes(batch);
+        report.duplicate_row_ids += row_ids.iter().filter(|id| !seen.insert(**id)).count() as u64;
     }
 }

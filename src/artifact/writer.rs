@@ -3,21 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 
 use arrow_array::RecordBatch;
 use tokio::runtime::Handle;
 
 use super::batch::EncodedColumns;
 use super::flush::{Buckets, locked};
-use super::layout::{CLAIM_FILE, DEFAULT_MAX_BUCKETS, FORMAT_VERSION, MANIFEST_FILE, PARTITIONS_DIR, is_ours, metadata_path};
+use super::layout::{CLAIM_FILE, FORMAT_VERSION, MANIFEST_FILE, PARTITIONS_DIR, is_ours, metadata_path};
 use super::manifest::{CHECKSUM_KIND, Manifest, ModelSummary, RowCounts, Source, WriterInfo};
-use super::memory::{MemoryPlan, default_limit};
+use super::memory::{MemoryPlan, Wanted, default_limit, files_left};
+use super::metadata;
 use super::stage::Stage;
 use super::store::{ArtifactStore, StorageOptions};
-use super::{metadata, sink};
 use crate::error::{Error, Result};
 use crate::model::IvfPqModel;
+use crate::threads::{Background, block_on};
 
 /// What is encoded: a model, or just the shape that the codes have.
 #[derive(Debug, Clone)]
@@ -35,10 +35,14 @@ impl From<IvfPqModel> for Encoding {
 /// Options of a [`PartitionArtifactBuilder`]; the default is what users get.
 #[derive(Debug, Clone)]
 pub struct BuilderOptions {
-    /// Files of the artifact; `min(num_partitions, 256)`, fewer where an object store's upload buffers would not fit the limit.
+    /// Files of the artifact; `min(num_partitions, 256)`, fewer where an object store's upload buffers would not fit the limit on
+    /// memory, or open files the process's limit.
     pub num_buckets: Option<usize>,
     /// Bytes; 1 GiB or a quarter of the machine's memory, whichever is less.
     pub memory_limit: Option<u64>,
+    /// Rows that will be appended, about: for the parts of uploads, which there may be 10,000 of in a file, and for what is
+    /// reserved at the start. More may come as long as they fit; without it parts are as large as a share of the limit allows.
+    pub expected_rows: Option<u64>,
     /// Replace an artifact that is there already. It stays whole until the new one is published.
     pub overwrite: bool,
     pub storage_options: Option<StorageOptions>,
@@ -51,7 +55,15 @@ pub struct BuilderOptions {
 
 impl Default for BuilderOptions {
     fn default() -> Self {
-        Self { num_buckets: None, memory_limit: None, overwrite: false, storage_options: None, source: None, sync: true }
+        Self {
+            num_buckets: None,
+            memory_limit: None,
+            expected_rows: None,
+            overwrite: false,
+            storage_options: None,
+            source: None,
+            sync: true,
+        }
     }
 }
 
@@ -91,7 +103,7 @@ struct Inner {
     state: State,
     stage: Stage,
     /// The stage being written; it comes back empty.
-    flushing: Option<JoinHandle<Result<Stage>>>,
+    flushing: Option<Background<Stage>>,
     /// A failed flush; every later call answers with it.
     failed: Option<Error>,
     closed_files: Vec<String>,
@@ -120,22 +132,23 @@ impl PartitionArtifactBuilder {
         }
         let store = ArtifactStore::open(uri, options.storage_options.as_ref()).await?;
         let limit = options.memory_limit.unwrap_or_else(default_limit);
-        let open_file_bytes = sink::open_file_bytes(&store);
-        let num_buckets = match options.num_buckets {
-            Some(given) if given == 0 || given > num_partitions => {
-                return Err(Error::invalid(format!("num_buckets: got {given}, expected 1 to num_partitions = {num_partitions}")));
-            }
-            Some(given) => given,
-            None => num_partitions.min(DEFAULT_MAX_BUCKETS).min(MemoryPlan::max_buckets(limit, open_file_bytes)),
-        };
         let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, 16);
-        let plan = MemoryPlan::try_new(limit, code_width, num_partitions, num_buckets, open_file_bytes, threads)?;
-        let stage = Stage::try_with_capacity(plan.stage_rows, code_width)
+        let plan = MemoryPlan::choose(&Wanted {
+            limit,
+            code_width,
+            num_partitions,
+            num_buckets: options.num_buckets,
+            expected_rows: options.expected_rows,
+            uploads: store.local_root().is_none(),
+            threads,
+            files_left: files_left(),
+        })?;
+        let stage = Stage::try_with_capacity(plan.first_rows, code_width)
             .map_err(|e| Error::invalid(format!("memory_limit: {limit} bytes cannot be had on this machine ({e}); lower it")))?;
         let target = prepare_target(&store, options.overwrite).await?;
         let runtime = Handle::current();
         let tag = target.tag.as_deref();
-        let buckets = Buckets::new(store.clone(), runtime.clone(), plan, code_width, num_partitions, num_buckets, options.sync, tag);
+        let buckets = Buckets::new(store.clone(), runtime.clone(), plan, code_width, num_partitions, options.sync, tag);
         Ok(Self {
             store,
             encoding,
@@ -199,11 +212,19 @@ impl PartitionArtifactBuilder {
             }
             let take = (self.buckets.plan.stage_rows - inner.stage.len()).min(row_ids.len() - at);
             let to = at + take;
+            self.reserve(&mut inner.stage, take).inspect_err(|e| inner.failed = Some(e.clone()))?;
             inner.stage.extend(&row_ids[at..to], &part_ids[at..to], &codes[at * self.code_width..to * self.code_width]);
             at = to;
         }
         self.rows.fetch_add(row_ids.len() as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Room for rows that nobody expected.
+    fn reserve(&self, stage: &mut Stage, rows: usize) -> Result<()> {
+        stage
+            .try_reserve(rows, self.buckets.plan.stage_rows, self.code_width)
+            .map_err(|e| Error::Storage(format!("append_batch: no memory for {rows} more rows: {e}; lower memory_limit")))
     }
 
     fn open(&self, call: &str) -> Result<MutexGuard<'_, Inner>> {
@@ -234,8 +255,7 @@ impl PartitionArtifactBuilder {
         };
         let stage = std::mem::replace(&mut inner.stage, next);
         let buckets = self.buckets.clone();
-        let thread = std::thread::Builder::new().name("lance-artifact-flush".into()).spawn(move || buckets.flush(stage))?;
-        inner.flushing = Some(thread);
+        inner.flushing = Some(Background::start("lance-artifact-flush", move || buckets.flush(stage)));
         Ok(())
     }
 
@@ -244,8 +264,7 @@ impl PartitionArtifactBuilder {
         let Some(thread) = inner.flushing.take() else {
             return Ok(None);
         };
-        let result = thread.join().unwrap_or_else(|_| Err(Error::internal("a writer thread panicked")));
-        result.map(Some).inspect_err(|e| inner.failed = Some(e.clone()))
+        thread.wait().map(Some).inspect_err(|e| inner.failed = Some(e.clone()))
     }
 
     /// Write what is staged, close and sync the files, then publish the manifest: from then on, and not before, the artifact
@@ -379,9 +398,7 @@ impl PartitionArtifactBuilder {
 
     /// Run IO to its end from any thread, a runtime's own included.
     fn block_on<T: Send>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        std::thread::scope(|scope| {
-            scope.spawn(|| self.runtime.block_on(work)).join().unwrap_or_else(|_| Err(Error::internal("a writer thread panicked")))
-        })
+        block_on(&self.runtime, work)
     }
 }
 

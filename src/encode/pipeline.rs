@@ -12,6 +12,7 @@ use crate::artifact::layout::bucket_schema;
 use crate::artifact::{PartitionArtifactBuilder, RowCounts};
 use crate::error::{Error, Result};
 use crate::model::{Metric, fixed_size_list};
+use crate::threads::spawn;
 
 /// Batches being encoded at once. Each is encoded by all cores; a second one fills the gaps at its ends.
 const BATCHES_IN_FLIGHT: usize = 2;
@@ -50,7 +51,7 @@ pub async fn encode_into(
         total_loss += loss;
         written += batch.num_rows() as u64;
         let writing = builder.clone();
-        tokio::task::spawn_blocking(move || writing.append_batch(&batch)).await??;
+        spawn(move || writing.append_batch(&batch)).await?;
         progress(written + dropped.total());
     }
     let seen = written + dropped.total();

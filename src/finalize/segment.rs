@@ -27,6 +27,7 @@ use crate::artifact::{Artifact, StorageOptions};
 use crate::encode::VectorColumn;
 use crate::error::{Error, Result};
 use crate::model::{IvfPqModel, Metric, Training, fixed_size_list};
+use crate::threads::spawn;
 
 /// The index types that one artifact can become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,7 +235,7 @@ async fn stored_rows(request: &SegmentRequest) -> Result<u64> {
 /// Make the files of a segment durable, and the names of them and of the folder above.
 async fn sync_files(folder: std::path::PathBuf, files: &[(String, u64)]) -> Result<()> {
     let paths: Vec<_> = files.iter().map(|(name, _)| folder.join(name)).collect();
-    tokio::task::spawn_blocking(move || {
+    spawn(move || {
         for path in paths.iter().chain([&folder]) {
             std::fs::File::open(path)?.sync_all()?;
         }
@@ -243,7 +244,7 @@ async fn sync_files(folder: std::path::PathBuf, files: &[(String, u64)]) -> Resu
         }
         Ok(())
     })
-    .await?
+    .await
 }
 
 /// Open artifacts for a request.

@@ -1,22 +1,24 @@
 //! `PartitionArtifactBuilder`, `Artifact` and `VerifyReport`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow_array::RecordBatchIterator;
+use arrow_array::RecordBatch;
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
-use pyo3_arrow::PyRecordBatchReader;
 use pyo3_arrow::input::AnyRecordBatch;
+use pyo3_arrow::{PyRecordBatch, PySchema};
 
 use super::convert::{SourceArg, UriArg, record_batches, to_python};
+use super::exit::{self, Entry};
 use super::model::PyIvfPqModel;
-use super::runtime::{run, run_blocking};
-use crate::artifact::{Artifact, BuilderOptions, Encoding, PartitionArtifactBuilder, RowCounts};
+use super::runtime::{clean_up_blocking, run, run_blocking};
+use crate::artifact::{Artifact, BuilderOptions, Encoding, PartitionArtifactBuilder, PartitionReader, RowCounts};
 use crate::encode::TrainProgress;
 use crate::error::Error;
+use crate::threads::spawn;
 
 #[pyclass(name = "PartitionArtifactBuilder", module = "lance_artifact", frozen)]
 /// Streams encoded batches into a partition artifact, in bounded memory and one pass.
@@ -34,9 +36,14 @@ use crate::error::Error;
 /// pq_code_width : int, optional
 ///     Bytes of a code: num_sub_vectors * num_bits / 8.
 /// num_buckets : int, optional
-///     Files; default min(num_partitions, 256), fewer on object stores whose upload buffers would not fit memory_limit.
+///     Files; default min(num_partitions, 256), fewer where the process may not open as many (ulimit -n), or where the upload
+///     buffers of an object store would not fit memory_limit.
 /// memory_limit : int, optional
 ///     Bytes staged, sorted and being written; default 1 GiB or a quarter of RAM, whichever is less.
+/// expected_rows : int, optional
+///     Rows that will be appended, about; plans memory and the parts of uploads. On object stores a file is an upload of at most
+///     10,000 parts, whose size is fixed here: what cannot hold twice the mean bucket of so many rows is refused. Without it
+///     parts are as large as an eighth of memory_limit allows, 64 MiB at most. More rows may come while they fit.
 /// overwrite : bool, default False
 ///     Replace an artifact that is there. It stays whole until the new one is published.
 /// storage_options : dict, optional
@@ -53,7 +60,7 @@ use crate::error::Error;
 /// ArtifactExistsError
 ///     The target holds an artifact and overwrite is False.
 /// StorageError
-///     The target cannot be reached.
+///     The target cannot be reached, or threads or files that are needed cannot be had.
 pub struct PyPartitionArtifactBuilder {
     pub builder: Arc<PartitionArtifactBuilder>,
     uri: String,
@@ -65,7 +72,7 @@ pub struct PyPartitionArtifactBuilder {
 #[pymethods]
 impl PyPartitionArtifactBuilder {
     #[new]
-    #[pyo3(signature = (uri, model = None, *, num_partitions = None, pq_code_width = None, num_buckets = None, memory_limit = None, overwrite = false, storage_options = None, source = None, sync = true))]
+    #[pyo3(signature = (uri, model = None, *, num_partitions = None, pq_code_width = None, num_buckets = None, memory_limit = None, overwrite = false, storage_options = None, source = None, sync = true, expected_rows = None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -79,6 +86,7 @@ impl PyPartitionArtifactBuilder {
         storage_options: Option<HashMap<String, String>>,
         source: Option<SourceArg>,
         sync: bool,
+        expected_rows: Option<u64>,
     ) -> PyResult<Self> {
         let encoding = match (model, num_partitions, pq_code_width) {
             (Some(model), None, None) => Encoding::Model(model.0),
@@ -90,6 +98,7 @@ impl PyPartitionArtifactBuilder {
         let options = BuilderOptions {
             num_buckets,
             memory_limit,
+            expected_rows,
             overwrite,
             storage_options: storage_options.clone(),
             source: source.map(|s| s.0),
@@ -99,7 +108,9 @@ impl PyPartitionArtifactBuilder {
         let target = uri.clone();
         let builder =
             run(py, None, |_, cancel| async move { cancel.race(PartitionArtifactBuilder::try_new(&target, encoding, options)).await })?;
-        Ok(Self { builder: Arc::new(builder), uri, storage_options, finished: Arc::default(), aborted: AtomicBool::new(false) })
+        let builder = Arc::new(builder);
+        exit::watch(&builder);
+        Ok(Self { builder, uri, storage_options, finished: Arc::default(), aborted: AtomicBool::new(false) })
     }
 
     /// Append encoded rows.
@@ -159,11 +170,17 @@ impl PyPartitionArtifactBuilder {
         self.publish(py, RowCounts { seen, written, dropped })
     }
 
-    /// Stop and remove what was written. After finish() it does nothing.
+    /// Stop and remove what was written; uploads are aborted when it returns, or half a minute was spent on that. After
+    /// finish() it does nothing.
     fn abort(&self, py: Python<'_>) -> PyResult<()> {
         self.aborted.store(true, Ordering::Relaxed);
+        self.builder.cancel();
+        if exit::is_closed() {
+            // It was aborted when the interpreter wound up.
+            return Ok(());
+        }
         let builder = self.builder.clone();
-        run_blocking(py, move || builder.abort())
+        clean_up_blocking(py, move || builder.abort())
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -247,13 +264,25 @@ impl PyPartitionArtifactBuilder {
     }
 }
 
+impl Drop for PyPartitionArtifactBuilder {
+    /// An open builder is aborted, without the GIL: that waits for threads and for stores.
+    fn drop(&mut self) {
+        let builder = self.builder.clone();
+        builder.cancel();
+        // Where the interpreter has wound up, that has aborted it.
+        if let Ok(inside) = exit::enter(Entry::Cleanup) {
+            let _ = Python::try_attach(|py| inside.detach(py, || builder.abort()));
+        }
+    }
+}
+
 impl PyPartitionArtifactBuilder {
     pub fn publish(&self, py: Python<'_>, counts: RowCounts) -> PyResult<PyArtifact> {
         let (builder, uri, options) = (self.builder.clone(), self.uri.clone(), self.storage_options.clone());
         let finished = self.finished.clone();
         let artifact = run(py, None, |_, cancel| async move {
             let finishing = builder.clone();
-            let mut work = tokio::task::spawn_blocking(move || finishing.finish(Some(counts)));
+            let mut work = spawn(move || finishing.finish(Some(counts)));
             // An interrupt stops the writing between two chunks; if the manifest is out already, the artifact stands.
             let result = match cancel.race(async { Ok((&mut work).await) }).await {
                 Ok(result) => result,
@@ -262,7 +291,7 @@ impl PyPartitionArtifactBuilder {
                     work.await
                 }
             };
-            result??;
+            result?;
             let artifact = Arc::new(Artifact::open(&uri, options.as_ref()).await?);
             *finished.lock().unwrap_or_else(PoisonError::into_inner) = Some(artifact.clone());
             Ok(artifact)
@@ -353,22 +382,33 @@ impl PyArtifact {
         self.artifact.manifest().partitions.iter().map(|p| p.ranges.len()).collect()
     }
 
-    /// The rows of a partition.
+    /// The rows of a partition, read a few MiB at a time as the reader is asked for them.
     ///
     /// Returns
     /// -------
     /// pyarrow.RecordBatchReader
     ///     ``_rowid: uint64``, ``__pq_code: fixed_size_list<uint8>[pq_code_width]``.
+    ///
+    /// Raises
+    /// ------
+    /// IndexError
+    ///     There is no such partition.
+    /// CorruptArtifactError, StorageError
+    ///     The first rows cannot be read; the reader raises it for later ones. The checksum of a partition is known with its
+    ///     last row: of one larger than 4 MiB, rows are handed out before.
     fn read_partition<'py>(&self, py: Python<'py>, partition: usize) -> PyResult<Bound<'py, PyAny>> {
         if partition >= self.artifact.num_partitions() {
             return Err(PyIndexError::new_err(format!("partition {partition}: expected 0 to {}", self.artifact.num_partitions() - 1)));
         }
-        let artifact = self.artifact.clone();
-        let batches = run(py, None, |_, cancel| async move {
-            cancel.race(async { Ok(artifact.read_partitions(partition..partition + 1).await?.pop().unwrap_or_default()) }).await
+        let mut reader = self.artifact.clone().partition_reader(partition);
+        let (first, reader) = run(py, None, |_, cancel| async move {
+            let first = cancel.race(reader.next()).await?;
+            Ok((first, reader))
         })?;
-        let schema = self.artifact.partition_schema();
-        PyRecordBatchReader::new(Box::new(RecordBatchIterator::new(batches.into_iter().map(Ok), schema))).into_pyarrow(py)
+        let batches =
+            PyPartitionBatches { ahead: Mutex::new(first.unwrap_or_default().into()), reader: Arc::new(tokio::sync::Mutex::new(reader)) };
+        let schema = PySchema::new(self.artifact.partition_schema()).into_pyarrow(py)?;
+        py.import("pyarrow")?.getattr("RecordBatchReader")?.call_method1("from_batches", (schema, Bound::new(py, batches)?))
     }
 
     /// Check every promise of the manifest against the files: sizes, rows, ranges, gaps, partition ids, checksums and duplicate
@@ -420,6 +460,33 @@ impl PyArtifact {
             self.num_partitions(),
             self.pq_code_width()
         )
+    }
+}
+
+/// The batches of a partition, for a pyarrow.RecordBatchReader.
+#[pyclass(name = "_PartitionBatches", module = "lance_artifact._lance_artifact", frozen)]
+pub struct PyPartitionBatches {
+    ahead: Mutex<VecDeque<RecordBatch>>,
+    reader: Arc<tokio::sync::Mutex<PartitionReader>>,
+}
+
+#[pymethods]
+impl PyPartitionBatches {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        loop {
+            let next = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            if let Some(batch) = next {
+                return PyRecordBatch::new(batch).into_pyarrow(py).map(Some);
+            }
+            let reader = self.reader.clone();
+            let read = run(py, None, |_, cancel| async move { cancel.race(async { reader.lock().await.next().await }).await })?;
+            let Some(batches) = read else { return Ok(None) };
+            self.ahead.lock().unwrap_or_else(PoisonError::into_inner).extend(batches);
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use super::model::PyIvfPqModel;
 use super::runtime::run;
 use crate::encode::{CpuEncoder, Dropped, TrainProgress, VectorSource, encode_into};
 use crate::error::{Error, Result};
+use crate::threads::spawn;
 
 /// A vector column of a dataset.
 #[pyclass(name = "_VectorSource", module = "lance_artifact._lance_artifact", frozen)]
@@ -109,8 +110,8 @@ impl PyVectorSource {
     ) -> PyResult<(u64, BTreeMap<String, u64>)> {
         let (source, builder) = (self.0.clone(), builder.get().builder.clone());
         let metric = model.0.metric();
-        let encoder = Arc::new(CpuEncoder::new(&model.0));
         let counts = run(py, progress, |reporter, cancel| async move {
+            let encoder = cancel.race(spawn(move || Ok(Arc::new(CpuEncoder::new(&model.0))))).await?;
             reporter.start("encode", Some(source.count_rows().await?), "rows");
             let counts = cancel.race(encode_into(&source, metric, encoder, builder, |rows| reporter.advance("encode", rows))).await?;
             reporter.complete("encode");

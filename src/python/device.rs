@@ -11,6 +11,7 @@ use super::artifact::PyPartitionArtifactBuilder;
 use super::build::PyVectorSource;
 use super::convert::to_python;
 use super::dlpack;
+use super::exit::{self, Entry};
 use super::model::PyIvfPqModel;
 use super::runtime::run;
 use crate::encode::TrainProgress;
@@ -21,7 +22,7 @@ use crate::error::{Error, Result};
 #[pyfunction]
 #[pyo3(signature = (*, free_memory = false))]
 pub fn cuda_devices<'py>(py: Python<'py>, free_memory: bool) -> PyResult<Bound<'py, PyDict>> {
-    let found = py.detach(|| crate::encode::device::cuda_devices(free_memory));
+    let found = exit::enter(Entry::Work(None))?.detach(py, || crate::encode::device::cuda_devices(free_memory));
     let result = PyDict::new(py);
     result.set_item("driver", found.driver)?;
     result.set_item("error", found.error)?;
@@ -42,14 +43,14 @@ pub fn cuda_devices<'py>(py: Python<'py>, free_memory: bool) -> PyResult<Bound<'
 /// Wait for all work on the calling thread's device.
 #[pyfunction]
 pub fn synchronize(py: Python<'_>) -> PyResult<()> {
-    Ok(py.detach(crate::encode::device::synchronize)?)
+    Ok(exit::enter(Entry::Work(None))?.detach(py, crate::encode::device::synchronize)?)
 }
 
 /// Bytes a second of copies between page-locked memory and a device: (to it, from it).
 #[pyfunction]
 #[pyo3(signature = (device, *, size = 67_108_864, repeats = 20))]
 pub fn measure_copy(py: Python<'_>, device: usize, size: usize, repeats: usize) -> PyResult<(f64, f64)> {
-    Ok(py.detach(|| crate::encode::device::measure_copy(device, size, repeats))?)
+    Ok(exit::enter(Entry::Work(None))?.detach(py, || crate::encode::device::measure_copy(device, size, repeats))?)
 }
 
 /// A device made the calling thread's own for a `with` block, so that CUDA packages compute there.
@@ -69,7 +70,7 @@ impl PyCudaDevice {
     fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
         let this = slf.get();
         let before = CurrentContext::get();
-        let cuda = py.detach(|| Cuda::open(this.index))?;
+        let cuda = exit::enter(Entry::Work(None))?.detach(py, || Cuda::open(this.index))?;
         this.entered.lock().unwrap_or_else(PoisonError::into_inner).push((cuda, before));
         Ok(slf)
     }
@@ -218,7 +219,7 @@ impl PythonEncoder {
 impl DeviceEncoder<Cuda> for PythonEncoder {
     fn open(&mut self, _: &Cuda, stream: &<Cuda as Device>::Stream) -> Result<()> {
         self.stream = stream.address();
-        Python::attach(|py| {
+        exit::attach(|py| {
             let session = self.encoder.call_method1(py, "open", (self.index, self.stream)).map_err(|e| self.failed(py, e))?;
             self.session = Some(session);
             Ok(())
@@ -231,7 +232,7 @@ impl DeviceEncoder<Cuda> for PythonEncoder {
         part_ids: Tensor<<Cuda as Device>::Memory>,
         codes: Tensor<<Cuda as Device>::Memory>,
     ) -> Result<()> {
-        Python::attach(|py| {
+        exit::attach(|py| {
             let session = self.session.as_ref().ok_or_else(|| Error::internal("an encoder that is not open"))?;
             let array = |tensor| PyDeviceArray { tensor, device: self.index, stream: self.stream };
             session.call_method1(py, "encode", (array(vectors), array(part_ids), array(codes))).map_err(|e| self.failed(py, e))?;
@@ -241,11 +242,12 @@ impl DeviceEncoder<Cuda> for PythonEncoder {
 
     fn close(&mut self) {
         if let Some(session) = self.session.take() {
-            Python::attach(|py| {
+            let _ = exit::attach(|py| {
                 if let Err(error) = session.call_method0(py, "close") {
                     let _ = self.failed(py, error);
                 }
                 drop(session);
+                Ok(())
             });
         }
     }
@@ -279,7 +281,7 @@ pub fn encode_on_device<'py>(
         batch_rows,
     };
     let raised = Raised::default();
-    let found = py.detach(|| {
+    let found = exit::enter(Entry::Work(None))?.detach(py, || {
         let before = CurrentContext::get();
         let found: Result<Vec<_>> = devices.iter().map(|index| Cuda::open(*index)).collect();
         before.restore();

@@ -8,6 +8,7 @@ mod dataset;
 mod device;
 mod dlpack;
 mod errors;
+mod exit;
 mod model;
 mod process;
 mod runtime;
@@ -30,6 +31,7 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<build::PyVectorScan>()?;
     module.add_class::<device::PyDeviceArray>()?;
     module.add_class::<device::PyCudaDevice>()?;
+    exit::register(module)?;
     module.add_function(wrap_pyfunction!(process::owner_marks, module)?)?;
     module.add_function(wrap_pyfunction!(process::owner_is_gone, module)?)?;
     module.add_function(wrap_pyfunction!(device::cuda_devices, module)?)?;

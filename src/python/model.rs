@@ -6,9 +6,10 @@ use arrow_array::{UInt8Array, UInt32Array};
 use pyo3::prelude::*;
 
 use super::convert::{FixedSizeListArg, MetricArg, to_pyarrow, to_python};
-use super::runtime::{run, run_blocking};
+use super::runtime::{run, run_apart, run_blocking};
 use crate::encode::{CpuEncoder, Encoder, TrainParams, check_prepared, train_cpu};
 use crate::model::{IvfPqModel, Training, fixed_size_list};
+use crate::threads::spawn;
 
 #[pyclass(name = "IvfPqModel", module = "lance_artifact", frozen, from_py_object)]
 #[derive(Clone)]
@@ -37,12 +38,15 @@ impl PyIvfPqModel {
     #[new]
     #[pyo3(signature = (ivf_centroids, pq_codebook, metric = MetricArg(crate::model::Metric::L2), *, num_sub_vectors = None), text_signature = "(ivf_centroids, pq_codebook, metric=\"l2\", *, num_sub_vectors=None)")]
     fn new(
+        py: Python<'_>,
         ivf_centroids: FixedSizeListArg,
         pq_codebook: FixedSizeListArg,
         metric: MetricArg,
         num_sub_vectors: Option<usize>,
     ) -> PyResult<Self> {
-        Ok(Self(Arc::new(IvfPqModel::try_new(&ivf_centroids.0, &pq_codebook.0, metric.0, num_sub_vectors)?)))
+        // Values are checked, copied and hashed.
+        let make = move || IvfPqModel::try_new(&ivf_centroids.0, &pq_codebook.0, metric.0, num_sub_vectors);
+        Ok(Self(Arc::new(run_apart(py, make)?)))
     }
 
     /// pyarrow.FixedSizeListArray, num_partitions rows of dimension values, as pylance takes them.
@@ -173,8 +177,10 @@ pub struct PyCpuEncoder(Arc<CpuEncoder>, Arc<IvfPqModel>);
 #[pymethods]
 impl PyCpuEncoder {
     #[new]
-    fn new(model: PyIvfPqModel) -> Self {
-        Self(Arc::new(CpuEncoder::new(&model.0)), model.0)
+    fn new(py: Python<'_>, model: PyIvfPqModel) -> PyResult<Self> {
+        // Values are copied, in the order of the kernels.
+        let copied = model.0.clone();
+        Ok(Self(Arc::new(run_apart(py, move || Ok(CpuEncoder::new(&copied)))?), model.0))
     }
 
     /// Encode prepared vectors, as prepared_vectors() gives them: no nulls, finite, and of unit norm for cosine. Others are
@@ -229,7 +235,7 @@ pub fn train_on_cpu(
     let params = TrainParams { num_partitions, num_sub_vectors, num_bits, sample_rate, max_iters, seed, centroids };
     let model = run(py, progress, |reporter, cancel| async move {
         // Interrupted training has no side effect: the caller gets control back while the last k-means ends by itself.
-        cancel.race(async { tokio::task::spawn_blocking(move || train_cpu(&sample.0, metric.0, &params, &reporter)).await? }).await
+        cancel.race(spawn(move || train_cpu(&sample.0, metric.0, &params, &reporter))).await
     })?;
     Ok(PyIvfPqModel(Arc::new(model)))
 }

@@ -10,8 +10,10 @@ use pyo3::prelude::*;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
+use super::exit::{self, Entry, Inside};
 use crate::encode::TrainProgress;
 use crate::error::{Error, Result};
+use crate::threads::{self, Background};
 
 /// How often a waiting call looks for signals.
 const POLL: Duration = Duration::from_millis(50);
@@ -19,12 +21,81 @@ const POLL: Duration = Duration::from_millis(50);
 /// After work that takes longer, its memory is given back.
 const LONG: Duration = Duration::from_millis(500);
 
+/// Blocking threads that are kept for the short work of stores and files: IO goes on however many threads are had later.
+const BLOCKING_THREADS: usize = 4;
+/// More threads than these a build may need at a moment: to train, encode and write. It does with fewer where it must.
+const OTHER_THREADS: usize = 3;
+/// How long the threads of others may take to start.
+const START: Duration = Duration::from_secs(20);
+
 static RUNTIME: OnceLock<(u32, Runtime)> = OnceLock::new();
+static MAKING: Mutex<Option<Error>> = Mutex::new(None);
+
+fn number(variable: &str) -> Option<usize> {
+    std::env::var(variable).ok()?.trim().parse().ok().filter(|n| *n > 0)
+}
+
+/// Start every thread that must not be refused later: this runtime's, Rayon's and those of Lance's computations. Where one is
+/// refused it is an error here, before any work; afterwards it would be a panic, or work that waits for ever.
+fn make(ruined: &mut Option<Error>) -> Result<Runtime> {
+    if let Some(error) = ruined {
+        return Err(error.clone());
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = number("TOKIO_WORKER_THREADS").unwrap_or(cores);
+    let shared = number("RAYON_NUM_THREADS").unwrap_or(cores);
+    // Lance's pool has a worker, and blocking threads, of which one is enough to go on.
+    threads::check_available(workers + BLOCKING_THREADS + shared + 2 + OTHER_THREADS)?;
+    let made = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .max_blocking_threads((4 * cores).clamp(32, 512))
+        .thread_keep_alive(Duration::from_secs(u64::MAX))
+        .enable_all()
+        .thread_name("lance-artifact")
+        .build()
+        .map_err(|e| threads::refused(&e))?;
+    // From here on a refusal, by a limit that others reached since the check, cannot be mended in this process.
+    let started = threads::caught(|| {
+        if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(shared).build_global()
+            && let Some(io) = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<std::io::Error>())
+        {
+            return Err(threads::refused(io));
+        }
+        let all = Arc::new(tokio::sync::Barrier::new(BLOCKING_THREADS));
+        made.block_on(async {
+            let waiting: Vec<_> = (0..BLOCKING_THREADS)
+                .map(|_| {
+                    let (all, handle) = (all.clone(), made.handle().clone());
+                    tokio::task::spawn_blocking(move || handle.block_on(all.wait()).is_leader())
+                })
+                .collect();
+            let ours = futures::future::try_join_all(waiting);
+            let lances = lance_core::utils::tokio::spawn_cpu(|| Ok::<_, Error>(()));
+            let both = async { (ours.await, lances.await) };
+            match tokio::time::timeout(START, both).await {
+                Ok((ours, lances)) => lances.and(ours.map(|_| ()).map_err(Error::from)),
+                Err(_) => Err(threads::refused(&std::io::ErrorKind::TimedOut.into())),
+            }
+        })
+    });
+    match started {
+        Ok(()) => Ok(made),
+        Err(error) => {
+            made.shutdown_background();
+            let error = error.context("lance_artifact cannot be used in this process");
+            *ruined = Some(error.clone());
+            Err(error)
+        }
+    }
+}
 
 pub fn runtime() -> Result<&'static Runtime> {
     if RUNTIME.get().is_none() {
-        let made = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("lance-artifact").build()?;
-        let _ = RUNTIME.set((std::process::id(), made));
+        let mut ruined = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        if RUNTIME.get().is_none() {
+            let made = make(&mut ruined)?;
+            let _ = RUNTIME.set((std::process::id(), made));
+        }
     }
     match RUNTIME.get() {
         Some((pid, runtime)) if *pid == std::process::id() => Ok(runtime),
@@ -48,7 +119,7 @@ impl Cancel {
         *self.0.borrow()
     }
 
-    fn set(&self) {
+    pub fn set(&self) {
         self.0.send_replace(true);
     }
 
@@ -181,9 +252,33 @@ where
     T: Send + 'static,
     F: Future<Output = Result<T>> + Send + 'static,
 {
-    let runtime = runtime()?;
-    let started = Instant::now();
     let cancel = Cancel::new();
+    let inside = exit::enter(Entry::Work(Some(cancel.clone())))?;
+    run_inside(py, &inside, progress, cancel, work)
+}
+
+/// [`run`] for what removes what was left: it is done also while the interpreter winds up.
+pub fn clean_up<T, F>(py: Python<'_>, work: F) -> PyResult<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>> + Send + 'static,
+{
+    run_inside(py, &exit::enter(Entry::Cleanup)?, None, Cancel::new(), |_, _| work)
+}
+
+fn run_inside<T, F>(
+    py: Python<'_>,
+    inside: &Inside,
+    progress: Option<Bound<'_, PyAny>>,
+    cancel: Cancel,
+    work: impl FnOnce(Reporter, Cancel) -> F,
+) -> PyResult<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>> + Send + 'static,
+{
+    let runtime = inside.detach(py, runtime)?;
+    let started = Instant::now();
     let (events, receiver) = channel();
     let receiver = Mutex::new(receiver);
     let guard = events.clone();
@@ -196,7 +291,11 @@ where
     let mut listener = Listener { callback: progress, total: None, unit: String::new() };
     let mut raised = None;
     loop {
-        let (events, ended) = py.detach(|| drain(&receiver.lock().unwrap_or_else(PoisonError::into_inner)));
+        let (events, ended) = inside.detach(py, || drain(&receiver.lock().unwrap_or_else(PoisonError::into_inner)));
+        if exit::is_closing() {
+            // A thread that runs Python when the interpreter goes is killed.
+            listener.callback = None;
+        }
         if ended || task.is_finished() {
             let mut events = events;
             events.extend(receiver.lock().unwrap_or_else(PoisonError::into_inner).try_iter());
@@ -212,10 +311,8 @@ where
             }
         }
     }
-    let result = py.detach(|| runtime.block_on(task));
-    if started.elapsed() > LONG {
-        py.detach(super::allocator::give_back);
-    }
+    let result = inside.detach(py, || runtime.block_on(task));
+    give_back(py, inside, started);
     match (raised, result) {
         (Some(exception), _) => Err(exception),
         (None, Ok(result)) => Ok(result?),
@@ -223,7 +320,51 @@ where
     }
 }
 
+fn give_back(py: Python<'_>, inside: &Inside, started: Instant) {
+    if started.elapsed() > LONG {
+        inside.detach(py, super::allocator::give_back);
+    }
+}
+
+/// Signals come to this thread only.
+fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
+    let threading = py.import("threading")?;
+    let main = threading.call_method0("main_thread")?.getattr("ident")?;
+    threading.call_method0("get_ident")?.eq(main)
+}
+
 /// [`run`] for blocking work, which goes on to its own end even where the caller was interrupted.
 pub fn run_blocking<T: Send + 'static>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send + 'static) -> PyResult<T> {
-    run(py, None, |_, cancel| async move { cancel.race(async { tokio::task::spawn_blocking(work).await? }).await })
+    let inside = exit::enter(Entry::Work(None))?;
+    inside.detach(py, runtime)?;
+    block_inside(py, &inside, work)
+}
+
+/// [`run_blocking`] for what needs none of the runtime's threads, and starts none of them.
+pub fn run_apart<T: Send + 'static>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send + 'static) -> PyResult<T> {
+    block_inside(py, &exit::enter(Entry::Work(None))?, work)
+}
+
+/// [`run_blocking`] for what removes what was left: it is done also while the interpreter winds up.
+pub fn clean_up_blocking<T: Send + 'static>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send + 'static) -> PyResult<T> {
+    block_inside(py, &exit::enter(Entry::Cleanup)?, work)
+}
+
+/// On this thread, or beside it where signals are to be looked for meanwhile.
+fn block_inside<T: Send + 'static>(py: Python<'_>, inside: &Inside, work: impl FnOnce() -> Result<T> + Send + 'static) -> PyResult<T> {
+    let started = Instant::now();
+    let result = if is_main_thread(py)? {
+        let mut beside = inside.detach(py, || Background::start("lance-artifact-call", work));
+        loop {
+            match inside.detach(py, || beside.wait_a_while(POLL)) {
+                Ok(result) => break result,
+                Err(later) => beside = later,
+            }
+            py.check_signals()?;
+        }
+    } else {
+        inside.detach(py, || threads::caught(work))
+    };
+    give_back(py, inside, started);
+    Ok(result?)
 }

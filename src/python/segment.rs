@@ -10,7 +10,7 @@ use super::artifact::PyArtifact;
 use super::convert::MetricArg;
 use super::dataset::PyDataset;
 use super::model::PyIvfPqModel;
-use super::runtime::run;
+use super::runtime::{clean_up, run};
 use crate::encode::parse_manifest;
 use crate::error::Error;
 use crate::finalize::{IndexType, Segment, SegmentRequest, build_segment as build, check_commit, check_files, discard_segment as discard};
@@ -133,12 +133,12 @@ pub fn build_segment(
 #[pyfunction]
 pub fn discard_segment(py: Python<'_>, dataset: &PyDataset, uuid: String) -> PyResult<()> {
     let dataset = dataset.dataset.clone();
-    run(py, None, |_, _| async move { discard(&dataset, &uuid).await })
+    clean_up(py, async move { discard(&dataset, &uuid).await })
 }
 
 /// Delete an artifact: the manifest first, so that what is left at any moment is not an artifact any more.
 #[pyfunction]
 #[pyo3(signature = (uri, storage_options = None))]
 pub fn delete_artifact(py: Python<'_>, uri: String, storage_options: Option<HashMap<String, String>>) -> PyResult<()> {
-    run(py, None, |_, _| async move { crate::artifact::delete(&uri, storage_options.as_ref()).await })
+    clean_up(py, async move { crate::artifact::delete(&uri, storage_options.as_ref()).await })
 }

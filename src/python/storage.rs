@@ -10,6 +10,7 @@ use lance_io::object_store::{StorageOptionsAccessor, StorageOptionsProvider};
 use pyo3::prelude::*;
 
 use crate::error::Error;
+use crate::threads::spawn;
 
 /// A Python callable that gives a dictionary, or None.
 struct Renewal {
@@ -27,15 +28,15 @@ impl Debug for Renewal {
 impl StorageOptionsProvider for Renewal {
     async fn fetch_storage_options(&self) -> lance_core::Result<Option<HashMap<String, String>>> {
         let call = self.call.clone();
-        let fetched = tokio::task::spawn_blocking(move || {
-            Python::try_attach(|py| call.call0(py).and_then(|options| options.extract::<Option<HashMap<String, String>>>(py)))
+        let fetched = spawn(move || {
+            let given = Python::try_attach(|py| call.call0(py)?.extract::<Option<HashMap<String, String>>>(py).map_err(PyErr::from));
+            match given {
+                Some(Ok(options)) => Ok(options),
+                Some(Err(error)) => Err(Error::Storage(format!("storage_options: they ended and could not be renewed: {error}"))),
+                None => Err(Error::Interrupted("the interpreter is ending".into())),
+            }
         });
-        match fetched.await {
-            Ok(Some(Ok(options))) => Ok(options),
-            Ok(Some(Err(error))) => Err(Error::Storage(format!("storage_options: they ended and could not be renewed: {error}")).into()),
-            Ok(None) => Err(Error::Interrupted("the interpreter is ending".into()).into()),
-            Err(error) => Err(Error::from(error).into()),
-        }
+        Ok(fetched.await?)
     }
 
     fn provider_id(&self) -> String {

@@ -17,6 +17,7 @@ use crate::encode::prepare::Dropped;
 use crate::encode::source::Scanned;
 use crate::error::{Error, Result};
 use crate::model::Metric;
+use crate::threads::spawn;
 
 /// Slots of a device: one in each stage, and one waiting so that none starves.
 const SLOTS: usize = 4;
@@ -180,18 +181,18 @@ async fn lane<D: Device>(device: Arc<D>, encoder: Box<dyn DeviceEncoder<D>>, sha
     let (filled, filled_slots) = mpsc::channel(SLOTS);
     let (encoded, encoded_slots) = mpsc::channel(SLOTS);
     let (ready, opened) = oneshot::channel();
-    let mut encode = {
+    let encode = {
         let (device, shared) = (device.clone(), shared.clone());
-        tokio::task::spawn_blocking(move || encode_stage(&device, encoder, &shared, ready, filled_slots, encoded))
+        spawn(move || encode_stage(&device, encoder, &shared, ready, filled_slots, encoded))
     };
     if opened.await.is_err() {
         // It ended before it was ready: with the reason.
-        return Err((&mut encode).await?.err().unwrap_or_else(|| Error::internal("an encoder ended before it began")));
+        return Err(encode.await.err().unwrap_or_else(|| Error::internal("an encoder ended before it began")));
     }
     // After the encoder has taken what it needs of the device's memory.
     let prepared = {
         let (device, plan) = (device.clone(), shared.plan.clone());
-        tokio::task::spawn_blocking(move || allocate_slots(&device, &plan)).await?
+        spawn(move || allocate_slots(&device, &plan)).await
     };
     let (slots, stream, mut report) = match prepared {
         Ok(prepared) => prepared,
@@ -206,12 +207,12 @@ async fn lane<D: Device>(device: Arc<D>, encoder: Box<dyn DeviceEncoder<D>>, sha
     }
     let give_back = {
         let (device, shared) = (device.clone(), shared.clone());
-        tokio::task::spawn_blocking(move || give_back_stage(&device, &shared, encoded_slots, free))
+        spawn(move || give_back_stage(&device, &shared, encoded_slots, free))
     };
     let fill = fill_stage(&device, stream, shared, free_slots, filled).await;
     // Both end: their senders are gone. The reason for an early end is with whichever stage has an error.
-    let encode = encode.await?;
-    let given_back = give_back.await?;
+    let encode = encode.await;
+    let given_back = give_back.await;
     let (encode_seconds, notes) = encode?;
     let (batches, rows, copy_seconds, write_seconds) = given_back?;
     let (scan_wait_seconds, fill_seconds) = fill?;
