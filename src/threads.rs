@@ -97,6 +97,7 @@ impl<T: Send + 'static> Background<T> {
     }
 
     /// The result, or itself where it takes longer.
+    #[cfg(feature = "python")]
     pub fn wait_a_while(self, time: Duration) -> std::result::Result<Result<T>, Self> {
         match self.0 {
             Ok(result) => match result.recv_timeout(time) {

@@ -497,7 +497,9 @@ def create_index(
             check_sub_vectors(dimension, num_sub_vectors, num_bits)
             width = num_sub_vectors * num_bits // 8
             rows = handle.count_rows(fragment_list(fragment_ids))
-            check_target(artifact_uri, max(1, num_partitions or 1), width, memory_limit, storage_options, rows)
+            check_target(
+                artifact_uri, max(1, num_partitions or 1), width, memory_limit, storage_options, rows
+            )
         model = train(
             handle.dataset,
             path,

@@ -371,8 +371,13 @@ impl BucketFiles {
                     // A page of a few bytes may stand for any number of rows: they are not decoded all at once.
                     let most = u32::try_from(DECODED_BYTES / (12 + bucket.code_width)).unwrap_or(u32::MAX).max(1);
                     let ranges = ReadBatchParams::Ranges(ranges.into());
-                    let stream = reader.read_stream_projected(ranges, most, 2, projection, FilterExpression::no_filter()).await?;
-                    stream.try_collect::<Vec<RecordBatch>>().await
+                    let mut stream = reader.read_stream_projected(ranges, most, 2, projection, FilterExpression::no_filter()).await?;
+                    let mut batches = Vec::new();
+                    // Each is checked before there is a next one: what is no code or no row id is not collected.
+                    while let Some(batch) = stream.try_next().await? {
+                        batches.push(canonical(&batch)?);
+                    }
+                    Ok(batches)
                 }
             }
         })
@@ -381,7 +386,7 @@ impl BucketFiles {
         if got as u64 != rows {
             return Err(Error::corrupt(format!("{file} of {}: {got} rows were read, {rows} were asked for", self.store.uri())));
         }
-        batches.into_iter().map(|batch| canonical(&batch).map_err(|e| e.context(format!("{file} of {}", self.store.uri())))).collect()
+        Ok(batches)
     }
 }
 

@@ -208,7 +208,7 @@ impl PartitionArtifactBuilder {
         let mut at = 0;
         while at < row_ids.len() {
             if inner.stage.len() == self.buckets.plan.stage_rows {
-                self.flush(&mut inner).inspect_err(|e| inner.failed = Some(e.clone()))?;
+                self.flush(&mut inner, false).inspect_err(|e| inner.failed = Some(e.clone()))?;
             }
             let take = (self.buckets.plan.stage_rows - inner.stage.len()).min(row_ids.len() - at);
             let to = at + take;
@@ -241,8 +241,8 @@ impl PartitionArtifactBuilder {
         }
     }
 
-    /// Wait for the stage being written, then start on the one that is full.
-    fn flush(&self, inner: &mut Inner) -> Result<()> {
+    /// Wait for the stage being written, then start on the one that is full, or on the `last` one.
+    fn flush(&self, inner: &mut Inner, last: bool) -> Result<()> {
         let written = self.wait(inner)?;
         if inner.stage.is_empty() {
             return Ok(());
@@ -250,6 +250,7 @@ impl PartitionArtifactBuilder {
         // Only a build that needs a second stage pays for it.
         let next = match written {
             Some(stage) => stage,
+            None if last => Stage::default(),
             None => Stage::try_with_capacity(self.buckets.plan.stage_rows, self.code_width)
                 .map_err(|e| Error::Storage(format!("no memory for a second stage: {e}; lower memory_limit")))?,
         };
@@ -291,7 +292,7 @@ impl PartitionArtifactBuilder {
     }
 
     fn finish_open(&self, inner: &mut Inner, counts: RowCounts) -> Result<Manifest> {
-        self.flush(inner)?;
+        self.flush(inner, true)?;
         self.wait(inner)?;
         inner.stage = Stage::default();
         if !self.target.replaces && self.block_on(self.store.exists(MANIFEST_FILE))? {

@@ -104,6 +104,13 @@ pub fn enter(entry: Entry) -> Result<Inside> {
     })
 }
 
+/// There is no interpreter to come back to, and the process ends in a moment.
+fn stay_away() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
 impl Inside {
     /// Run `work` without the GIL.
     pub fn detach<T: Ungil>(&self, py: Python<'_>, work: impl Ungil + Send + FnOnce() -> T) -> T {
@@ -113,9 +120,8 @@ impl Inside {
                 doors.returning += usize::from(!doors.closed);
                 doors.closed
             });
-            while closed {
-                // There is no interpreter to come back to. The process ends in a moment.
-                std::thread::park();
+            if closed {
+                stay_away();
             }
             result
         });
