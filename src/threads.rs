@@ -39,28 +39,65 @@ pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
 }
 
-/// Start a thread; what it was to run comes back where it is refused.
-fn start<F: FnOnce() + Send + 'static>(name: &str, work: F) -> std::result::Result<(), (io::Error, F)> {
-    let mut work = Some(work);
-    for tries in 0.. {
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads that have done their work wait for more, up to this number: a builder asks for one with every batch.
+const KEPT: usize = 4;
+
+/// Those that wait, of a process: a forked child has none of them.
+static IDLE: Mutex<(u32, Vec<mpsc::Sender<Job>>)> = Mutex::new((0, Vec::new()));
+
+fn idle<T>(look: impl FnOnce(&mut Vec<mpsc::Sender<Job>>) -> T) -> T {
+    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let process = std::process::id();
+    if idle.0 != process {
+        *idle = (process, Vec::new());
+    }
+    look(&mut idle.1)
+}
+
+fn work_on(first: Job) {
+    let (sender, receiver) = mpsc::channel();
+    let mut next = Some(first);
+    while let Some(job) = next {
+        let _ = catch_unwind(AssertUnwindSafe(job));
+        let kept = idle(|idle| {
+            let kept = idle.len() < KEPT;
+            idle.extend(kept.then(|| sender.clone()));
+            kept
+        });
+        next = if kept { receiver.recv().ok() } else { None };
+    }
+}
+
+/// Run a job on a thread that waits for one, or a new one; it comes back where that is refused.
+fn start(job: Job) -> std::result::Result<(), (io::Error, Job)> {
+    let mut job = match idle(Vec::pop) {
+        Some(thread) => match thread.send(job) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::SendError(job)) => job,
+        },
+        None => job,
+    };
+    let mut tries = 0;
+    loop {
         // A refused thread drops what it is given.
-        let slot = Arc::new(Mutex::new(work.take()));
+        let slot = Arc::new(Mutex::new(Some(job)));
         let given = slot.clone();
         let run = move || {
-            let work = given.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(work) = work {
-                work();
+            let job = given.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(job) = job {
+                work_on(job);
             }
         };
-        let Err(error) = Builder::new().name(name.into()).spawn(run) else { break };
-        work = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match work.take() {
-            Some(refused) if tries == TRIES => return Err((error, refused)),
-            back => work = back,
+        let Err(error) = Builder::new().name("lance-artifact-work".into()).spawn(run) else { return Ok(()) };
+        let Some(back) = slot.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+        if tries == TRIES {
+            return Err((error, back));
         }
+        (job, tries) = (back, tries + 1);
         std::thread::sleep(PAUSE);
     }
-    Ok(())
 }
 
 /// Run `work` on a thread of its own, within the runtime of the caller. It begins at once, and goes on to its own end where
@@ -68,10 +105,10 @@ fn start<F: FnOnce() + Send + 'static>(name: &str, work: F) -> std::result::Resu
 pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> BoxFuture<'static, Result<T>> {
     let (done, result) = oneshot::channel();
     let runtime = Handle::try_current().ok();
-    let started = start("lance-artifact-work", move || {
+    let started = start(Box::new(move || {
         let _runtime = runtime.as_ref().map(Handle::enter);
         let _ = done.send(caught(work));
-    });
+    }));
     match started {
         Ok(()) => async { result.await.unwrap_or_else(|_| Err(Error::internal("a thread ended without a result"))) }.boxed(),
         Err((error, _)) => ready(Err(refused(&error))).boxed(),
@@ -82,12 +119,12 @@ pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'stati
 pub struct Background<T>(std::result::Result<mpsc::Receiver<Result<T>>, Result<T>>);
 
 impl<T: Send + 'static> Background<T> {
-    pub fn start(name: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Self {
+    pub fn start(work: impl FnOnce() -> Result<T> + Send + 'static) -> Self {
         let (done, result) = mpsc::channel();
-        let run = move || {
+        let run = Box::new(move || {
             let _ = done.send(caught(work));
-        };
-        match start(name, run) {
+        });
+        match start(run) {
             Ok(()) => Self(Ok(result)),
             Err((_, run)) => {
                 run();
@@ -212,8 +249,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let error = runtime.block_on(spawn::<()>(|| panic!("oh"))).unwrap_err();
         assert!(error.to_string().contains("oh"), "{error}");
-        assert!(Background::<()>::start("x", || panic!("oh")).wait().is_err());
-        assert_eq!(Background::start("x", || Ok(3)).wait().unwrap(), 3);
+        assert!(Background::<()>::start(|| panic!("oh")).wait().is_err());
+        assert_eq!(Background::start(|| Ok(3)).wait().unwrap(), 3);
     }
 
     #[test]

@@ -16,49 +16,56 @@ import numpy as np
 import pyarrow as pa
 
 import lance_artifact as la
-from history_model import State, check, expect, index_folders, lines_of, open_line, referenced, table, usable
+from history_model import (
+    Rows,
+    State,
+    check,
+    expect,
+    index_folders,
+    lines_of,
+    open_line,
+    referenced,
+    table,
+    usable,
+)
 from history_others import NAMES, Dataset, Kept, Made, Skip
 
 # What others do to the dataset, and how often; then what is ours.
 OTHERS = {
     "append": 6, "delete": 5, "update_id": 3, "update_vector": 3, "rewrite_vector": 3, "rewrite_extra": 2, "columns": 1,
-    "compact": 4, "optimize": 3, "stock_index": 1, "branch": 2, "switch": 2, "tag": 2, "overwrite": 1, "restore": 2, "recreate": 2,
+    "compact": 4, "optimize": 3, "stock_index": 1, "branch": 3, "switch": 4, "tag": 2, "overwrite": 1, "restore": 2, "recreate": 2,
     "cleanup": 3,
 }  # fmt: skip
 OURS = {
     "create": 10, "stale": 6, "artifact": 6, "shards": 3, "finalize": 6, "sourceless": 6, "two": 3, "meanwhile": 8, "chdir": 2,
 }  # fmt: skip
 # What can happen in the middle of a build, and where. "committing" is the moment between the last look at the dataset and
-# Lance's own commit, which nobody can guard against a folder that is removed.
+# Lance's own commit: what is done then cannot be prevented, only seen afterwards and undone.
 GENTLE = (
-    "append",
-    "delete",
-    "update_id",
-    "update_vector",
-    "rewrite_vector",
-    "rewrite_extra",
-    "compact",
-    "stock_index",
-)
-ROUGH = ("overwrite", "restore", "recreate", "cleanup", "branch", "tag", "optimize")
-POINTS = {"encoded": GENTLE + ROUGH, "built": GENTLE + ROUGH, "committing": GENTLE}
+    "append", "delete", "update_id", "update_vector", "rewrite_vector", "rewrite_extra", "compact", "stock_index", "tag", "branch",
+)  # fmt: skip
+ROUGH = ("overwrite", "restore", "recreate", "cleanup", "optimize")
+POINTS = {"encoded": GENTLE + ROUGH, "built": GENTLE + ROUGH, "committing": (*GENTLE, "cleanup", "recreate")}
 
 
 class _Points:
-    """Calls an action once, in the middle of a build. Everything it hooks into is public."""
+    """Calls actions in the middle of a build. Everything it hooks into is public."""
 
-    def __init__(self, point: str, action: Callable[[], None]) -> None:
-        self.point, self.action = point, action
-        self.done = False
+    def __init__(self, actions: dict[str, list[Callable[[], None]]]) -> None:
+        self.actions = actions
+        self.acting = False
         self.error: BaseException | None = None
 
     def _act(self, point: str) -> None:
-        if point == self.point and not self.done:
-            self.done = True
-            try:
-                self.action()
-            except BaseException as error:  # raised at the end: a build survives what a callback raises
-                self.error = error
+        if self.acting or not self.actions.get(point):
+            return
+        self.acting = True
+        try:
+            self.actions[point].pop(0)()
+        except BaseException as error:  # raised at the end: a build survives what a callback raises
+            self.error = error
+        finally:
+            self.acting = False
 
     def progress(self, step: Any) -> None:
         if step.event == "complete":
@@ -66,8 +73,8 @@ class _Points:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """The commit goes through the user's pylance handle by one of these."""
-        kept = {n: getattr(lance.LanceDataset, n) for n in ("commit_existing_index_segments",)}
+        """The commit goes through the user's pylance handle, by one of these."""
+        kept = {n: vars(lance.LanceDataset)[n] for n in ("commit_existing_index_segments", "commit")}
 
         def hook(original: Any) -> Any:
             def commit(*arguments: Any, **options: Any) -> Any:
@@ -77,7 +84,9 @@ class _Points:
             return commit
 
         for name, original in kept.items():
-            setattr(lance.LanceDataset, name, hook(original))
+            static = isinstance(original, staticmethod)
+            hooked = hook(original.__func__ if static else original)
+            setattr(lance.LanceDataset, name, staticmethod(hooked) if static else hooked)
         try:
             yield
         finally:
@@ -89,6 +98,12 @@ def segments_of(ds: Any, name: str) -> list[Any]:
     return [s for i in ds.describe_indices() if i.name == name for s in i.segments]
 
 
+def _usable_row_ids(rows: pa.Table, live: Rows, metric: str) -> np.ndarray:
+    take = [usable(live[i], metric) for i in rows["id"].to_pylist()]
+    ids: np.ndarray = rows["_rowid"].combine_chunks().to_numpy()[np.array(take, dtype=bool)]
+    return ids
+
+
 class History(Dataset):
     """One history: `run` makes the dataset and takes the steps."""
 
@@ -96,6 +111,8 @@ class History(Dataset):
         name, ds = self.random.choice(NAMES), self.fresh()
         exists = any(i.name == name for i in ds.describe_indices())
         options = {"name": name, "replace": exists if self.random.random() < 0.9 else not exists}
+        if self.random.random() < 0.1:
+            options["index_type"] = "IVF_HNSW_PQ"
         self.trained = self.random.random() < 0.2
         fragments = [f.fragment_id for f in ds.get_fragments()]
         if len(fragments) > 1 and self.random.random() < 0.2 and fresh:
@@ -121,7 +138,7 @@ class History(Dataset):
 
     def stock_create(self, ds: Any, options: dict[str, Any]) -> None:
         """The same by stock pylance, to tell its own faults from ours."""
-        options = {k: v for k, v in options.items() if k != "fragment_ids"}
+        options = {k: v for k, v in options.items() if k not in ("fragment_ids", "index_type")}
         model = self.given()
         try:
             ds.create_index(
@@ -136,15 +153,19 @@ class History(Dataset):
         before = since or State.of(self.root)
         generation, folders = self.generation, index_folders(self.root)
         self.middle: State | None = None
+        self.late = False
         outcome = "committed"
         try:
             act()
         except la.LanceArtifactError as error:
             outcome = type(error).__name__
             expect(outcome != "LanceArtifactError" or self.stock, f"a defect: {error}")
-            text = " ".join(str(error).split())[:160]
+            text = " ".join(str(error).split())[:400]
             expect(not must, f"{what} was refused though nothing else happened: {outcome}: {text}")
             now, then = State.of(self.root), self.middle or before
+            if self.late:
+                # What was committed and undone again has a version, and nothing else.
+                now, then = now.without_versions(), then.without_versions()
             expect(now == then, f"{what} failed with {outcome} ({text}) and changed {then} to {now}")
         self.count[f"{what.split()[0]}: {outcome}"] += 1
         start = {} if self.generation != generation else {line: v for line, (v, _) in before.lines.items()}
@@ -158,7 +179,7 @@ class History(Dataset):
     def plain(self, options: dict[str, Any]) -> bool:
         """Whether a build of a fresh handle has nothing that could refuse it."""
         there = segments_of(self.fresh(), options["name"])
-        return bool(self.live) and bool(there) == options["replace"] and "fragment_ids" not in options
+        return bool(self.live) and bool(there) == options["replace"] and not options.get("fragment_ids")
 
     def create(self) -> str:
         ds, options = self.fresh(), self.build_options(True)
@@ -200,8 +221,13 @@ class History(Dataset):
 
         said = self.ours(f"artifact of {some or 'all'}", act, bool(self.live))
         if uris:
-            self.made.append(Made(uris[0], self.line, self.generation, int(ds.version), {}))
+            self.keep(Made(uris[0], self.line, self.generation, int(ds.version), some is None))
         return said
+
+    def keep(self, made: Made) -> None:
+        self.made.append(made)
+        if self.random.random() < 0.4 and "finalize" not in self.off:
+            self.queue.append("finalize")
 
     def shards(self) -> str:
         ds, uris = self.fresh(), []
@@ -215,11 +241,11 @@ class History(Dataset):
             uris.extend(self._encode(ds, part) for part in (fragments[:cut], fragments[cut:]))
 
         said = self.ours("shards", act, True)
-        self.made.append(Made("", self.line, self.generation, int(ds.version), {}, uris))
+        self.keep(Made("", self.line, self.generation, int(ds.version), True, shards=uris))
         return said
 
     def sourceless(self) -> str:
-        """An encoder of somebody else that says nothing of where its rows come from, and may have left out some."""
+        """An encoder of somebody else that may say nothing of where its rows come from, and may have left out some."""
         ds = self.fresh()
         fragments = ds.get_fragments()
         if not fragments:
@@ -227,16 +253,17 @@ class History(Dataset):
         chosen = fragments if self.random.random() < 0.6 else self.random.sample(fragments, 1)
         ids = [f.fragment_id for f in chosen]
         rows = ds.scanner(columns=["id"], with_row_id=True, fragments=chosen).to_table()
-        take = [usable(self.live[i], self.metric) for i in rows["id"].to_pylist()]
-        row_ids = rows["_rowid"].combine_chunks().to_numpy()[np.array(take, dtype=bool)]
-        seen = len(take)
+        row_ids, seen = _usable_row_ids(rows, self.live, self.metric), len(rows)
         fault = self.random.choice(["", "", "", "none", "some", "uncounted", "others"])
         if fault == "none":
             row_ids = row_ids[:0]
         elif fault == "some":
             row_ids = row_ids[: len(row_ids) // 3]
         elif fault == "others":
-            everything = ds.to_table(columns=[], with_row_id=True)["_rowid"].combine_chunks().to_numpy()
+            # Usable rows of all fragments; an encoder that says of a usable row that it is none is believed.
+            everything = _usable_row_ids(
+                ds.to_table(columns=["id"], with_row_id=True), self.live, self.metric
+            )
             row_ids = self.numpy.choice(everything, len(row_ids), replace=False)
         counted = (
             {}
@@ -246,9 +273,10 @@ class History(Dataset):
         if fault in ("none", "some"):
             counted = {}
         uri, model = self.target(), self.given()
+        source = la.describe_source(ds, "vector", ids) if self.random.random() < 0.3 else None
 
         def act() -> None:
-            builder = la.PartitionArtifactBuilder(uri, model)
+            builder = la.PartitionArtifactBuilder(uri, model, source=source)
             parts = self.numpy.integers(0, self.partitions, len(row_ids), dtype=np.uint32)
             codes = self.numpy.integers(0, 256, len(row_ids) * model.pq_code_width, dtype=np.uint8)
             wide = pa.FixedSizeListArray.from_arrays(pa.array(codes), model.pq_code_width)
@@ -257,9 +285,10 @@ class History(Dataset):
                 builder.append_batch(pa.table(columns, ["_rowid", "__ivf_part_id", "__pq_code"]))
             builder.finish(**counted)
 
-        said = self.ours(f"sourceless {fault or 'right'} of {ids}", act)
+        said = self.ours(f"sourceless {fault or 'right'} of {ids}{', with a source' if source else ''}", act)
         say = {"fragment_ids": ids} if self.random.random() < 0.7 else {}
-        self.made.append(Made(uri, self.line, self.generation, int(ds.version), say))
+        right = not fault and len(ids) == len(fragments) and (bool(say) or source is not None)
+        self.keep(Made(uri, self.line, self.generation, int(ds.version), right, say))
         return said
 
     def finalize(self) -> str:
@@ -268,17 +297,24 @@ class History(Dataset):
         made = self.random.choice(self.made[-3:])
         if made.generation == self.generation:
             self.line = made.line
-        ds = self.fresh()
+        ds, fresh = self.fresh(), True
         if self.kept and self.random.random() < 0.2:
-            ds = self.old().dataset
+            ds, fresh = self.old().dataset, False
         options = {**self.build_options(False), **made.options}
+        # An artifact of everything, and nothing happened since.
+        same = (made.generation, made.line, made.version) == (
+            self.generation,
+            self.line,
+            self.fresh().version,
+        )
+        must = made.right and same and fresh and self.plain({**options, "fragment_ids": None})
         about = f"{made.shards or made.uri} of {made.line or 'main'} version {made.version} with {options}"
         return self.ours(
-            f"finalize {about}", lambda: la.finalize(ds, "vector", made.shards or made.uri, **options)
+            f"finalize {about}", lambda: la.finalize(ds, "vector", made.shards or made.uri, **options), must
         )
 
     def two(self) -> str:
-        handles = [self.fresh(), self.fresh()]
+        handles = [self.fresh(), self.fresh()] if self.random.random() < 0.6 else [self.fresh()] * 2
         options = [{"name": self.random.choice(NAMES), "replace": True} for _ in handles]
         if not self.live:
             raise Skip
@@ -305,22 +341,34 @@ class History(Dataset):
                     raise error
             expect(None in errors, f"neither of two builds was committed: {errors}")
 
-        return self.ours(f"two at once {options}", act)
+        return self.ours(f"two at once {options}{' by one handle' if handles[0] is handles[1] else ''}", act)
 
     def meanwhile(self) -> str:
-        point = self.random.choice(list(POINTS))
-        kinds = [k for k in POINTS[point] if k not in self.off]
-        kind = self.random.choice(kinds)
+        """A build, and something else in the middle of it; or two things, or several times at the commit."""
         ds, options = self.fresh(), self.build_options(True)
-        done = []
+        kept = [k for k in self.kept if (k.generation, k.line) == (self.generation, self.line)]
+        if kept and self.random.random() < 0.2:
+            ds = self.random.choice(kept).dataset
+        actions: dict[str, list[Callable[[], None]]] = {}
+        done: list[str] = []
+        for point in self.random.choices(list(POINTS), k=self.random.choice([1, 1, 1, 2, 3])):
+            kinds = [k for k in POINTS[point] if k not in self.off]
+            if point == "committing" and self.line is not None:
+                # A branch that is gone with its dataset has no version to go back to; the dataset is not touched.
+                kinds = [k for k in kinds if k != "recreate"]
+            kind = self.random.choice(kinds)
 
-        def action() -> None:
-            with suppress(Skip):
-                done.append(getattr(self, kind)())
-                self.remember()
-            self.middle = State.of(self.root)
+            def action(kind: str = kind, point: str = point) -> None:
+                line = self.line
+                with suppress(Skip):
+                    done.append(f"{kind} {getattr(self, kind)()}, when {point}")
+                    self.remember()
+                self.line = line if line in self.lines else None
+                self.middle = State.of(self.root)
+                self.late |= point == "committing"
 
-        points = _Points(point, action)
+            actions.setdefault(point, []).append(action)
+        points = _Points(actions)
 
         def act() -> None:
             try:
@@ -330,7 +378,8 @@ class History(Dataset):
                 if points.error is not None:
                     raise points.error
 
-        return self.ours(f"meanwhile {kind} when {point} {options}", act) + f" ({kind}: {done})"
+        said = self.ours(f"meanwhile {options} handle of version {ds.version}", act)
+        return f"{said}; meanwhile {'; '.join(done) or 'nothing'}"
 
     def chdir(self) -> str:
         """A handle of a relative path, and another dataset of that name in the folder that is current later."""
@@ -395,7 +444,9 @@ class History(Dataset):
         self.kept.append(Kept(self.fresh(), None, 0))
         kinds = {k: w for k, w in {**OTHERS, **OURS}.items() if k not in self.off}
         for _ in range(self.random.randint(4, 12)):
-            self.step(self.random.choices(list(kinds), list(kinds.values()))[0])
+            self.step(
+                self.queue.pop() if self.queue else self.random.choices(list(kinds), list(kinds.values()))[0]
+            )
         for line in lines_of(self.root):
             self.line = line
             self.check()

@@ -91,6 +91,9 @@ class State:
             state.lines[line] = (int(ds.version), segments(ds))
         return state
 
+    def without_versions(self) -> State:
+        return State({line: (0, indices) for line, (_, indices) in self.lines.items()}, self.tags)
+
 
 def referenced(root: Path, since: dict[str | None, int]) -> set[str]:
     """Segments that a version after the given one of its line names."""
@@ -108,7 +111,7 @@ def referenced(root: Path, since: dict[str | None, int]) -> set[str]:
 def _search(ds: Any, query: np.ndarray, metric: str, k: int, **options: Any) -> dict[int, float]:
     found = ds.scanner(
         columns=["id", "_distance"],
-        nearest={"column": "vector", "q": query, "k": k, "nprobes": 4096, "refine_factor": 2, "metric": metric},
+        nearest={"column": "vector", "q": query, "k": k, "nprobes": 4096, "ef": 4 * k, "refine_factor": 2, "metric": metric},
         disable_scoring_autoprojection=True,
         **options,
     ).to_table()  # fmt: skip

@@ -14,7 +14,7 @@ import lance
 import numpy as np
 
 import lance_artifact as la
-from history_model import DIM, Rows, open_line, table
+from history_model import DIM, Rows, open_line, segments, table
 
 NAMES = ("v_a", "v_b")
 
@@ -36,7 +36,8 @@ class Made:
     line: str | None
     generation: int
     version: int
-    options: dict[str, Any]
+    right: bool
+    options: dict[str, Any] = field(default_factory=dict)
     shards: list[str] = field(default_factory=list)
 
 
@@ -63,6 +64,7 @@ class Dataset:
         self.generation = 0
         self.kept: list[Kept] = []
         self.made: list[Made] = []
+        self.queue: list[str] = []
         self.next_id = 0
         self.name = 0
         self.trained = False
@@ -140,7 +142,7 @@ class Dataset:
 
     def update_id(self) -> str:
         ids = self.some(1, 8)
-        offset = 100_000 * (1 + len(self.log))
+        offset = self.next_id
         self.fresh().update({"id": f"id + {offset}"}, where=f"id in ({', '.join(map(str, ids))})")
         for i in ids:
             self.live[i + offset] = self.live.pop(i)
@@ -175,6 +177,11 @@ class Dataset:
         return "added and dropped"
 
     def compact(self) -> str:
+        if self.line is not None:
+            own = {p.name for p in (self.root / "tree" / self.line).glob("_indices/*")}
+            # Lance's own fault: an index that a branch has from its parent cannot be read after a compaction on the branch.
+            if not {uuid for index in segments(self.fresh()).values() for uuid in index} <= own:
+                raise Skip
         target = self.random.choice([50, 1000])
         self.fresh().optimize.compact_files(target_rows_per_fragment=target)
         return f"to fragments of {target}"
@@ -212,6 +219,8 @@ class Dataset:
 
     def tag(self) -> str:
         name, ds = f"t{len(self.log)}", self.fresh()
+        if name in ds.tags.list():
+            raise Skip
         ds.tags.create(name, (self.line, ds.version) if self.line else ds.version)
         self.kept.append(
             Kept(lance.dataset(str(self.root)).checkout_version(name), self.line, self.generation)

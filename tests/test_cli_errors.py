@@ -170,3 +170,16 @@ def test_arguments_out_of_range(
     code, result = run(capsys, "build", ds.uri, "UPPER", *TRAINING, *wrong)
     assert code == 2, result
     assert lance.dataset(ds.uri).version == 1
+
+
+def test_a_part_of_an_index_is_not_replaced_after_training(
+    ds: Any, artifact: la.Artifact, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index of two fragments cannot be replaced by one of the first: known before anything is read."""
+    lance.write_dataset(ds.to_table(), ds.uri, mode="append")
+    assert run(capsys, "build", ds.uri, "UPPER", *TRAINING)[0] == 0
+    before = lance.dataset(ds.uri).version
+    monkeypatch.setattr(_api, "train", None)
+    code, result = run(capsys, "build", ds.uri, "UPPER", *TRAINING, "--fragment", "0", "--replace")
+    assert code in (2, 9) and "fragment" in result["message"], result
+    assert lance.dataset(ds.uri).version == before

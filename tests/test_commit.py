@@ -157,7 +157,8 @@ def test_a_fragment_is_emptied_meanwhile(ds: Any, monkeypatch: pytest.MonkeyPatc
     alive = ROWS - 990
     for query in vectors(ROWS, DIM)[:5]:
         found = latest.to_table(
-            nearest={"column": "vector", "q": query, "k": alive, "nprobes": K, "refine_factor": 1}, fast_search=True
+            nearest={"column": "vector", "q": query, "k": alive, "nprobes": K, "refine_factor": 1},
+            fast_search=True,
         )
         assert sorted(found["id"].to_pylist()) == list(range(990, ROWS))
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
+import http.server
+import json
+import pickle
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import lance
@@ -144,6 +151,274 @@ def test_publishing_is_put_if_absent(s3: dict[str, str]) -> None:
         both[1].finish()
     both[1].abort()
     assert la.Artifact.open("s3://vectors/race", s3).verify().ok
+
+
+@contextmanager
+def proxy(
+    s3: dict[str, str], act: Callable[[str, str, dict[str, str]], str | None]
+) -> Iterator[dict[str, str]]:
+    """A server in front of the store, which does what `act(method, key, headers)` says: None passes the request on, "500" fails
+    it, "lost" passes it on and fails the answer."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            headers = {
+                k: v for k, v in self.headers.items() if k.lower() not in ("connection", "content-length")
+            }
+            key = urlsplit(self.path).path.removeprefix("/vectors/")
+            what = act(self.command, key, headers)
+            status, answer, given = 500, b"", []
+            if what != "500":
+                connection = http.client.HTTPConnection(urlsplit(s3["aws_endpoint"]).netloc)
+                connection.request(self.command, self.path, body, headers)
+                response = connection.getresponse()
+                status, answer, given = response.status, response.read(), response.getheaders()
+                connection.close()
+            if what == "lost":
+                status, answer, given = 500, b"", []
+            self.send_response(status)
+            hop = ("connection", "transfer-encoding", "content-length", "date", "server")
+            for name, value in given:
+                if name.lower() not in hop:
+                    self.send_header(name, value)
+            length = dict(given).get("Content-Length") if self.command == "HEAD" else None
+            self.send_header("Content-Length", length or str(len(answer)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(answer)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield {
+                **s3,
+                "aws_endpoint": f"http://127.0.0.1:{server.server_port}",
+                "client_max_retries": "0",
+                "client_retry_timeout": "5",
+            }
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def small(uri: str, seed: int, options: dict[str, str], **more: Any) -> la.PartitionArtifactBuilder:
+    made = la.PartitionArtifactBuilder(
+        uri, num_partitions=8, pq_code_width=4, storage_options=options, **more
+    )
+    made.append_batch(encoded(100, 8, 4, seed=seed, first=seed * 1000))
+    return made
+
+
+def holds(uri: str, seed: int, options: dict[str, str]) -> bool:
+    artifact = la.Artifact.open(uri, options)
+    found = {i for part in content(artifact) for i in part}
+    return artifact.verify().ok and found == set(range(seed * 1000, seed * 1000 + 100))
+
+
+def named(options: dict[str, str], name: str) -> list[str]:
+    """The keys of an artifact, as its manifest names them."""
+    body = client(options).get_object(Bucket="vectors", Key=f"{name}/manifest.json")["Body"].read()
+    return sorted(f"{name}/{file}" for file in ["manifest.json", *json.loads(body)["files"]])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_overwriting_writers(first: int, s3: dict[str, str]) -> None:
+    name = f"two{first}"
+    uri = f"s3://vectors/{name}"
+    small(uri, 9, s3).finish()
+    both = [small(uri, seed, s3, overwrite=True) for seed in range(2)]
+    claims = [key for key in keys(s3, name) if ".lance-artifact-claim-" in key]
+    assert len(claims) == 2
+    both[first].finish()
+    with pytest.raises(la.ArtifactExistsError, match="another writer published"):
+        both[1 - first].finish()
+    assert holds(uri, first, s3)
+    both[1 - first].abort()
+    assert holds(uri, first, s3)
+    assert keys(s3, name) == named(s3, name)
+
+
+def test_plain_names_of_a_claim_are_not_anothers(s3: dict[str, str]) -> None:
+    """The one that claimed first may finish last, and the other way round."""
+    for first in (0, 1):
+        uri = f"s3://vectors/fresh{first}"
+        both = [small(uri, seed, s3) for seed in range(2)]
+        both[first].finish()
+        with pytest.raises(la.ArtifactExistsError):
+            both[1 - first].finish()
+        both[1 - first].abort()
+        assert holds(uri, first, s3)
+        assert keys(s3, f"fresh{first}") == named(s3, f"fresh{first}")
+
+
+def test_a_manifest_put_that_fails_is_tried_again(s3: dict[str, str]) -> None:
+    puts = []
+
+    def act(method: str, key: str, _: dict[str, str]) -> str | None:
+        if method == "PUT" and key.endswith("manifest.json"):
+            puts.append(key)
+            return "500" if len(puts) <= 2 else None
+        return None
+
+    with proxy(s3, act) as options:
+        small("s3://vectors/again", 1, options).finish()
+    assert len(puts) == 3
+    assert holds("s3://vectors/again", 1, s3) and keys(s3, "again") == named(s3, "again")
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_a_dead_process_left_goes_with_the_next_artifact(plain: bool, s3: dict[str, str]) -> None:
+    name = f"dead{plain}"
+    uri = f"s3://vectors/{name}"
+    if not plain:
+        small(uri, 1, s3).finish()
+    script = f"""
+import os
+import lance_artifact as la
+made = la.PartitionArtifactBuilder({uri!r}, num_partitions=8, pq_code_width=4, storage_options={s3!r}, overwrite=True)
+os._exit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 3
+    claims = [key for key in keys(s3, name) if "/.lance-artifact-claim" in key]
+    assert len(claims) == 1 and claims[0].endswith("-claim") is plain
+    tag = claims[0].split("-claim")[1]
+    for left in (f"metadata{tag}.lance", f"partitions/bucket-00003{tag}.lance"):
+        client(s3).put_object(Bucket="vectors", Key=f"{name}/{left}", Body=b"left")
+    small(uri, 2, s3, overwrite=not plain).finish()
+    assert holds(uri, 2, s3) and keys(s3, name) == named(s3, name)
+
+
+def test_a_store_that_is_away_for_a_moment_loses_nothing(s3: dict[str, str]) -> None:
+    """Every request on the way to publishing may fail, and so may the first look at what was published."""
+    left = {"armed": 0, "open": 0}
+
+    def act(method: str, key: str, _: dict[str, str]) -> str | None:
+        if left["armed"] > 0 and method in ("GET", "PUT", "HEAD"):
+            left["armed"] -= 1
+            return "500"
+        if method == "PUT" and key.endswith("manifest.json"):
+            left["open"] = 1
+        elif left["open"] and method != "POST" and not key.endswith("claim"):
+            return "500"
+        return None
+
+    with proxy(s3, act) as options:
+        made = small("s3://vectors/away", 1, options, num_buckets=1)
+        made.append_batch(encoded(1, 8, 4, first=5_000_000))
+        left["armed"] = 2
+        with pytest.raises(la.StorageError):
+            made.finish()
+        left["open"] = 0
+        assert made.finish().num_rows == 101
+    assert keys(s3, "away") == named(s3, "away")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_manifest_put_whose_answer_is_lost(overwrite: bool, s3: dict[str, str]) -> None:
+    name = f"lost{overwrite}"
+    if overwrite:
+        small(f"s3://vectors/{name}", 1, s3).finish()
+    puts = []
+
+    def act(method: str, key: str, _: dict[str, str]) -> str | None:
+        if method == "PUT" and key.endswith("manifest.json"):
+            puts.append(key)
+            return "lost"
+        return None
+
+    with proxy(s3, act) as options:
+        small(f"s3://vectors/{name}", 2, options, overwrite=overwrite).finish()
+    assert len(puts) == 1
+    assert holds(f"s3://vectors/{name}", 2, s3) and keys(s3, name) == named(s3, name)
+
+
+def test_an_abort_does_not_destroy_what_was_published_unheard(s3: dict[str, str]) -> None:
+    """The manifest was put, and from then on nobody answered: its files stay until it is known whether it is there."""
+    silent = threading.Event()
+
+    def act(method: str, key: str, _: dict[str, str]) -> str | None:
+        if silent.is_set():
+            return "500"
+        if method == "PUT" and key.endswith("manifest.json"):
+            silent.set()
+            return "lost"
+        return None
+
+    with proxy(s3, act) as options:
+        made = small("s3://vectors/unheard", 1, options)
+        with pytest.raises(la.StorageError, match="not known whether"):
+            made.finish()
+        with pytest.raises(la.StorageError, match="files are kept"):
+            made.abort()
+        silent.clear()
+        made.abort()
+    assert holds("s3://vectors/unheard", 1, s3) and keys(s3, "unheard") == named(s3, "unheard")
+
+
+@pytest.mark.parametrize("ignored", ["if-none-match", "if-match"])
+def test_a_store_that_ignores_conditions_is_refused(ignored: str, s3: dict[str, str]) -> None:
+    name = f"ignored-{ignored}"
+    small(f"s3://vectors/{name}", 1, s3).finish()
+
+    def act(method: str, _: str, headers: dict[str, str]) -> str | None:
+        if method == "PUT":
+            for header in [h for h in headers if h.lower() == ignored]:
+                del headers[header]
+        return None
+
+    before = keys(s3, name)
+    with proxy(s3, act) as options, pytest.raises(la.InvalidInputError, match="ignores"):
+        small(f"s3://vectors/{name}", 2, options, overwrite=True)
+    assert keys(s3, name) == before and holds(f"s3://vectors/{name}", 1, s3)
+
+
+def test_a_store_with_conditions_switched_off_is_refused(s3: dict[str, str]) -> None:
+    with pytest.raises(la.InvalidInputError, match="conditional writes"):
+        small("s3://vectors/off", 1, {**s3, "aws_conditional_put": "disabled"})
+    assert keys(s3, "off") == []
+
+
+def test_targets_that_are_refused(s3: dict[str, str]) -> None:
+    put = client(s3).put_object
+    put(Bucket="vectors", Key="no/file.parquet", Body=b"mine")
+    put(Bucket="vectors", Key="no/mixed/notes.txt", Body=b"mine")
+    put(Bucket="vectors", Key="no/mixed/metadata2024.lance", Body=b"mine")
+    lance.write_dataset(pa.table({"a": [1]}), "s3://vectors/no/data.lance", storage_options=s3)
+    before = keys(s3, "no/")
+    for name, message in (
+        ("no/file.parquet", "is a file"),
+        ("no/mixed", r"metadata2024\.lance, notes\.txt"),
+        ("no/data.lance", "is a Lance dataset"),
+        ("no", "data.lance/"),
+        ("", "other things"),
+    ):
+        with pytest.raises(la.InvalidInputError, match=message):
+            small(f"s3://vectors/{name}", 1, s3, overwrite=True)
+    assert keys(s3, "no/") == before
+
+
+def test_a_folder_made_in_a_console_is_empty(s3: dict[str, str]) -> None:
+    for key in ("made/", "made/partitions/"):
+        client(s3).put_object(Bucket="vectors", Key=key, Body=b"")
+    small("s3://vectors/made", 1, s3).finish()
+    assert holds("s3://vectors/made", 1, s3)
+
+
+def test_a_pickle_keeps_the_true_uri(s3: dict[str, str]) -> None:
+    uri = "s3://vectors/pickled?ddbTableName=t&token=to-ken"
+    artifact = small(uri, 1, s3).finish()
+    assert artifact.uri == "s3://vectors/pickled?ddbTableName=t&token=***"
+    assert artifact.__reduce__()[1] == (uri, s3)
+    assert pickle.loads(pickle.dumps(artifact)).num_rows == 100
 
 
 def test_errors_name_the_place_and_keep_the_secret(s3: dict[str, str]) -> None:

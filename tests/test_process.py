@@ -42,7 +42,6 @@ def python(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-<<<<<<< ours
 KILLED_AT = f"""
 import os, signal, sys
 import lance, lance_artifact as la
@@ -50,38 +49,6 @@ def progress(step):
     if f"{{step.event}} {{step.stage}}" == sys.argv[2]:
         os.kill(os.getpid(), int(sys.argv[3]))
 la.create_index(lance.dataset(sys.argv[1]), "vector", progress=progress, {BUILD})
-=======
-@pytest.mark.parametrize("what", ["artifact", "index"])
-def test_a_daemon_thread_that_builds_does_not_abort_the_process(
-    what: str, write: Callable[..., Any], tmp_path: Path
-) -> None:
-    ds = write(vectors(ROWS, DIM))
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    for n in range(5):
-        done = python(DAEMON, str(tmp_path), str(0.02 + 0.043 * n), what, env={"TMPDIR": str(scratch)})
-        # An exception of the thread may be told; that it is killed within Rust is fatal.
-        assert done.returncode == 0 and "fatal" not in done.stderr.lower() and "panick" not in done.stderr, (
-            done.stderr
-        )
-    assert list(scratch.iterdir()) == []
-    found = leftovers(tmp_path / "artifacts")
-    assert not [f for f in found if "lance-artifact" in f], found
-    for artifact in (tmp_path / "artifacts").glob("*"):
-        assert la.Artifact.open(artifact).verify().ok
-    versions = [lance.dataset(ds.uri, version=v["version"]) for v in lance.dataset(ds.uri).versions()]
-    live = {s.uuid for at in versions for i in at.describe_indices() for s in i.segments}
-    assert {p.name for p in Path(ds.uri, "_indices").glob("*")} == live
-
-
-def test_an_open_builder_is_aborted_when_the_interpreter_exits(tmp_path: Path) -> None:
-    script = """
-import sys, lance_artifact as la
-from conftest import encoded
-kept = la.PartitionArtifactBuilder(sys.argv[1], num_partitions=8, pq_code_width=64, memory_limit=32 << 20)
-for n in range(5):
-    kept.append_batch(encoded(100_000, 8, 64, first=n * 100_000))
->>>>>>> theirs
 """
 
 
@@ -278,53 +245,5 @@ pathlib.Path(sys.argv[1]).write_text("went on")
     assert (tmp_path / "said").read_text() == "cleaned up"
 
 
-<<<<<<< ours
 def test_it_is_a_keyboard_interrupt() -> None:
     assert issubclass(Terminated, KeyboardInterrupt) and os.getpid() != 1
-=======
-@pytest.mark.skipif(
-    not hasattr(os, "setuid") or os.getuid() != 0,
-    reason="limits on threads do not bind root: needs to change the user",
-)
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts the threads that the system has")
-def test_threads_that_cannot_be_had_are_errors(write: Callable[..., Any], tmp_path: Path) -> None:
-    """From a limit at which nothing works to one at which all does: an end, a typed error, nothing left behind."""
-    write(vectors(ROWS, DIM))
-    uid = str(50_000 + os.getpid() % 10_000)
-    with tempfile.TemporaryDirectory() as open_to_all:
-        folder = Path(open_to_all)
-        folder.chmod(0o777)
-        shutil.copytree(tmp_path / "vectors.lance", folder / "vectors.lance")
-        ends = []
-        for more in (0, 1, 3, 6, 9, 12, 16, 24, 40, 100):
-            done = python(
-                STARVED,
-                open_to_all,
-                str(more),
-                uid,
-                env={"RAYON_NUM_THREADS": "2", "TOKIO_WORKER_THREADS": "2"},
-            )
-            assert done.returncode == 0 and "panick" not in done.stderr, (more, done.stdout, done.stderr)
-            ends.append(done.stdout.split()[0])
-            if ends[-1] == "refused":
-                assert "threads" in done.stdout and "ulimit -u" in done.stdout
-                assert leftovers(folder / "out") == []
-                assert done.stdout.startswith("refused before"), done.stdout
-            shutil.rmtree(folder / "out", ignore_errors=True)
-    assert ends[0] == "refused" and ends[-1] == "done", ends
-    assert ends == sorted(ends, reverse=True), ends
-
-
-def test_threads_under_a_limit_on_the_address_space(write: Callable[..., Any], tmp_path: Path) -> None:
-    """As above where the stacks of threads are what is refused."""
-    write(vectors(ROWS, DIM))
-    script = STARVED.replace(
-        'limit = len(os.listdir("/proc/self/task")) + more\nresource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))',
-        'used = int(open("/proc/self/statm").read().split()[0]) * 4096\nlimit = used + (more << 20)\n'
-        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))",
-    )
-    for more in (8, 2000):
-        done = python(script, str(tmp_path), str(more), env={"MALLOC_ARENA_MAX": "1"})
-        assert done.returncode == 0 and "panick" not in done.stderr, (more, done.stdout, done.stderr)
-        assert done.stdout.startswith("refused" if more == 8 else "done"), done.stdout
->>>>>>> theirs

@@ -8,6 +8,7 @@ import json
 import threading
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,8 +64,9 @@ def test_an_exception_leaves_no_upload(store: dict[str, str]) -> None:
 
 
 def test_the_end_of_the_interpreter_leaves_no_upload(store: dict[str, str]) -> None:
-    script = """
+    script = f"""
 import json, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_uploads import started, uploads
 options = json.loads(sys.argv[1])
 kept = started(options, "ended")
@@ -90,6 +92,8 @@ class Failing(http.server.BaseHTTPRequestHandler):
             self.answer(500, b"")
             return
         headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+        # Without a type urllib says that it is a form, and the store drops it.
+        headers.setdefault("Content-type", "application/octet-stream")
         request = urllib.request.Request(self.target + self.path, body or None, headers, method=self.command)
         try:
             with urllib.request.urlopen(request) as answer:

@@ -206,11 +206,14 @@ def test_an_unfinished_build_leaves_nothing(how: str, tmp_path: Path) -> None:
 
 
 def test_abort_leaves_other_files_alone(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "notes.txt").write_text("mine")
     made = builder(tmp_path / "a")
+    (tmp_path / "a" / "notes.txt").write_text("mine")
     made.append_batch(encoded(10, K, WIDTH))
     made.abort()
+    assert leftovers(tmp_path) == ["a/notes.txt"]
+    # A build that begins when it is there is refused, and changes nothing either.
+    with pytest.raises(la.InvalidInputError, match=r"notes\.txt.*new or empty folder"):
+        builder(tmp_path / "a")
     assert leftovers(tmp_path) == ["a/notes.txt"]
 
 
@@ -331,21 +334,29 @@ def test_an_artifact_in_memory(tmp_path: Path) -> None:
     assert content(la.Artifact.open("memory://somewhere/a")) == expected(table)
 
 
-def test_other_files_of_the_target_are_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_target_with_other_files_is_refused(overwrite: bool, tmp_path: Path) -> None:
     mine = [
-        "a/partitions_old/bucket-00007.lance",
-        "a/partitions/bucket-00007.parquet",
         "a/metadata_mine.lance",
         "a/notes.txt",
+        "a/partitions/bucket-00007.parquet",
+        "a/partitions_old/bucket-00007.lance",
     ]
+    if overwrite:
+        with builder(tmp_path / "a") as made:
+            made.append_batch(encoded(10, K, WIDTH))
+    before = leftovers(tmp_path)
     for name in mine:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
-    for overwrite in (False, True):
-        with builder(tmp_path / "a", overwrite=overwrite) as made:
-            made.append_batch(encoded(10, K, WIDTH))
-    assert set(mine) <= set(leftovers(tmp_path))
-    assert made.artifact.verify().ok
+    with pytest.raises(
+        la.InvalidInputError, match=r"metadata_mine\.lance, notes\.txt, .*parquet, partitions_old/"
+    ):
+        builder(tmp_path / "a", overwrite=overwrite)
+    assert leftovers(tmp_path) == sorted([*before, *mine])
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
+    if overwrite:
+        assert la.Artifact.open(str(tmp_path / "a")).verify().ok
 
 
 def test_two_writers_of_one_target(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from ._arguments import (
     metric_name,
     whole_number,
 )
-from ._artifacts import check_place, common_version, covered, open_artifacts
+from ._artifacts import check_place, common_version, covered, open_artifacts, store_options
 from ._calls import awaited
 from ._checked import checked
 from ._commit import check_name, commit_segment, discard_uncommitted
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("lance_artifact")
 
+StorageOptions = dict[str, str] | Callable[[], dict[str, str] | None]
 Progress = bool | Callable[["IndexProgress"], Any]
 
 
@@ -182,7 +183,7 @@ def build_artifact(
     memory_limit: int | None = None,
     num_buckets: int | None = None,
     overwrite: bool = False,
-    storage_options: dict[str, str] | None = None,
+    storage_options: StorageOptions | None = None,
     sync: bool = True,
     progress: Progress = False,
 ) -> Artifact:
@@ -212,8 +213,9 @@ def build_artifact(
     num_buckets : int, optional
         Files of the artifact.
     overwrite : bool, default False
-    storage_options : dict, optional
-        Of the artifact; the dataset's own are taken from its handle.
+    storage_options : dict, or callable that gives one, optional
+        Of the artifact; the dataset's own are taken from its handle, and are the artifact's where that lies in the same store. A
+        callable is asked again when what it gave ends (``expires_at_millis``).
     sync : bool, default True
         Wait until the artifact is on the local disk, as PartitionArtifactBuilder does. A backend that writes its artifact
         itself does as it does.
@@ -234,6 +236,7 @@ def build_artifact(
     path, _ = vector_column(handle, column)
     chosen = resolve_backend(backend, devices)
     check_place(handle, artifact_uri)
+    storage_options = store_options(handle, artifact_uri, storage_options)
     source = handle.vectors(path, fragment_list(fragment_ids))
     if (model.dtype, model.dimension) != (source.dtype, source.dimension):
         raise ArtifactMismatchError(
@@ -303,7 +306,7 @@ def finalize(
     fragment_ids: Sequence[int] | None = None,
     m: int = 20,
     ef_construction: int = 150,
-    storage_options: dict[str, str] | None = None,
+    storage_options: StorageOptions | None = None,
     sync: bool = False,
     progress: Progress = False,
     backend_name: str | None = None,
@@ -334,8 +337,8 @@ def finalize(
         ``source=``); those that say it must say the same.
     m, ef_construction : int, default 20 and 150
         Of the HNSW graphs of IVF_HNSW_PQ.
-    storage_options : dict, optional
-        For artifacts given by URI.
+    storage_options : dict, or callable that gives one, optional
+        For artifacts given by URI; as in `build_artifact`.
     sync : bool, default False
         Wait until the index's files are on the local disk before they are committed. Lance itself leaves that to the system.
     progress : bool or callable, default False
@@ -363,7 +366,7 @@ def finalize(
     index_type = index_type_name(index_type)
     name = name or f"{path}_idx"
     ids = fragment_list(fragment_ids)
-    opened = open_artifacts(artifacts, storage_options)
+    opened = open_artifacts(handle, artifacts, storage_options)
     at = handle.at(common_version(handle, opened))
     check_name(handle.latest(), name, replace, path, covered(opened, ids))
     segment_uuid = str(uuid.uuid4())
@@ -422,7 +425,7 @@ def create_index(
     artifact_uri: str | Path | None = None,
     keep_artifact: bool | None = None,
     memory_limit: int | None = None,
-    storage_options: dict[str, str] | None = None,
+    storage_options: StorageOptions | None = None,
     sync: bool = False,
     progress: Progress = False,
 ) -> lance.LanceDataset:
@@ -448,8 +451,8 @@ def create_index(
         Default: kept where artifact_uri is given. After a failed commit a given one is always kept, to finalize again.
     memory_limit : int, optional
         Bytes of the writer.
-    storage_options : dict, optional
-        Of the artifact.
+    storage_options : dict, or callable that gives one, optional
+        Of the artifact; as in `build_artifact`.
     sync : bool, default False
         As in `finalize`.
     progress : bool or callable, default False
@@ -471,6 +474,8 @@ def create_index(
     ids = fragment_list(fragment_ids)
     check_name(handle.latest(), name or f"{path}_idx", replace, path, ids)
     check_place(handle, artifact_uri)
+    if artifact_uri is not None:
+        storage_options = store_options(handle, artifact_uri, storage_options)
     chosen = resolve_backend(backend, devices)
     if keep_artifact and artifact_uri is None:
         raise InvalidInputError("keep_artifact: got True without artifact_uri; say where to keep it")

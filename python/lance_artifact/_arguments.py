@@ -139,7 +139,7 @@ def check_target(
     num_partitions: int,
     width: int,
     memory_limit: int | None,
-    options: dict[str, str] | None,
+    options: Any,
     expected_rows: int | None = None,
 ) -> None:
     """What would fail after an hour of training fails before it: the writer's options, an artifact that is there, memory,

@@ -10,11 +10,26 @@ from ._lance_artifact import Artifact
 from .exceptions import ArtifactMismatchError, InvalidInputError
 
 
-def open_artifacts(artifacts: Any, storage_options: dict[str, str] | None) -> list[Artifact]:
+def store_options(handle: Handle, uri: str | Path, storage_options: Any) -> Any:
+    """The storage options of an artifact: those given, or for one in the dataset's own store those of its handle, renewed there."""
+    if storage_options is not None or not handle.dataset.latest_storage_options():
+        return storage_options
+    return handle.dataset.latest_storage_options if _authority(str(uri)) == _authority(handle.root) else None
+
+
+def _authority(uri: str) -> str | None:
+    scheme, sign, rest = uri.partition("://")
+    return f"{scheme}://{rest.split('/')[0]}" if sign and scheme != "file" else None
+
+
+def open_artifacts(handle: Handle, artifacts: Any, storage_options: Any) -> list[Artifact]:
     several = [artifacts] if isinstance(artifacts, (Artifact, str, Path)) else list(artifacts)
     if not several:
         raise InvalidInputError("artifacts: got none, expected at least one Artifact, path or URI")
-    opened = [a if isinstance(a, Artifact) else Artifact.open(str(a), storage_options) for a in several]
+    opened = [
+        a if isinstance(a, Artifact) else Artifact.open(str(a), store_options(handle, a, storage_options))
+        for a in several
+    ]
     seen: set[str] = set()
     for artifact in opened:
         if artifact.uri in seen:

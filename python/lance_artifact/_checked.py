@@ -94,9 +94,12 @@ def numbers(expected: str, most: int) -> Check:
     return check
 
 
-def options(what: str, value: Any) -> dict[str, str]:
+def options(what: str, value: Any) -> Any:
+    """A dict, or a callable that gives one: it is asked when the store is opened, and again when what it gave ends."""
+    if callable(value):
+        return value
     if not isinstance(value, Mapping):
-        raise refuse(what, value, "a dict of strings")
+        raise refuse(what, value, "a dict of strings, or a callable that gives one")
     for key, said in value.items():
         # Values may be secrets: they are not shown.
         if not isinstance(key, str) or not isinstance(said, str):

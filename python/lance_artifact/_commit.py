@@ -190,10 +190,11 @@ def _gone(at: Handle, segment: core._Segment, before: bytes) -> str | None:
 def _undo(at: Handle, version: int) -> bool:
     """Make the version before the commit, as it is in the store now, the latest again, if nothing came after the commit."""
     with suppress(Exception):
-        # Past every cache: another dataset may be there.
-        fresh = at.reopen(version)
-        if int(fresh.latest_version) == version + 1:
-            cast(Any, fresh).restore()
+        # Past every cache: another dataset may be there, of fewer versions.
+        fresh = at.reopen(None)
+        there = [int(v["version"]) for v in fresh.versions() if int(v["version"]) <= version]
+        if int(fresh.version) == version + 1 and there:
+            cast(Any, at.reopen(max(there))).restore()
             return True
     return False
 

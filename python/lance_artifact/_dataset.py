@@ -96,8 +96,8 @@ class Handle:
         cast(Any, latest).checkout_latest()
         return latest
 
-    def reopen(self, version: int) -> lance.LanceDataset:
-        """A version as it is in the store now, with no memory of what was there before."""
+    def reopen(self, version: int | None) -> lance.LanceDataset:
+        """A version (None: the latest) as it is in the store now, with no memory of what was there before."""
         return lance.dataset(
             self.location, version=version, storage_options=self.dataset.latest_storage_options()
         )

@@ -33,6 +33,7 @@ __all__ = [
 __version__: str
 
 _Report = Callable[[str, str, int, int | None, str], None]
+_StorageOptions = Mapping[str, str] | Callable[[], Mapping[str, str] | None]
 
 @final
 class IvfPqModel:
@@ -115,7 +116,7 @@ class PartitionArtifactBuilder:
         num_buckets: int | None = None,
         memory_limit: int | None = None,
         overwrite: bool = False,
-        storage_options: Mapping[str, str] | None = None,
+        storage_options: _StorageOptions | None = None,
         source: Mapping[str, Any] | None = None,
         sync: bool = True,
         expected_rows: int | None = None,
@@ -150,7 +151,7 @@ class PartitionArtifactBuilder:
 @final
 class Artifact:
     @staticmethod
-    def open(uri: str | PathLike[str], storage_options: Mapping[str, str] | None = None) -> Artifact: ...
+    def open(uri: str | PathLike[str], storage_options: _StorageOptions | None = None) -> Artifact: ...
     @property
     def uri(self) -> str: ...
     @property
@@ -292,7 +293,7 @@ def build_segment(
     progress: _Report | None = None,
 ) -> _Segment: ...
 def discard_segment(dataset: _Dataset, uuid: str) -> None: ...
-def delete_artifact(uri: str, storage_options: Mapping[str, str] | None = None) -> None: ...
+def delete_artifact(uri: str, storage_options: _StorageOptions | None = None) -> None: ...
 def cuda_devices(*, free_memory: bool = False) -> dict[str, Any]: ...
 def measure_copy(device: int, *, size: int = 67108864, repeats: int = 20) -> tuple[float, float]: ...
 def encode_on_device(

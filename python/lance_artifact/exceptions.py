@@ -46,7 +46,7 @@ class ArtifactNotFoundError(LanceArtifactError, FileNotFoundError):
 
 
 class ArtifactExistsError(LanceArtifactError, FileExistsError):
-    """The target already holds an artifact and `overwrite` is False."""
+    """The target holds an artifact and `overwrite` is False, or another writer has published there meanwhile."""
 
 
 class CorruptArtifactError(LanceArtifactError, ValueError):

@@ -42,25 +42,74 @@ pub fn pq_code_type(code_width: usize) -> DataType {
     DataType::FixedSizeList(item_field(DataType::UInt8), code_width as i32)
 }
 
-/// What a writer holds while it builds: plain names are its own, any other writer of that target tags its files.
+/// What begins the names of files beside an artifact that are no part of it.
+pub const HIDDEN_PREFIX: &str = ".lance-artifact-";
+
+/// Whoever creates or deletes a file of a plain name holds this one: plain names are the only ones that two attempts could share.
 pub const CLAIM_FILE: &str = ".lance-artifact-claim";
 
-/// Whether a file of an artifact's folder is one that this crate's writer makes; everything else is left alone.
-pub fn is_ours(path: &str) -> bool {
-    let numbered = |name: &str, prefix: &str| {
-        let Some(middle) = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(".lance")) else {
-            return false;
-        };
-        let (number, tag) = middle.split_once('-').map_or((middle, None), |(number, tag)| (number, Some(tag)));
-        let digits = number.bytes().all(|b| b.is_ascii_digit());
-        let tagged = tag.is_none_or(|tag| tag.len() == 8 && tag.bytes().all(|b| b.is_ascii_hexdigit()));
-        digits && tagged && (prefix != "bucket-" || number.len() >= 5)
-    };
-    match path.split_once('/') {
-        Some((PARTITIONS_DIR, name)) => !name.contains('/') && (numbered(name, "bucket-") || name.starts_with(".lance-artifact-")),
-        Some(_) => false,
-        None => path == METADATA_FILE || numbered(path, "metadata") || path.starts_with(".lance-artifact-"),
+/// Locked on a local disk while a file is compared and then replaced or removed; gone afterwards.
+pub const LOCK_FILE: &str = ".lance-artifact-lock";
+
+/// The file that says whose an attempt is: [`CLAIM_FILE`] for plain names, or one with its tag.
+pub fn claim_file(tag: Option<&str>) -> String {
+    tag.map_or_else(|| CLAIM_FILE.to_string(), |tag| format!("{CLAIM_FILE}-{tag}"))
+}
+
+/// What begins the names of an attempt's temporary local files; random characters follow.
+pub fn temporary_prefix(tag: &str) -> String {
+    format!("{HIDDEN_PREFIX}{tag}-")
+}
+
+/// A name that this crate's writer gives, and the attempt it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ours<'a> {
+    /// A bucket file or a model.
+    Data(Option<&'a str>),
+    Claim(Option<&'a str>),
+    /// Those of earlier releases had no tag.
+    Temporary(Option<&'a str>),
+    Lock,
+}
+
+/// Whether a file of an artifact's folder has one of our names, exactly; everything else is left alone.
+pub fn ours(path: &str) -> Option<Ours<'_>> {
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    if !folder.is_empty() && folder != PARTITIONS_DIR {
+        return None;
     }
+    if let Some(hidden) = name.strip_prefix(HIDDEN_PREFIX) {
+        let random = |text: &str| text.len() == 6 && text.bytes().all(|b| b.is_ascii_alphanumeric());
+        return match (hidden, hidden.split_once('-')) {
+            ("claim", _) if folder.is_empty() => Some(Ours::Claim(None)),
+            ("lock", _) if folder.is_empty() => Some(Ours::Lock),
+            (_, Some(("claim", tag))) if folder.is_empty() && is_tag(tag) => Some(Ours::Claim(Some(tag))),
+            (_, Some((tag, rest))) if is_tag(tag) && random(rest) => Some(Ours::Temporary(Some(tag))),
+            (_, None) if random(hidden) => Some(Ours::Temporary(None)),
+            _ => None,
+        };
+    }
+    let stem = name.strip_suffix(".lance")?;
+    if folder.is_empty() {
+        let rest = stem.strip_prefix("metadata")?;
+        if rest.is_empty() {
+            return Some(Ours::Data(None));
+        }
+        return rest.strip_prefix('-').filter(|tag| is_tag(tag)).map(|tag| Ours::Data(Some(tag)));
+    }
+    let rest = stem.strip_prefix("bucket-")?;
+    let (number, tag) = rest.split_once('-').map_or((rest, None), |(number, tag)| (number, Some(tag)));
+    (number.len() >= 5 && number.bytes().all(|b| b.is_ascii_digit()) && tag.is_none_or(is_tag)).then_some(Ours::Data(tag))
+}
+
+/// Eight hexadecimal digits, as [`new_tag`] makes them.
+fn is_tag(text: &str) -> bool {
+    text.len() == 8 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// A tag for an attempt.
+pub fn new_tag() -> String {
+    uuid::Uuid::new_v4().simple().to_string()[..8].to_string()
 }
 
 /// The schema of a bucket file.
@@ -103,21 +152,46 @@ mod tests {
 
     #[test]
     fn only_our_own_names_are_ours() {
-        for ours in [bucket_path(7, None), bucket_path(123_456, Some("0a1b2c3d")), metadata_path(None), metadata_path(Some("0a1b2c3d"))] {
-            assert!(is_ours(&ours), "{ours}");
+        let tag = new_tag();
+        let of = Some(tag.as_str());
+        assert!(is_tag(&tag));
+        for (name, expected) in [
+            (bucket_path(7, None), Ours::Data(None)),
+            (bucket_path(123_456, of), Ours::Data(of)),
+            (metadata_path(None), Ours::Data(None)),
+            (metadata_path(of), Ours::Data(of)),
+            (claim_file(None), Ours::Claim(None)),
+            (claim_file(of), Ours::Claim(of)),
+            (LOCK_FILE.to_string(), Ours::Lock),
+            (format!("{}aB3xY9", temporary_prefix(&tag)), Ours::Temporary(of)),
+            (format!("partitions/{}aB3xY9", temporary_prefix(&tag)), Ours::Temporary(of)),
+            ("partitions/.lance-artifact-aB3xY9".to_string(), Ours::Temporary(None)),
+        ] {
+            assert_eq!(ours(&name), Some(expected), "{name}");
         }
-        assert!(is_ours("partitions/.lance-artifact-x1") && is_ours(CLAIM_FILE));
         for other in [
             "partitions_old/bucket-00007.lance",
             "partitions/bucket-00007.parquet",
             "partitions/x/bucket-00007.lance",
             "partitions/bucket-7.lance",
+            "partitions/bucket-00007-.lance",
+            "partitions/bucket-00007-mine.lance",
+            "partitions/bucket-00007-0A1B2C3D.lance",
+            "partitions/metadata.lance",
+            "partitions/.lance-artifact-claim",
+            "bucket-00007.lance",
+            "metadata2024.lance",
+            "metadata-2024.lance",
             "metadata_mine.lance",
             "metadata.lance.bak",
             "manifest.json",
             "notes.txt",
+            ".lance-artifact-notes.txt",
+            ".lance-artifact-claim-mine",
+            ".lance-artifact-",
+            "",
         ] {
-            assert!(!is_ours(other), "{other}");
+            assert_eq!(ours(other), None, "{other}");
         }
     }
 

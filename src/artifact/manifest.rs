@@ -1,10 +1,10 @@
 //! `manifest.json`: what it says and the checks that need no other file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{FORMAT_VERSION, METADATA_FILE, check_relative_path};
+use super::layout::{FORMAT_VERSION, HIDDEN_PREFIX, MANIFEST_FILE, METADATA_FILE, check_relative_path};
 use crate::error::{Error, Result};
 use crate::model::{IvfPqModel, Training};
 
@@ -100,6 +100,10 @@ pub struct WriterInfo {
     pub version: String,
 }
 
+fn default_metadata_file() -> Option<String> {
+    Some(METADATA_FILE.to_string())
+}
+
 /// The parsed manifest. Only `version`, `num_partitions` and `partitions` are required of other writers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Manifest {
@@ -107,7 +111,8 @@ pub struct Manifest {
     pub num_partitions: usize,
     #[serde(default)]
     pub num_buckets: Option<usize>,
-    #[serde(default)]
+    /// The model's file; `null` says that there is none, and a manifest that says nothing means [`METADATA_FILE`].
+    #[serde(default = "default_metadata_file")]
     pub metadata_file: Option<String>,
     #[serde(default)]
     pub total_loss: Option<f64>,
@@ -152,8 +157,18 @@ impl Manifest {
         Ok(manifest)
     }
 
-    pub fn metadata_file(&self) -> &str {
-        self.metadata_file.as_deref().unwrap_or(METADATA_FILE)
+    /// The model's file, or `None` where the artifact holds none, whatever may lie beside it.
+    pub fn metadata_file(&self) -> Option<&str> {
+        self.metadata_file.as_deref()
+    }
+
+    /// Every file of the artifact but the manifest. No manifest can name the files that hold a target's state.
+    pub fn names(&self) -> BTreeSet<String> {
+        let partitions = self.partitions.iter().filter_map(|partition| partition.path.as_deref());
+        let described = self.files.iter().flat_map(|files| files.keys().map(String::as_str));
+        let hidden = |name: &str| name.rsplit('/').next().is_some_and(|last| last.to_ascii_lowercase().starts_with(HIDDEN_PREFIX));
+        let names = partitions.chain(described).chain(self.metadata_file());
+        names.filter(|name| !name.eq_ignore_ascii_case(MANIFEST_FILE) && !hidden(name)).map(str::to_string).collect()
     }
 
     pub fn num_rows(&self) -> u64 {
@@ -174,7 +189,11 @@ impl Manifest {
         if self.pq_code_width.is_some_and(|width| width == 0 || i32::try_from(width).is_err()) {
             return Err(Error::corrupt(format!("manifest: pq_code_width is {:?}, expected 1 to {}", self.pq_code_width, i32::MAX)));
         }
-        check_relative_path(self.metadata_file())?;
+        if let Some(file) = self.metadata_file() {
+            check_relative_path(file)?;
+        } else if self.model.is_some() {
+            return Err(Error::corrupt("manifest: it describes a model, and its metadata_file is null"));
+        }
         for path in self.files.iter().flatten().map(|(path, _)| path) {
             check_relative_path(path)?;
         }
@@ -245,5 +264,37 @@ impl Manifest {
             }
         }
         files
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(more: &str) -> Result<Manifest> {
+        let entry = r#"{"path": "partitions/x.lance", "num_rows": 1, "ranges": [{"offset": 0, "num_rows": 1}]}"#;
+        Manifest::parse(format!(r#"{{"version": 1, "num_partitions": 1, "partitions": [{entry}]{more}}}"#).as_bytes())
+    }
+
+    #[test]
+    fn no_model_is_said() {
+        assert_eq!(parse("").unwrap().metadata_file(), Some(METADATA_FILE));
+        assert_eq!(parse(r#", "metadata_file": null"#).unwrap().metadata_file(), None);
+        assert_eq!(parse(r#", "metadata_file": "m.lance""#).unwrap().metadata_file(), Some("m.lance"));
+        let model =
+            r#""model": {"metric": "l2", "dtype": "float32", "dimension": 4, "num_sub_vectors": 2, "num_bits": 8, "fingerprint": ""}"#;
+        assert!(matches!(parse(&format!(r#", "metadata_file": null, {model}"#)), Err(Error::CorruptArtifact(_))));
+        let none = parse(r#", "metadata_file": null"#).unwrap();
+        let again = Manifest::parse(&serde_json::to_vec(&none).unwrap()).unwrap();
+        assert_eq!(again.metadata_file(), None);
+    }
+
+    #[test]
+    fn names_are_those_of_files_that_may_be_deleted() {
+        let files = r#", "files": {"b.lance": {"num_rows": 1, "size_bytes": 1}, "manifest.json": {"num_rows": 1, "size_bytes": 1},
+            ".lance-artifact-claim": {"num_rows": 1, "size_bytes": 1}}"#;
+        let names: Vec<String> = parse(files).unwrap().names().into_iter().collect();
+        assert_eq!(names, ["b.lance", METADATA_FILE, "partitions/x.lance"]);
+        assert!(!parse(r#", "metadata_file": null"#).unwrap().names().contains(METADATA_FILE));
     }
 }

@@ -4,11 +4,14 @@
 mod batch;
 mod bucket;
 mod checksum;
+mod claim;
 mod files;
 mod flat;
 mod flat_file;
 mod flush;
 pub mod layout;
+mod leftovers;
+mod local;
 mod manifest;
 mod memory;
 mod metadata;
@@ -16,6 +19,8 @@ mod reader;
 mod sink;
 mod stage;
 mod store;
+mod target;
+mod uri;
 mod verify;
 mod writer;
 
@@ -24,6 +29,7 @@ pub use manifest::{FileEntry, Manifest, ModelSummary, PartitionEntry, RowCounts,
 pub use memory::{MemoryPlan, default_limit};
 pub use reader::{Artifact, PartitionReader, delete, row_ids_and_codes};
 pub use sink::local_writer;
-pub use store::{ArtifactStore, StorageOptions, without_credentials};
+pub use store::{ArtifactStore, StorageOptions};
+pub use uri::without_credentials;
 pub use verify::VerifyReport;
 pub use writer::{BuilderOptions, Encoding, PartitionArtifactBuilder};

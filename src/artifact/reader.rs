@@ -8,6 +8,7 @@ use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{UInt8Type, UInt32Type, UInt64Type};
 use arrow_schema::SchemaRef;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 
@@ -15,8 +16,8 @@ use super::checksum::{checksum, to_hex};
 use super::files::BucketFiles;
 use super::layout::{MANIFEST_FILE, METADATA_FILE, PART_ID_COLUMN, partition_schema};
 use super::manifest::{CHECKSUM_KIND, Manifest};
-use super::metadata;
 use super::store::{ArtifactStore, StorageOptions};
+use super::{leftovers, metadata};
 use crate::error::{Error, Result};
 use crate::model::IvfPqModel;
 
@@ -50,40 +51,52 @@ pub fn row_ids_and_codes(batch: &RecordBatch) -> (&[u64], &[u8]) {
     (batch.column(0).as_primitive::<UInt64Type>().values(), codes)
 }
 
-/// Delete an artifact: the manifest first, so that what is left at any moment is not an artifact any more.
+/// Delete an artifact: the manifest first, so that what is left at any moment is not an artifact any more. One that another
+/// writer has put in its place meanwhile stays.
 pub async fn delete(uri: &str, storage_options: Option<&StorageOptions>) -> Result<()> {
-    let artifact = Artifact::open(uri, storage_options).await?;
-    let store = artifact.files.store();
-    let mut files: std::collections::BTreeSet<String> = artifact.manifest.partitions.iter().filter_map(|p| p.path.clone()).collect();
-    files.insert(artifact.manifest.metadata_file().to_string());
-    store.delete(&[MANIFEST_FILE.to_string()]).await?;
-    store.delete(&files.into_iter().collect::<Vec<_>>()).await?;
-    store.remove_empty_dirs(&[super::layout::PARTITIONS_DIR, ""]);
-    Ok(())
+    let store = ArtifactStore::open(uri, storage_options).await?;
+    let json = manifest_of(&store).await?;
+    let manifest = Manifest::parse(&json).map_err(|e| e.context(store.uri()))?;
+    leftovers::delete_artifact(&store, &json, &manifest.names()).await
+}
+
+async fn manifest_of(store: &ArtifactStore) -> Result<Bytes> {
+    if let Some(bytes) = store.read(MANIFEST_FILE).await? {
+        return Ok(bytes);
+    }
+    let legacy = if store.exists(METADATA_FILE).await? {
+        format!(
+            ". {METADATA_FILE} is there: this is a build that has not finished, or an artifact of pylance-cuvs 0.1.0b1 or \
+             0.1.0b2, which say nowhere which rows belong to which partition; pylance-cuvs must be newer than 0.1.0b2"
+        )
+    } else {
+        String::new()
+    };
+    Err(Error::ArtifactNotFound(format!(
+        "{}: no partition artifact here: {MANIFEST_FILE} does not exist; it appears when a build finishes{legacy}",
+        store.uri()
+    )))
 }
 
 impl Artifact {
     /// Open the artifact at `uri` and check its manifest and model.
     pub async fn open(uri: &str, storage_options: Option<&StorageOptions>) -> Result<Self> {
-        let store = ArtifactStore::open(uri, storage_options).await?;
-        let Some(bytes) = store.read(MANIFEST_FILE).await? else {
-            let legacy = if store.read(METADATA_FILE).await?.is_some() {
-                format!(
-                    ". {METADATA_FILE} is there: this is a build that has not finished, or an artifact of pylance-cuvs 0.1.0b1 or \
-                     0.1.0b2, which say nowhere which rows belong to which partition; pylance-cuvs must be newer than 0.1.0b2"
-                )
-            } else {
-                String::new()
-            };
-            return Err(Error::ArtifactNotFound(format!(
-                "{}: no partition artifact here: {MANIFEST_FILE} does not exist; it appears when a build finishes{legacy}",
-                store.uri()
-            )));
-        };
+        Self::open_in(ArtifactStore::open(uri, storage_options).await?).await
+    }
+
+    /// The same, of a place that is known already.
+    pub async fn open_in(store: ArtifactStore) -> Result<Self> {
+        let bytes = manifest_of(&store).await?;
         let manifest = Manifest::parse(&bytes).map_err(|e| e.context(store.uri()))?;
         let files = BucketFiles::new(store, manifest.files.clone().unwrap_or_default());
-        let model = metadata::read(&files, manifest.metadata_file()).await?;
+        let metadata_file = manifest.metadata_file();
+        let model = match metadata_file {
+            Some(file) => metadata::read(&files, file).await?,
+            // A file of the usual name that lies here is another artifact's.
+            None => None,
+        };
         let model = model.map(|model| Arc::new(model.with_training(manifest.training)));
+        let metadata_file = metadata_file.unwrap_or_default();
         let uri = files.store().uri();
         if let Some(model) = &model {
             if model.num_partitions() != manifest.num_partitions {
@@ -97,14 +110,13 @@ impl Artifact {
                 && said.fingerprint != model.fingerprint()
             {
                 return Err(Error::corrupt(format!(
-                    "{uri}: the model in {} has fingerprint {}, the manifest says {}",
-                    manifest.metadata_file(),
+                    "{uri}: the model in {metadata_file} has fingerprint {}, the manifest says {}",
                     model.fingerprint(),
                     said.fingerprint
                 )));
             }
         } else if manifest.model.is_some() {
-            return Err(Error::corrupt(format!("{uri}: {} is missing; the manifest describes a model", manifest.metadata_file())));
+            return Err(Error::corrupt(format!("{uri}: {metadata_file} is missing; the manifest describes a model")));
         }
         let code_width = match (manifest.pq_code_width, &model) {
             (Some(width), Some(model)) if width != model.code_width() => {
@@ -124,9 +136,14 @@ impl Artifact {
         Ok(Self { files, manifest, model, code_width })
     }
 
-    /// The URI without credentials.
+    /// The URI as it may be shown: without passwords, signatures and tokens.
     pub fn uri(&self) -> &str {
         self.files.store().uri()
+    }
+
+    /// The URI that opens the artifact again, from any working directory.
+    pub fn true_uri(&self) -> &str {
+        self.files.store().true_uri()
     }
 
     pub fn manifest(&self) -> &Manifest {

@@ -26,8 +26,10 @@ use tokio::task::JoinHandle;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::checksum::to_hex;
+use super::layout::HIDDEN_PREFIX;
+use super::local::new_temporary_file;
 use super::manifest::FileEntry;
-use super::store::{ArtifactStore, new_temporary_file};
+use super::store::ArtifactStore;
 use crate::error::{Error, Result};
 
 /// Bytes of the smallest part of a multipart upload that S3 takes.
@@ -89,13 +91,13 @@ impl Uploads {
 
 /// A local file for other writers, without waiting until it is on the disk.
 pub fn local_writer(path: PathBuf) -> Result<Box<dyn Writer>> {
-    Ok(Box::new(LocalFile::create(path, false)?))
+    Ok(Box::new(LocalFile::create(path, HIDDEN_PREFIX, false)?))
 }
 
 fn create(store: &ArtifactStore, uploads: &Uploads, relative: &str, sync: bool) -> Result<Box<dyn Writer>> {
     let path = store.path(relative)?;
     Ok(match store.local_root() {
-        Some(root) => Box::new(LocalFile::create(root.join(relative), sync)?),
+        Some(root) => Box::new(LocalFile::create(root.join(relative), store.temporary_prefix(), sync)?),
         None => Box::new(Upload::new(store.object_store().inner.clone(), path, uploads.clone())),
     })
 }
@@ -192,10 +194,10 @@ struct LocalFile {
 }
 
 impl LocalFile {
-    fn create(target: PathBuf, sync: bool) -> Result<Self> {
+    fn create(target: PathBuf, prefix: &str, sync: bool) -> Result<Self> {
         let parent = target.parent().ok_or_else(|| Error::internal("a bucket file has no folder"))?;
         let file = std::fs::create_dir_all(parent)
-            .and_then(|()| new_temporary_file(parent))
+            .and_then(|()| new_temporary_file(parent, prefix))
             .map_err(|e| Error::from(e).context(format!("creating {}", target.display())))?;
         Ok(Self { file: Some(io::BufWriter::with_capacity(LOCAL_BUFFER_BYTES, file)), target, size: 0, sync })
     }

@@ -1,20 +1,22 @@
 //! Where an artifact's bytes live: one object store and one root, and nothing outside that root.
 
-use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
 use lance_io::object_store::{ObjectStore, ObjectStoreParams, ObjectStoreRegistry, StorageOptionsAccessor};
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion};
 
-use super::layout::check_relative_path;
+use super::layout::{HIDDEN_PREFIX, check_relative_path, temporary_prefix};
+use super::local::{self, Put};
+use super::uri::{has_scheme, without_credentials};
 use crate::error::{Error, Result};
 
-/// `storage_options` as pylance takes them.
-pub type StorageOptions = HashMap<String, String>;
+/// `storage_options` as pylance takes them, and where they are renewed when they end.
+pub type StorageOptions = Arc<StorageOptionsAccessor>;
 
 static REGISTRY: LazyLock<Arc<ObjectStoreRegistry>> = LazyLock::new(Default::default);
 
@@ -26,22 +28,42 @@ static MEMORY: LazyLock<Mutex<Option<Arc<ObjectStore>>>> = LazyLock::new(Default
 pub struct ArtifactStore {
     store: Arc<ObjectStore>,
     root: Path,
+    true_uri: String,
+    /// Of it what may be shown.
     uri: String,
     local_root: Option<PathBuf>,
+    temporary_prefix: String,
 }
 
-/// A URI without user, password and query, for messages and manifests.
-pub fn without_credentials(uri: &str) -> String {
-    match url::Url::parse(uri) {
-        Ok(mut url) if uri.contains("://") => {
-            let _ = url.set_username("");
-            let _ = url.set_password(None);
-            url.set_query(None);
-            url.set_fragment(None);
-            url.to_string()
-        }
-        _ => uri.to_string(),
+/// A file as it was when it was looked at, for a write that depends on nobody having changed it since.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub content: Bytes,
+    version: UpdateVersion,
+}
+
+impl Seen {
+    /// What no file is or was; a write that depends on it must be refused.
+    pub fn never() -> Self {
+        let version = UpdateVersion { e_tag: Some("\"00000000000000000000000000000000\"".into()), version: Some("1".into()) };
+        Self { content: Bytes::from_static(b"never"), version }
     }
+}
+
+/// On what a write depends.
+pub enum Condition<'a> {
+    Absent,
+    Unchanged(&'a Seen),
+}
+
+/// A file or a folder of a folder.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Relative to the root.
+    pub path: String,
+    pub size: u64,
+    pub modified: SystemTime,
+    pub is_folder: bool,
 }
 
 impl ArtifactStore {
@@ -50,28 +72,58 @@ impl ArtifactStore {
         if uri.is_empty() {
             return Err(Error::invalid("artifact_uri: got an empty string, expected a path or a URI"));
         }
-        let params = ObjectStoreParams {
-            storage_options_accessor: storage_options
-                .filter(|options| !options.is_empty())
-                .map(|options| Arc::new(StorageOptionsAccessor::with_static_options(options.clone()))),
-            ..Default::default()
-        };
+        // Lance takes what is no URL for a path.
+        if let Err(error) = url::Url::parse(uri)
+            && has_scheme(uri)
+        {
+            let shown = without_credentials(uri);
+            return Err(Error::invalid(format!("artifact_uri: {shown:?} is neither a path nor a URI ({error})")));
+        }
+        let params = ObjectStoreParams { storage_options_accessor: storage_options.cloned(), ..Default::default() };
         let shown = without_credentials(uri);
-        let (store, root) = ObjectStore::from_uri_and_params(REGISTRY.clone(), uri, &params)
-            .await
-            .map_err(|e| Error::from(e).context(format!("artifact_uri {shown:?}")))?;
+        let (store, root) = ObjectStore::from_uri_and_params(REGISTRY.clone(), uri, &params).await.map_err(|e| {
+            // Lance's messages may quote the URI.
+            let hide = |message: String| message.replace(uri, &shown);
+            match Error::from(e) {
+                Error::InvalidInput(m) => Error::InvalidInput(hide(m)),
+                Error::Storage(m) => Error::Storage(hide(m)),
+                other => Error::Internal(hide(other.to_string())),
+            }
+            .context(format!("artifact_uri {shown:?}"))
+        })?;
         let store = if store.scheme() == "memory" {
             MEMORY.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(store).clone()
         } else {
             store
         };
         let local_root = store.is_local().then(|| PathBuf::from(format!("/{root}")));
-        Ok(Self { store, root, uri: shown, local_root })
+        // A path is resolved once: the working directory may be another one when the artifact is opened again.
+        let true_uri = match &local_root {
+            Some(root) if url::Url::parse(uri).is_err() => root.display().to_string(),
+            _ => uri.to_string(),
+        };
+        let uri = without_credentials(&true_uri);
+        Ok(Self { store, root, true_uri, uri, local_root, temporary_prefix: HIDDEN_PREFIX.to_string() })
     }
 
-    /// The URI without credentials.
+    /// The URI as it may be shown: without passwords, signatures and tokens.
     pub fn uri(&self) -> &str {
         &self.uri
+    }
+
+    /// The URI that opens this place again, from any working directory.
+    pub fn true_uri(&self) -> &str {
+        &self.true_uri
+    }
+
+    /// The same place, with temporary files that say whose they are.
+    pub fn for_attempt(&self, tag: &str) -> Self {
+        Self { temporary_prefix: temporary_prefix(tag), ..self.clone() }
+    }
+
+    /// What begins the names of temporary files.
+    pub fn temporary_prefix(&self) -> &str {
+        &self.temporary_prefix
     }
 
     pub fn object_store(&self) -> &Arc<ObjectStore> {
@@ -97,10 +149,19 @@ impl ArtifactStore {
 
     /// The content of a file, or `None` where it does not exist.
     pub async fn read(&self, relative: &str) -> Result<Option<Bytes>> {
+        Ok(self.see(relative).await?.map(|seen| seen.content))
+    }
+
+    /// The same, to be changed or deleted only if it is still that.
+    pub async fn see(&self, relative: &str) -> Result<Option<Seen>> {
+        let reading = |e: object_store::Error| Error::from(e).context(format!("reading {relative} of {}", self.uri));
         match self.store.inner.get(&self.path(relative)?).await {
-            Ok(found) => Ok(Some(found.bytes().await?)),
+            Ok(found) => {
+                let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+                Ok(Some(Seen { content: found.bytes().await.map_err(reading)?, version }))
+            }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(e) => Err(Error::from(e).context(format!("reading {relative} of {}", self.uri))),
+            Err(e) => Err(reading(e)),
         }
     }
 
@@ -117,22 +178,60 @@ impl ArtifactStore {
         }
     }
 
-    /// Publish `content` in one step: readers see the whole of it or nothing. With `replace` unset an existing file wins and
-    /// the answer is `false`. `sync` makes it durable on a local disk.
-    pub async fn publish(&self, relative: &str, content: Vec<u8>, replace: bool, sync: bool) -> Result<bool> {
+    /// Put a file in one step, so that readers see the whole of it or nothing, if `condition` holds; the answer is whether it
+    /// did. `sync` makes it durable on a local disk.
+    pub async fn put_if(&self, relative: &str, content: Bytes, condition: Condition<'_>, sync: bool) -> Result<bool> {
+        let putting = |e: Error| e.context(format!("publishing {relative} of {}", self.uri));
         let path = self.path(relative)?;
         if let Some(root) = self.local_root.clone() {
-            let target = root.join(relative);
-            return tokio::task::spawn_blocking(move || publish_local(&target, &content, replace, sync))
-                .await?
-                .map_err(|e| Error::from(e).context(format!("publishing {relative} of {}", self.uri)));
+            let temporary_prefix = self.temporary_prefix.clone();
+            let put = Put { root, relative: relative.to_string(), content: content.to_vec(), temporary_prefix, sync };
+            let seen = match condition {
+                Condition::Absent => None,
+                Condition::Unchanged(seen) => Some(seen.content.clone()),
+            };
+            let put = tokio::task::spawn_blocking(move || match seen {
+                None => put.if_absent(),
+                Some(seen) => put.if_unchanged(&seen),
+            });
+            return put.await?.map_err(|e| match e.kind() {
+                ErrorKind::Unsupported => self.unconditional(&e.to_string()),
+                _ => putting(Error::from(e)),
+            });
         }
-        let mode = if replace { PutMode::Overwrite } else { PutMode::Create };
+        let mode = match condition {
+            Condition::Absent => PutMode::Create,
+            Condition::Unchanged(seen) => PutMode::Update(seen.version.clone()),
+        };
         match self.store.inner.put_opts(&path, PutPayload::from(content), PutOptions { mode, ..Default::default() }).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
-            Err(e) => Err(Error::from(e).context(format!("publishing {relative} of {}", self.uri))),
+            Err(e @ object_store::Error::NotImplemented { .. }) => Err(self.unconditional(&e.to_string())),
+            Err(e) => Err(putting(Error::from(e))),
         }
+    }
+
+    /// What a store cannot do, a writer must not pretend.
+    fn unconditional(&self, why: &str) -> Error {
+        Error::invalid(format!(
+            "{}: this place has no conditional writes ({why}), without which two writers could destroy each other's artifact",
+            self.uri
+        ))
+    }
+
+    /// Delete a file whose content is `seen`; false where it is not any more. Exact on a local disk; elsewhere the file is
+    /// looked at right before.
+    pub async fn delete_if(&self, relative: &str, seen: &Bytes) -> Result<bool> {
+        if let Some(root) = self.local_root.clone() {
+            let (file, seen) = (relative.to_string(), seen.clone());
+            let removed = tokio::task::spawn_blocking(move || local::remove_if_unchanged(&root, &file, &seen));
+            return removed.await?.map_err(|e| Error::from(e).context(format!("deleting {relative} of {}", self.uri)));
+        }
+        let same = self.read(relative).await?.is_some_and(|there| there == seen);
+        if same {
+            self.delete(&[relative.to_string()]).await?;
+        }
+        Ok(same)
     }
 
     /// Delete files, those already gone included. Every file is tried; the first failure is the answer.
@@ -171,48 +270,65 @@ impl ArtifactStore {
         Ok(())
     }
 
-    /// Files below the root, relative to it.
-    pub async fn list(&self) -> Result<Vec<String>> {
-        let prefix = self.root.clone();
-        let skip = prefix.as_ref().len() + usize::from(!prefix.as_ref().is_empty());
-        let found: Vec<_> = self.store.inner.list(Some(&prefix)).try_collect().await?;
-        Ok(found.into_iter().map(|meta| meta.location.as_ref().get(skip..).unwrap_or_default().to_string()).collect())
-    }
-}
-
-fn publish_local(target: &FsPath, content: &[u8], replace: bool, sync: bool) -> std::io::Result<bool> {
-    use std::io::Write;
-    let parent = target.parent().unwrap_or_else(|| FsPath::new("/"));
-    std::fs::create_dir_all(parent)?;
-    let mut file = new_temporary_file(parent)?;
-    file.write_all(content)?;
-    if sync {
-        file.as_file().sync_all()?;
-    }
-    let published = if replace {
-        file.persist(target).map(|_| true).map_err(|e| e.error)?
-    } else {
-        match file.persist_noclobber(target) {
-            Ok(_) => true,
-            Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => false,
-            Err(e) => return Err(e.error),
+    /// The files and folders of one folder (`""` is the root), nothing below them; none where it does not exist.
+    pub async fn list_folder(&self, folder: &str) -> Result<Vec<Entry>> {
+        let listing = |e: Error| e.context(format!("listing {folder:?} of {}", self.uri));
+        if let Some(root) = &self.local_root {
+            let (dir, folder) = (root.join(folder), folder.to_string());
+            return tokio::task::spawn_blocking(move || local_entries(&dir, &folder)).await?.map_err(|e| listing(Error::from(e)));
         }
-    };
-    if sync {
-        std::fs::File::open(parent)?.sync_all()?;
+        let prefix = if folder.is_empty() { self.root.clone() } else { self.path(folder)? };
+        let found = self.store.inner.list_with_delimiter(Some(&prefix)).await.map_err(|e| listing(Error::from(e)))?;
+        let named = |path: &Path| path.filename().map(|name| below(folder, name)).unwrap_or_default();
+        // A folder made by hand in a store's console is an empty object named like the folder.
+        let files = found.objects.into_iter().filter(|meta| meta.location != prefix);
+        let files =
+            files.map(|meta| Entry { path: named(&meta.location), size: meta.size, modified: meta.last_modified.into(), is_folder: false });
+        let folders = found.common_prefixes.iter();
+        let folders = folders.map(|path| Entry { path: named(path), size: 0, modified: SystemTime::now(), is_folder: true });
+        Ok(files.chain(folders).collect())
     }
-    Ok(published)
+
+    /// Whether the root itself is a file.
+    pub async fn root_is_file(&self) -> Result<bool> {
+        if let Some(root) = &self.local_root {
+            return Ok(root.is_file());
+        }
+        if self.root.as_ref().is_empty() {
+            return Ok(false);
+        }
+        match self.store.inner.head(&self.root).await {
+            // Of an empty one nobody knows whether it is a file: some stores have objects for folders.
+            Ok(found) => Ok(found.size > 0),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(e) => Err(Error::from(e).context(format!("looking for {}", self.uri))),
+        }
+    }
 }
 
-/// A file that disappears when dropped, with the permissions of ordinary files.
-pub(crate) fn new_temporary_file(parent: &FsPath) -> std::io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".lance-artifact-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // NamedTempFile is private to the user; what is published must follow the user's umask like any other file.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
+fn below(folder: &str, name: &str) -> String {
+    if folder.is_empty() { name.to_string() } else { format!("{folder}/{name}") }
+}
+
+fn local_entries(dir: &FsPath, folder: &str) -> std::io::Result<Vec<Entry>> {
+    let found = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        found => found?,
+    };
+    let mut entries = Vec::new();
+    for entry in found {
+        let entry = entry?;
+        match entry.metadata() {
+            Ok(meta) => entries.push(Entry {
+                path: below(folder, &entry.file_name().to_string_lossy()),
+                size: meta.len(),
+                modified: meta.modified()?,
+                is_folder: meta.is_dir(),
+            }),
+            // Gone meanwhile.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
     }
-    builder.tempfile_in(parent)
+    Ok(entries)
 }

@@ -5,16 +5,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arrow_array::RecordBatch;
+use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::batch::EncodedColumns;
 use super::flush::{Buckets, locked};
-use super::layout::{CLAIM_FILE, FORMAT_VERSION, MANIFEST_FILE, PARTITIONS_DIR, is_ours, metadata_path};
+use super::layout::{FORMAT_VERSION, metadata_path};
 use super::manifest::{CHECKSUM_KIND, Manifest, ModelSummary, RowCounts, Source, WriterInfo};
 use super::memory::{MemoryPlan, Wanted, default_limit, files_left};
 use super::metadata;
 use super::stage::Stage;
 use super::store::{ArtifactStore, StorageOptions};
+use super::target::{Abandoned, Target};
 use crate::error::{Error, Result};
 use crate::model::IvfPqModel;
 use crate::threads::{Background, block_on};
@@ -88,32 +90,28 @@ pub struct PartitionArtifactBuilder {
     runtime: Handle,
 }
 
-/// What was at the target when the build began.
-struct Target {
-    /// Set where plain file names are another writer's, or those of an artifact being replaced.
-    tag: Option<String>,
-    /// Files of an earlier artifact or of a killed build, deleted once the new one is published.
-    stale: Vec<String>,
-    replaces: bool,
-    /// Local folders that were there before stay.
-    had_root: bool,
-}
-
 struct Inner {
     state: State,
     stage: Stage,
     /// The stage being written; it comes back empty.
     flushing: Option<Background<Stage>>,
-    /// A failed flush; every later call answers with it.
+    /// A failed write; every later call answers with it.
     failed: Option<Error>,
     closed_files: Vec<String>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
+    /// All files are complete; what is left is to publish the manifest.
+    Closed(Arc<Closed>),
     Finished,
     Aborted,
+}
+
+/// What there is to publish.
+struct Closed {
+    manifest: Manifest,
+    json: Bytes,
 }
 
 impl PartitionArtifactBuilder {
@@ -145,9 +143,9 @@ impl PartitionArtifactBuilder {
         })?;
         let stage = Stage::try_with_capacity(plan.first_rows, code_width)
             .map_err(|e| Error::invalid(format!("memory_limit: {limit} bytes cannot be had on this machine ({e}); lower it")))?;
-        let target = prepare_target(&store, options.overwrite).await?;
+        let target = Target::claim(&store, options.overwrite, options.sync).await?;
         let runtime = Handle::current();
-        let tag = target.tag.as_deref();
+        let (store, tag) = (target.store().clone(), target.file_tag());
         let buckets = Buckets::new(store.clone(), runtime.clone(), plan, code_width, num_partitions, options.sync, tag);
         Ok(Self {
             store,
@@ -228,17 +226,40 @@ impl PartitionArtifactBuilder {
     }
 
     fn open(&self, call: &str) -> Result<MutexGuard<'_, Inner>> {
-        let inner = locked(&self.inner);
-        if self.buckets.is_cancelled() || inner.state == State::Aborted {
-            return Err(Error::invalid(format!("{call}: the builder of {} is aborted; make a new one", self.store.uri())));
+        let inner = self.unfinished(call)?;
+        if matches!(inner.state, State::Closed(_)) {
+            return Err(Error::invalid(format!(
+                "{call}: the files of {} are complete and could not be published; call finish() again to publish them, or abort()",
+                self.store.uri()
+            )));
         }
-        if inner.state == State::Finished {
+        Ok(inner)
+    }
+
+    /// The builder, if there is anything left to do with it.
+    fn unfinished(&self, call: &str) -> Result<MutexGuard<'_, Inner>> {
+        let inner = locked(&self.inner);
+        if matches!(inner.state, State::Finished) {
             return Err(Error::invalid(format!("{call}: the artifact {} is finished; it cannot change any more", self.store.uri())));
+        }
+        if self.buckets.is_cancelled() || matches!(inner.state, State::Aborted) {
+            return Err(Error::invalid(format!("{call}: the builder of {} is aborted; make a new one", self.store.uri())));
         }
         match &inner.failed {
             Some(error) => Err(error.clone().context(format!("{call}: an earlier write failed; abort and build again"))),
             None => Ok(inner),
         }
+    }
+
+    /// Whether the artifact is published.
+    pub fn is_finished(&self) -> bool {
+        matches!(locked(&self.inner).state, State::Finished)
+    }
+
+    /// Whether all files are complete and the manifest could not be published: [`finish`](Self::finish) may be called again.
+    pub fn can_publish_again(&self) -> bool {
+        let inner = locked(&self.inner);
+        matches!(inner.state, State::Closed(_)) && inner.failed.is_none() && !self.buckets.is_cancelled()
     }
 
     /// Wait for the stage being written, then start on the one that is full, or on the `last` one.
@@ -256,7 +277,7 @@ impl PartitionArtifactBuilder {
         };
         let stage = std::mem::replace(&mut inner.stage, next);
         let buckets = self.buckets.clone();
-        inner.flushing = Some(Background::start("lance-artifact-flush", move || buckets.flush(stage)));
+        inner.flushing = Some(Background::start(move || buckets.flush(stage)));
         Ok(())
     }
 
@@ -270,38 +291,63 @@ impl PartitionArtifactBuilder {
 
     /// Write what is staged, close and sync the files, then publish the manifest: from then on, and not before, the artifact
     /// exists. `counts` tells what became of the rows that were seen; by default all of them were written.
+    ///
+    /// Where only publishing failed with [`Error::Storage`], the files stay, and this may be called again: it publishes them.
     pub fn finish(&self, counts: Option<RowCounts>) -> Result<Manifest> {
-        let mut inner = self.open("finish")?;
-        let counts = match counts {
-            Some(counts) if counts.written != self.num_rows() => {
-                return Err(Error::invalid(format!(
-                    "finish: {} rows are said to be written, {} were appended",
-                    counts.written,
-                    self.num_rows()
-                )));
-            }
-            Some(counts) => counts,
-            None => RowCounts { seen: self.num_rows(), written: self.num_rows(), dropped: BTreeMap::new() },
-        };
-        let result = self.finish_open(&mut inner, counts);
-        match &result {
-            Ok(_) => inner.state = State::Finished,
-            Err(error) => inner.failed = Some(error.clone()),
+        let mut inner = self.unfinished("finish")?;
+        if let Some(counts) = &counts
+            && counts.written != self.num_rows()
+        {
+            return Err(Error::invalid(format!(
+                "finish: {} rows are said to be written, {} were appended",
+                counts.written,
+                self.num_rows()
+            )));
         }
-        result
+        let closed = match &inner.state {
+            State::Closed(closed) => {
+                if counts.is_some_and(|counts| Some(&counts) != closed.manifest.rows.as_ref()) {
+                    return Err(Error::invalid(
+                        "finish: the rows were counted by the first call and cannot change any more; pass the same, or none",
+                    ));
+                }
+                closed.clone()
+            }
+            _ => {
+                let wanted = self.block_on(self.target.check(|| self.buckets.is_cancelled()));
+                // A store that cannot be reached now is no reason to throw anything away.
+                wanted.inspect_err(|e| inner.failed = (!matches!(e, Error::Storage(_))).then(|| e.clone()))?;
+                let counts =
+                    counts.unwrap_or_else(|| RowCounts { seen: self.num_rows(), written: self.num_rows(), dropped: BTreeMap::new() });
+                let closed = self.close(&mut inner, counts).inspect_err(|e| inner.failed = Some(e.clone()))?;
+                let closed = Arc::new(closed);
+                inner.state = State::Closed(closed.clone());
+                closed
+            }
+        };
+        let nothing = BTreeMap::new();
+        let files = closed.manifest.files.as_ref().unwrap_or(&nothing);
+        let published = self.block_on(self.target.publish(&closed.json, files, self.options.sync, || self.buckets.is_cancelled()));
+        if let Err(error) = published {
+            if !matches!(error, Error::Storage(_)) {
+                inner.failed = Some(error.clone());
+            }
+            return Err(error);
+        }
+        inner.state = State::Finished;
+        self.clean_up(&closed);
+        Ok(closed.manifest.clone())
     }
 
-    fn finish_open(&self, inner: &mut Inner, counts: RowCounts) -> Result<Manifest> {
+    /// Write what is staged and close all files.
+    fn close(&self, inner: &mut Inner, counts: RowCounts) -> Result<Closed> {
         self.flush(inner, true)?;
         self.wait(inner)?;
         inner.stage = Stage::default();
-        if !self.target.replaces && self.block_on(self.store.exists(MANIFEST_FILE))? {
-            return Err(already_exists(&self.store, "appeared while this one was being written"));
-        }
         let mut files = self.buckets.close(&mut inner.closed_files)?;
         let metadata_file = match &self.encoding {
             Encoding::Model(model) => {
-                let name = metadata_path(self.target.tag.as_deref());
+                let name = metadata_path(self.target.file_tag());
                 inner.closed_files.push(name.clone());
                 files.insert(name.clone(), self.block_on(metadata::write(&self.store, &name, model, self.options.sync))?);
                 Some(name)
@@ -309,7 +355,7 @@ impl PartitionArtifactBuilder {
             Encoding::Shape { .. } => None,
         };
         if self.options.sync {
-            self.store.sync_dirs(&["", PARTITIONS_DIR])?;
+            self.target.sync()?;
         }
         let manifest = Manifest {
             version: FORMAT_VERSION,
@@ -334,39 +380,16 @@ impl PartitionArtifactBuilder {
             partitions: self.buckets.partitions(self.num_partitions),
         };
         let json = serde_json::to_vec(&manifest).map_err(|e| Error::internal(format!("manifest: {e}")))?;
-        self.publish(inner, json)?;
-        // The new artifact stands; what is left of an old one is only waste, so a failure to delete it is no error.
-        let stale: Vec<String> = self.target.stale.iter().filter(|f| !inner.closed_files.contains(f)).cloned().collect();
-        let _ = self.block_on(self.store.delete(&stale));
-        self.release_claim();
-        Ok(manifest)
+        Ok(Closed { manifest, json: json.into() })
     }
 
-    /// Publish the manifest. An answer may be lost on its way: what is there afterwards decides.
-    fn publish(&self, inner: &mut Inner, json: Vec<u8>) -> Result<()> {
-        if self.buckets.is_cancelled() {
-            return Err(Error::Interrupted("the builder was aborted".into()));
-        }
-        let answer = self.block_on(self.store.publish(MANIFEST_FILE, json.clone(), self.target.replaces, self.options.sync));
-        if matches!(answer, Ok(true)) {
-            return Ok(());
-        }
-        match (self.block_on(self.store.read(MANIFEST_FILE)), answer) {
-            (Ok(Some(there)), _) if there == json => Ok(()),
-            (Ok(_), Err(error)) => Err(error),
-            (Ok(_), Ok(_)) => Err(already_exists(&self.store, "was published by another writer meanwhile")),
-            (Err(error), _) => {
-                // It may be an artifact: its files must stay.
-                inner.closed_files.clear();
-                Err(error.context(format!("it is not known whether the artifact {} was published; its files are kept", self.store.uri())))
-            }
-        }
-    }
-
-    fn release_claim(&self) {
-        if self.target.tag.is_none() {
-            let _ = self.block_on(self.store.delete(&[CLAIM_FILE.to_string()]));
-        }
+    /// The new artifact stands; what is left of others is only waste, so a failure to delete it is no error.
+    fn clean_up(&self, closed: &Closed) {
+        let names = closed.manifest.names();
+        let _ = self.block_on(async {
+            self.target.clean_up(&closed.json, &names).await;
+            Ok(())
+        });
     }
 
     /// Make work in progress end soon with an error, from any thread; the artifact is published anyhow if that has begun.
@@ -383,18 +406,27 @@ impl PartitionArtifactBuilder {
         }
         self.cancel();
         let mut inner = locked(&self.inner);
-        if inner.state != State::Open {
-            return Ok(());
-        }
-        inner.state = State::Aborted;
+        let closed = match &inner.state {
+            State::Finished | State::Aborted => return Ok(()),
+            State::Open => None,
+            State::Closed(closed) => Some(closed.clone()),
+        };
         let _ = self.wait(&mut inner);
         inner.stage = Stage::default();
         self.buckets.discard();
-        let files = std::mem::take(&mut inner.closed_files);
-        let deleted = self.block_on(self.store.delete(&files));
-        self.release_claim();
-        self.store.remove_empty_dirs(if self.target.had_root { &[PARTITIONS_DIR] } else { &[PARTITIONS_DIR, ""] });
-        deleted
+        match (self.block_on(self.target.abandon(&inner.closed_files, closed.as_ref().map(|closed| &closed.json))), closed) {
+            (Ok(Abandoned::Published), Some(closed)) => {
+                inner.state = State::Finished;
+                self.clean_up(&closed);
+                Ok(())
+            }
+            // Whether the artifact is there is not known: its files stay, and this may be called again.
+            (Ok(Abandoned::Unknown(error)), _) => Err(error),
+            (result, _) => {
+                inner.state = State::Aborted;
+                result.map(|_| ())
+            }
+        }
     }
 
     /// Run IO to its end from any thread, a runtime's own included.
@@ -407,26 +439,4 @@ impl Drop for PartitionArtifactBuilder {
     fn drop(&mut self) {
         let _ = self.abort();
     }
-}
-
-fn already_exists(store: &ArtifactStore, how: &str) -> Error {
-    Error::ArtifactExists(format!(
-        "{} already holds an artifact, which {how}; choose another artifact_uri or pass overwrite=True",
-        store.uri()
-    ))
-}
-
-/// Refuse a target that holds an artifact, or arrange to replace it. Nothing there is changed yet.
-async fn prepare_target(store: &ArtifactStore, overwrite: bool) -> Result<Target> {
-    let had_root = store.local_root().is_some_and(std::path::Path::exists);
-    let replaces = store.exists(MANIFEST_FILE).await?;
-    if replaces && !overwrite {
-        return Err(already_exists(store, "would be lost"));
-    }
-    let mut stale = if had_root || store.local_root().is_none() { store.list().await? } else { Vec::new() };
-    stale.retain(|file| is_ours(file));
-    // Plain names are for the writer that holds the claim: two writers of one target cannot spoil each other's files.
-    let claimed = !replaces && store.publish(CLAIM_FILE, Vec::new(), false, false).await?;
-    let tag = (!claimed).then(|| uuid::Uuid::new_v4().simple().to_string()[..8].to_string());
-    Ok(Target { tag, stale, replaces, had_root })
 }

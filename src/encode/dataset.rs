@@ -21,9 +21,9 @@ pub struct DatasetHandle {
     uri: String,
     /// What the handle shows.
     manifest: Manifest,
-    options: Option<Arc<StorageOptionsAccessor>>,
+    options: Option<StorageOptions>,
     /// Of other places that hold files of the dataset, by their URI.
-    base_options: HashMap<String, StorageOptions>,
+    base_options: HashMap<String, HashMap<String, String>>,
 }
 
 impl DatasetHandle {
@@ -31,8 +31,8 @@ impl DatasetHandle {
     pub fn try_new(
         uri: &str,
         manifest: &[u8],
-        options: Option<Arc<StorageOptionsAccessor>>,
-        base_options: HashMap<String, StorageOptions>,
+        options: Option<StorageOptions>,
+        base_options: HashMap<String, HashMap<String, String>>,
     ) -> Result<Self> {
         let manifest = parse_manifest(manifest)?;
         let uri = match &manifest.branch {

@@ -15,6 +15,7 @@ use super::convert::{SourceArg, UriArg, record_batches, to_python};
 use super::exit::{self, Entry};
 use super::model::PyIvfPqModel;
 use super::runtime::{clean_up_blocking, run, run_blocking};
+use super::storage::{StorageOptionsArg, parts};
 use crate::artifact::{Artifact, BuilderOptions, Encoding, PartitionArtifactBuilder, PartitionReader, RowCounts};
 use crate::encode::TrainProgress;
 use crate::error::Error;
@@ -24,12 +25,15 @@ use crate::threads::spawn;
 /// Streams encoded batches into a partition artifact, in bounded memory and one pass.
 ///
 /// Use it as a context manager: the artifact is published when the block ends, and removed if it ends with an exception.
-/// Methods may be called from any thread.
+/// Methods may be called from any thread. Several writers may write to one target at once, also in other processes and on other
+/// machines: the first to publish wins, the others get an ArtifactExistsError and spoil nothing.
 ///
 /// Parameters
 /// ----------
 /// uri : str or os.PathLike
-///     Local path, or a URI of an object store (s3://, gs://, az://, memory://).
+///     A new or empty folder: a local path, which is resolved at once (a later change of the working directory does not matter),
+///     or a URI of an object store (s3://, gs://, az://, memory://). A folder that holds anything but an artifact, or lies in a
+///     Lance dataset, is refused.
 /// model : IvfPqModel, optional
 ///     Stored with the artifact. Without it, num_partitions and pq_code_width are needed, and finalize() needs the model.
 /// num_partitions : int, optional
@@ -45,25 +49,27 @@ use crate::threads::spawn;
 ///     10,000 parts, whose size is fixed here: what cannot hold twice the mean bucket of so many rows is refused. Without it
 ///     parts are as large as an eighth of memory_limit allows, 64 MiB at most. More rows may come while they fit.
 /// overwrite : bool, default False
-///     Replace an artifact that is there. It stays whole until the new one is published.
-/// storage_options : dict, optional
+///     Replace an artifact that is there. It stays whole until the new one is published, which happens only if it is still the
+///     one that was there when the builder was made. Needs a store with conditional writes.
+/// storage_options : dict of str to str, or callable that gives one, optional
+///     A callable is asked again when what it gave ends (its key expires_at_millis).
 /// source : dict, optional
 ///     Where the rows come from, as describe_source() gives it; finalize() checks it.
 /// sync : bool, default True
-///     finish() waits until the files are on the local disk, so that a crash of the machine cannot lose a finished artifact.
-///     False is for artifacts that do not outlive their build; what a crash spoils then is found by the checksums.
+///     finish() waits until the files, and the entries of new folders in their parents, are on the local disk, so that a crash of
+///     the machine cannot lose a finished artifact. False is for artifacts that do not outlive their build; what a crash spoils then is found by the checksums.
 ///
 /// Raises
 /// ------
 /// InvalidInputError
-///     An option cannot be used.
+///     An option cannot be used, or the target is no place for an artifact: a file, a Lance dataset or inside one, a folder with
+///     other things, a store without the conditional writes that are needed. Nothing was changed.
 /// ArtifactExistsError
 ///     The target holds an artifact and overwrite is False.
 /// StorageError
 ///     The target cannot be reached, or threads or files that are needed cannot be had.
 pub struct PyPartitionArtifactBuilder {
     pub builder: Arc<PartitionArtifactBuilder>,
-    uri: String,
     storage_options: Option<HashMap<String, String>>,
     finished: Arc<Mutex<Option<Arc<Artifact>>>>,
     aborted: AtomicBool,
@@ -83,7 +89,7 @@ impl PyPartitionArtifactBuilder {
         num_buckets: Option<usize>,
         memory_limit: Option<u64>,
         overwrite: bool,
-        storage_options: Option<HashMap<String, String>>,
+        storage_options: Option<StorageOptionsArg>,
         source: Option<SourceArg>,
         sync: bool,
         expected_rows: Option<u64>,
@@ -95,22 +101,21 @@ impl PyPartitionArtifactBuilder {
                 return Err(Error::invalid("PartitionArtifactBuilder: pass either model, or both num_partitions and pq_code_width").into());
             }
         };
+        let (accessor, storage_options) = parts(storage_options);
         let options = BuilderOptions {
             num_buckets,
             memory_limit,
             expected_rows,
             overwrite,
-            storage_options: storage_options.clone(),
+            storage_options: accessor,
             source: source.map(|s| s.0),
             sync,
         };
-        let uri = uri.0;
-        let target = uri.clone();
         let builder =
-            run(py, None, |_, cancel| async move { cancel.race(PartitionArtifactBuilder::try_new(&target, encoding, options)).await })?;
+            run(py, None, |_, cancel| async move { cancel.race(PartitionArtifactBuilder::try_new(&uri.0, encoding, options)).await })?;
         let builder = Arc::new(builder);
         exit::watch(&builder);
-        Ok(Self { builder, uri, storage_options, finished: Arc::default(), aborted: AtomicBool::new(false) })
+        Ok(Self { builder, storage_options, finished: Arc::default(), aborted: AtomicBool::new(false) })
     }
 
     /// Append encoded rows.
@@ -141,6 +146,9 @@ impl PyPartitionArtifactBuilder {
 
     /// Write what is staged, close and sync the files, publish the manifest. Nothing can be appended after.
     ///
+    /// Publishing is tried for some seconds. If that fails with a StorageError whose message says so, the files stay, and finish()
+    /// may be called again, also after the with block: it only publishes them. abort() removes them.
+    ///
     /// Parameters
     /// ----------
     /// rows_seen : int, optional
@@ -151,6 +159,15 @@ impl PyPartitionArtifactBuilder {
     /// Returns
     /// -------
     /// Artifact
+    ///
+    /// Raises
+    /// ------
+    /// StorageError
+    ///     Writing or publishing failed.
+    /// ArtifactExistsError
+    ///     Another writer has published at this target meanwhile. Its artifact stays.
+    /// CommitConflictError
+    ///     Somebody removed or changed the files of this build. Nothing was published.
     #[pyo3(signature = (*, rows_seen = None, rows_dropped = None))]
     fn finish(
         &self,
@@ -158,6 +175,9 @@ impl PyPartitionArtifactBuilder {
         rows_seen: Option<u64>,
         rows_dropped: Option<std::collections::BTreeMap<String, u64>>,
     ) -> PyResult<PyArtifact> {
+        if rows_seen.is_none() && rows_dropped.is_none() {
+            return self.publish(py, None);
+        }
         let written = self.builder.num_rows();
         let dropped = rows_dropped.unwrap_or_default();
         let accounted = written + dropped.values().sum::<u64>();
@@ -167,7 +187,7 @@ impl PyPartitionArtifactBuilder {
                 Error::invalid(format!("finish: {seen} rows seen, but {written} appended and {} dropped", accounted - written)).into()
             );
         }
-        self.publish(py, RowCounts { seen, written, dropped })
+        self.publish(py, Some(RowCounts { seen, written, dropped }))
     }
 
     /// Stop and remove what was written; uploads are aborted when it returns, or half a minute was spent on that. After
@@ -201,7 +221,10 @@ impl PyPartitionArtifactBuilder {
             && self.finished.lock().unwrap_or_else(PoisonError::into_inner).is_none()
             && let Err(error) = self.finish(py, None, None)
         {
-            self.abort(py)?;
+            // What only has to be published is not thrown away.
+            if !self.builder.can_publish_again() {
+                self.abort(py)?;
+            }
             return Err(error);
         }
         Ok(false)
@@ -217,7 +240,7 @@ impl PyPartitionArtifactBuilder {
         }
     }
 
-    /// The target, without credentials.
+    /// The target: a path is absolute, and passwords, signatures and tokens are not shown.
     #[getter]
     fn uri(&self) -> String {
         self.builder.store().uri().to_string()
@@ -277,12 +300,16 @@ impl Drop for PyPartitionArtifactBuilder {
 }
 
 impl PyPartitionArtifactBuilder {
-    pub fn publish(&self, py: Python<'_>, counts: RowCounts) -> PyResult<PyArtifact> {
-        let (builder, uri, options) = (self.builder.clone(), self.uri.clone(), self.storage_options.clone());
+    pub fn publish(&self, py: Python<'_>, counts: Option<RowCounts>) -> PyResult<PyArtifact> {
+        let builder = self.builder.clone();
         let finished = self.finished.clone();
         let artifact = run(py, None, |_, cancel| async move {
             let finishing = builder.clone();
-            let mut work = spawn(move || finishing.finish(Some(counts)));
+            let opened = finished.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+            let mut work = spawn(move || {
+                // It may be published already, and opening it have failed.
+                if !opened && finishing.is_finished() { Ok(()) } else { finishing.finish(counts).map(|_| ()) }
+            });
             // An interrupt stops the writing between two chunks; if the manifest is out already, the artifact stands.
             let result = match cancel.race(async { Ok((&mut work).await) }).await {
                 Ok(result) => result,
@@ -292,7 +319,7 @@ impl PyPartitionArtifactBuilder {
                 }
             };
             result?;
-            let artifact = Arc::new(Artifact::open(&uri, options.as_ref()).await?);
+            let artifact = Arc::new(Artifact::open_in(builder.store().clone()).await?);
             *finished.lock().unwrap_or_else(PoisonError::into_inner) = Some(artifact.clone());
             Ok(artifact)
         })?;
@@ -320,13 +347,13 @@ impl PyArtifact {
     ///     The manifest or the model breaks the format.
     #[staticmethod]
     #[pyo3(signature = (uri, storage_options = None))]
-    fn open(py: Python<'_>, uri: UriArg, storage_options: Option<HashMap<String, String>>) -> PyResult<Self> {
-        let options = storage_options.clone();
+    fn open(py: Python<'_>, uri: UriArg, storage_options: Option<StorageOptionsArg>) -> PyResult<Self> {
+        let (options, storage_options) = parts(storage_options);
         let artifact = run(py, None, |_, cancel| async move { cancel.race(Artifact::open(&uri.0, options.as_ref())).await })?;
         Ok(Self { artifact: Arc::new(artifact), storage_options })
     }
 
-    /// The URI, without credentials.
+    /// The URI: a path is absolute, and passwords, signatures and tokens are not shown.
     #[getter]
     fn uri(&self) -> String {
         self.artifact.uri().to_string()
@@ -366,7 +393,7 @@ impl PyArtifact {
         Ok(manifest)
     }
 
-    /// The storage options it was opened with.
+    /// The storage options it was opened with, as they were then.
     #[getter]
     fn storage_options(&self) -> Option<HashMap<String, String>> {
         self.storage_options.clone()
@@ -449,7 +476,7 @@ impl PyArtifact {
         let py = slf.py();
         let artifact = slf.get();
         let open = py.get_type::<Self>().getattr("open")?;
-        Ok((open, (artifact.uri(), artifact.storage_options.clone()).into_pyobject(py)?.into_any()))
+        Ok((open, (artifact.artifact.true_uri(), artifact.storage_options.clone()).into_pyobject(py)?.into_any()))
     }
 
     fn __repr__(&self) -> String {

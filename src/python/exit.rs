@@ -168,7 +168,7 @@ fn wind_up(py: Python<'_>) {
         builders.iter().for_each(|builder| builder.cancel());
         wait_until(Some(Instant::now() + WIND_UP), |doors| doors.inside.is_empty());
         if !builders.is_empty() {
-            let aborting = Background::start("lance-artifact-exit", move || {
+            let aborting = Background::start(move || {
                 builders.iter().for_each(|builder| drop(builder.abort()));
                 Ok(())
             });

@@ -354,7 +354,7 @@ pub fn clean_up_blocking<T: Send + 'static>(py: Python<'_>, work: impl FnOnce() 
 fn block_inside<T: Send + 'static>(py: Python<'_>, inside: &Inside, work: impl FnOnce() -> Result<T> + Send + 'static) -> PyResult<T> {
     let started = Instant::now();
     let result = if is_main_thread(py)? {
-        let mut beside = inside.detach(py, || Background::start("lance-artifact-call", work));
+        let mut beside = inside.detach(py, || Background::start(work));
         loop {
             match inside.detach(py, || beside.wait_a_while(POLL)) {
                 Ok(result) => break result,

@@ -11,6 +11,7 @@ use super::convert::MetricArg;
 use super::dataset::PyDataset;
 use super::model::PyIvfPqModel;
 use super::runtime::{clean_up, run};
+use super::storage::{StorageOptionsArg, parts};
 use crate::encode::parse_manifest;
 use crate::error::Error;
 use crate::finalize::{IndexType, Segment, SegmentRequest, build_segment as build, check_commit, check_files, discard_segment as discard};
@@ -139,6 +140,7 @@ pub fn discard_segment(py: Python<'_>, dataset: &PyDataset, uuid: String) -> PyR
 /// Delete an artifact: the manifest first, so that what is left at any moment is not an artifact any more.
 #[pyfunction]
 #[pyo3(signature = (uri, storage_options = None))]
-pub fn delete_artifact(py: Python<'_>, uri: String, storage_options: Option<HashMap<String, String>>) -> PyResult<()> {
+pub fn delete_artifact(py: Python<'_>, uri: String, storage_options: Option<StorageOptionsArg>) -> PyResult<()> {
+    let (storage_options, _) = parts(storage_options);
     clean_up(py, async move { crate::artifact::delete(&uri, storage_options.as_ref()).await })
 }

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use lance_io::object_store::{StorageOptionsAccessor, StorageOptionsProvider};
 use pyo3::prelude::*;
 
+use crate::artifact::StorageOptions;
 use crate::error::Error;
 use crate::threads::spawn;
 
@@ -29,7 +30,7 @@ impl StorageOptionsProvider for Renewal {
     async fn fetch_storage_options(&self) -> lance_core::Result<Option<HashMap<String, String>>> {
         let call = self.call.clone();
         let fetched = spawn(move || {
-            let given = Python::try_attach(|py| call.call0(py)?.extract::<Option<HashMap<String, String>>>(py).map_err(PyErr::from));
+            let given = Python::try_attach(|py| call.call0(py)?.extract::<Option<HashMap<String, String>>>(py));
             match given {
                 Some(Ok(options)) => Ok(options),
                 Some(Err(error)) => Err(Error::Storage(format!("storage_options: they ended and could not be renewed: {error}"))),
@@ -44,8 +45,35 @@ impl StorageOptionsProvider for Renewal {
     }
 }
 
+/// `storage_options` of a caller: a dictionary, or a callable that gives one, and another one when that ends.
+pub struct StorageOptionsArg {
+    /// As they are now.
+    pub options: HashMap<String, String>,
+    pub accessor: Option<StorageOptions>,
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for StorageOptionsArg {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let bad = |what: String| {
+            PyErr::from(Error::invalid(format!("storage_options: got {what}, expected a dict of strings, or a callable that gives one")))
+        };
+        let renew = value.is_callable().then(|| value.to_owned().unbind());
+        let given = if renew.is_some() { value.call0()? } else { value.to_owned() };
+        let options: HashMap<String, String> =
+            given.extract::<Option<_>>().map_err(|_| bad(given.get_type().to_string()))?.unwrap_or_default();
+        Ok(Self { accessor: accessor(Some(options.clone()), renew), options })
+    }
+}
+
+/// The accessor and the options as they are now, of options that may be missing.
+pub fn parts(given: Option<StorageOptionsArg>) -> (Option<StorageOptions>, Option<HashMap<String, String>>) {
+    given.map_or((None, None), |given| (given.accessor, Some(given.options)))
+}
+
 /// Options as they are now; `renew` is asked again when they end (`expires_at_millis`).
-pub fn accessor(options: Option<HashMap<String, String>>, renew: Option<Py<PyAny>>) -> Option<Arc<StorageOptionsAccessor>> {
+pub fn accessor(options: Option<HashMap<String, String>>, renew: Option<Py<PyAny>>) -> Option<StorageOptions> {
     let options = options.filter(|options| !options.is_empty())?;
     Some(Arc::new(match renew {
         None => StorageOptionsAccessor::with_static_options(options),

@@ -1,0 +1,135 @@
+"""Vended credentials that end while a build goes on: they are renewed where the user's handle gets them."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pytest
+from lance.namespace import DescribeTableResponse
+from lance_namespace import LanceNamespace
+
+import lance_artifact as la
+from conftest import column, vectors
+from test_object_store import client, s3  # noqa: F401
+
+K, M, DIM, ROWS = 4, 4, 16, 2000
+LIFETIME = 1.5
+
+
+class Gate:
+    """In front of the object store: lets pass what is signed with a key that is still valid."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.ends: dict[str, float] = {}
+        self.refused = 0
+        gate, (host, port) = self, endpoint.removeprefix("http://").split(":")
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                key = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
+                if key is None or gate.ends.get(key[1], 0) < time.time():
+                    gate.refused += 1
+                    self.answer(403, [], b"<Error><Code>ExpiredToken</Code></Error>")
+                    return
+                connection = http.client.HTTPConnection(host, int(port))
+                connection.request(self.command, self.path, body, dict(self.headers))
+                answer = connection.getresponse()
+                dropped = ("content-length", "transfer-encoding", "connection")
+                kept = [(k, v) for k, v in answer.getheaders() if k.lower() not in dropped]
+                self.answer(answer.status, kept, answer.read(), answer.getheader("Content-Length"))
+                connection.close()
+
+            def answer(
+                self, status: int, headers: list[tuple[str, str]], body: bytes, length: Any = None
+            ) -> None:
+                self.send_response(status)
+                for name, value in headers:
+                    self.send_header(name, value)
+                self.send_header(
+                    "Content-Length", length if self.command == "HEAD" and length else str(len(body))
+                )
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+
+    def issue(self) -> dict[str, str]:
+        """Options with a key of their own, which lasts a little longer than they say."""
+        key = f"key{len(self.ends)}"
+        self.ends[key] = time.time() + 2 * LIFETIME
+        return {
+            "aws_access_key_id": key,
+            "aws_secret_access_key": "secret",
+            "aws_region": "us-east-1",
+            "aws_endpoint": self.endpoint,
+            "allow_http": "true",
+            "client_max_retries": "0",
+            "expires_at_millis": str(int((time.time() + LIFETIME) * 1000)),
+            "refresh_offset_millis": "0",
+        }
+
+
+class Vending(LanceNamespace):
+    def __init__(self, gate: Gate, location: str) -> None:
+        self.gate, self.location = gate, location
+
+    def namespace_id(self) -> str:
+        return f"vending {self.gate.endpoint}"
+
+    def describe_table(self, request: Any) -> DescribeTableResponse:
+        return DescribeTableResponse(location=self.location, storage_options=self.gate.issue())
+
+
+@pytest.fixture
+def gate(s3: dict[str, str]) -> Iterator[Gate]:  # noqa: F811
+    made = Gate(s3["aws_endpoint"])
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def slowly(step: Any) -> None:
+    """Credentials end in each stage."""
+    if step.event == "start" and step.stage in ("train_ivf", "encode", "merge_partitions"):
+        time.sleep(2.2 * LIFETIME)
+
+
+@pytest.mark.parametrize(
+    "artifact", [None, "s3://vectors/vended-artifact"], ids=["local artifact", "artifact in the store"]
+)
+def test_a_build_outlives_its_credentials(artifact: str | None, gate: Gate, s3: dict[str, str]) -> None:  # noqa: F811
+    where = f"s3://vectors/vended-{'remote' if artifact else 'local'}.lance"
+    array = vectors(ROWS, DIM)
+    lance.write_dataset(
+        pa.table({"id": pa.array(range(ROWS)), "vector": column(array)}), where, storage_options=s3, max_rows_per_file=700
+    )  # fmt: skip
+    ds = lance.dataset(namespace_client=Vending(gate, where), table_id=["t"])
+    la.create_index(
+        ds, "vector", num_partitions=K, num_sub_vectors=M, sample_rate=7, max_iters=2, backend="cpu", progress=slowly,
+        artifact_uri=artifact,
+    )  # fmt: skip
+    assert len(gate.ends) >= 3, "they were renewed"
+    assert ds.stats.index_stats("vector_idx")["num_indexed_rows"] == ROWS
+    if artifact:
+        assert la.Artifact.open(artifact, s3).verify().ok
+    assert client(s3).list_multipart_uploads(Bucket="vectors").get("Uploads", []) == []
