@@ -187,12 +187,17 @@ pub fn check_available(count: usize) -> Result<()> {
     let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
     let mut threads = Vec::with_capacity(count);
     let mut answer = Ok(());
-    for had in 0..count {
+    let mut tries = 0;
+    while threads.len() < count {
         let gate = gate.clone();
         match Builder::new().name("lance-artifact-probe".into()).spawn(move || drop(gate.lock())) {
             Ok(thread) => threads.push(thread),
+            Err(_) if tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(PAUSE);
+            }
             Err(error) => {
-                answer = Err(refused(&error).context(format!("{count} threads are needed, {had} can be had")));
+                answer = Err(refused(&error).context(format!("{count} threads are needed, {} can be had", threads.len())));
                 break;
             }
         }

@@ -99,24 +99,38 @@ def test_a_cleanup_and_an_append(replace: bool, ds: Any, monkeypatch: pytest.Mon
     assert nearest(latest, vectors(50, DIM, seed=3)[9]) == ROWS + 9
 
 
-def test_files_that_vanish_at_the_commit(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_branch", [False, True])
+@pytest.mark.parametrize("also", [False, True], ids=["alone", "with another commit"])
+def test_files_that_vanish_at_the_commit(
+    also: bool, on_branch: bool, ds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A race that no check can close: it is found after, undone and said."""
+    main = ds
+    if on_branch:
+        ds.create_branch("exp")
+        ds = ds.checkout_version(("exp", None))
     la.create_index(ds, "vector", **BUILD)
     old = segment(ds, "vector_idx").uuid
     committed = lance.LanceDataset.commit_existing_index_segments
+    root = Path(main.uri) / ("tree/exp" if on_branch else "")
 
     def and_gone(self: Any, name: str, column: str, segments: Any) -> Any:
+        if also:
+            ds.checkout_version(ds.version).delete("id = 1")
         result = committed(self, name, column, segments)
-        for path in (Path(ds.uri) / "_indices" / segments[0].uuid).iterdir():
+        for path in (root / "_indices" / segments[0].uuid).iterdir():
             path.unlink()
         return result
 
     monkeypatch.setattr(lance.LanceDataset, "commit_existing_index_segments", and_gone)
     with pytest.raises(la.CommitConflictError, match="undone"):
         la.create_index(ds, "vector", replace=True, **BUILD)
-    latest = lance.dataset(ds.uri)
+    latest = lance.dataset(main.uri).checkout_version(("exp" if on_branch else None, None))
     assert segment(latest, "vector_idx").uuid == old
+    assert latest.count_rows() == ROWS - also
     assert nearest(latest, vectors(ROWS, DIM)[9]) == 9
+    if on_branch:
+        assert lance.dataset(main.uri).describe_indices() == [] and lance.dataset(main.uri).version == 1
 
 
 @pytest.mark.parametrize("index_before", [False, True])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,6 +22,8 @@ from .exceptions import (
     StorageError,
 )
 
+LOGGER = logging.getLogger("lance_artifact")
+
 # Times that a commit is tried anew because another one came first.
 TRIES = 10
 
@@ -28,9 +33,18 @@ class Committed:
     """A commit: the handle that sees it, and what it was based on."""
 
     dataset: lance.LanceDataset
-    before: bytes
-    version_before: int
-    fragment_ids: set[int]
+    base: lance.LanceDataset
+    index: Index
+    previous: list[Index]
+
+    @property
+    def before(self) -> bytes:
+        manifest: bytes = cast(Any, self.base)._ds.serialized_manifest()
+        return manifest
+
+    @property
+    def fragment_ids(self) -> set[int]:
+        return set(cast(Any, self.index.fragment_ids))
 
 
 def same_name(dataset: lance.LanceDataset, name: str) -> list[Any]:
@@ -95,7 +109,7 @@ def commit_segment(
         raise
     gone = _gone(at, segment, done.before)
     if gone is not None:
-        undone = _undo(at, done.version_before)
+        undone = _undo(at, done)
         raise CommitConflictError(
             f"index {name!r} was committed, but {gone} at that moment; "
             + ("the commit was undone" if undone else "drop the index")
@@ -115,11 +129,10 @@ def _commit(handle: Handle, at: Handle, name: str, replace: bool, segment: core.
     conflict: Exception | None = None
     for _ in range(TRIES):
         base = handle.latest()
-        before = cast(Any, base)._ds.serialized_manifest()
-        checked = segment.check_commit(at.core, before)
+        checked = segment.check_commit(at.core, cast(Any, base)._ds.serialized_manifest(), name)
         if checked is None:
             continue
-        column, new_fragments = checked
+        column, new_fragments = checked["column"], checked["new_fragment_ids"]
         ids = list(segment.fragment_ids)
         # Lance extends an index to fragments that an update of other columns wrote; ours may not reach as far.
         loses = check_name(base, name, replace, column, ids, may_lose=frozenset(new_fragments))
@@ -134,12 +147,15 @@ def _commit(handle: Handle, at: Handle, name: str, replace: bool, segment: core.
             index_version=segment.index_version,
             index_details=segment.details,
         )
+        previous = [_index(name, found) for found in checked["previous"]]
+        # A commit moves the handle on.
+        committed = copy.copy(base)
         try:
             if loses:
-                base = _replace(base, name, index)
+                committed = _replace(base, index, previous)
             else:
-                base.commit_existing_index_segments(name, column, [index])
-            return Committed(base, before, version, set(ids))
+                committed.commit_existing_index_segments(name, column, [index])
+            return Committed(committed, base, index, previous)
         except Exception as error:
             if not _is_conflict(error) or _is_committed(handle, segment.uuid):
                 raise
@@ -151,21 +167,14 @@ def _commit(handle: Handle, at: Handle, name: str, replace: bool, segment: core.
     ) from conflict
 
 
-def _replace(base: lance.LanceDataset, name: str, index: Index) -> lance.LanceDataset:
+def _index(name: str, found: dict[str, Any]) -> Index:
+    return Index(name=name, **{**found, "fragment_ids": set(found["fragment_ids"])})
+
+
+def _replace(base: lance.LanceDataset, index: Index, previous: list[Index]) -> lance.LanceDataset:
     """Replace an index that reaches further; what ours does not cover is scanned without one."""
-    removed = [
-        Index(
-            uuid=str(segment.uuid),
-            name=name,
-            fields=list(old.fields),
-            dataset_version=int(segment.dataset_version_at_last_update),
-            fragment_ids=cast(Any, set(segment.fragment_ids)),
-            index_version=int(segment.index_version),
-        )
-        for old in same_name(base, name)
-        for segment in old.segments
-        if set(segment.fragment_ids) & set(cast(Any, index.fragment_ids))
-    ]
+    ours = set(cast(Any, index.fragment_ids))
+    removed = [old for old in previous if set(cast(Any, old.fragment_ids)) & ours]
     operation = LanceOperation.CreateIndex(new_indices=[index], removed_indices=removed)
     return lance.LanceDataset.commit(base, operation, read_version=base.version, max_retries=0)
 
@@ -180,23 +189,50 @@ def _gone(at: Handle, segment: core._Segment, before: bytes) -> str | None:
     """What was taken from under the commit between the last look and it, if anything was."""
     try:
         segment.check_files(at.core)
-    except LanceArtifactError as error:
+        if at.core.is_there(before) is False:
+            return "the dataset was removed and written anew"
+    except CommitConflictError as error:
         return f"its files were removed ({error})"
-    if at.core.is_there(before) is False:
-        return "the dataset was removed and written anew"
+    except LanceArtifactError as error:
+        # It is committed, and nothing speaks against it: only that it cannot be looked at.
+        LOGGER.warning("the index is committed, but could not be looked at after that: %s", error)
     return None
 
 
-def _undo(at: Handle, version: int) -> bool:
-    """Make the version before the commit, as it is in the store now, the latest again, if nothing came after the commit."""
+def _undo(at: Handle, done: Committed) -> bool:
+    """Take a commit back: what was there before is there again."""
     with suppress(Exception):
         # Past every cache: another dataset may be there, of fewer versions.
-        fresh = at.reopen(None)
-        there = [int(v["version"]) for v in fresh.versions() if int(v["version"]) <= version]
-        if int(fresh.version) == version + 1 and there:
+        version = int(done.base.version)
+        latest = at.reopen(None)
+        there = [int(v["version"]) for v in latest.versions() if int(v["version"]) <= version]
+        if int(latest.version) == version + 1 and there:
             cast(Any, at.reopen(max(there))).restore()
             return True
+        if at.core.is_there(done.before) is False:
+            return False
+        # Others committed since. The segments that were replaced come back, for the fragments that are still the same.
+        field = done.index.fields[0]
+        same = _column_files(latest, field).items() & _column_files(done.base, field).items()
+        kept = {fragment for fragment, _ in same}
+        previous = [
+            dataclasses.replace(old, fragment_ids=cast(Any, set(cast(Any, old.fragment_ids)) & kept))
+            for old in done.previous
+            if set(cast(Any, old.fragment_ids)) & done.fragment_ids
+        ]
+        operation = LanceOperation.CreateIndex(new_indices=previous, removed_indices=[done.index])
+        lance.LanceDataset.commit(latest, operation, read_version=latest.version)
+        return True
     return False
+
+
+def _column_files(dataset: lance.LanceDataset, field: int) -> dict[int, tuple[str, ...]]:
+    """For each fragment the data files that hold the column."""
+    return {
+        f.fragment_id: tuple(file.path for file in f.metadata.files if field in file.fields)
+        for f in dataset.get_fragments()
+        if not f.metadata.overlays
+    }
 
 
 def _is_conflict(error: Exception) -> bool:

@@ -97,10 +97,11 @@ class Handle:
         return latest
 
     def reopen(self, version: int | None) -> lance.LanceDataset:
-        """A version (None: the latest) as it is in the store now, with no memory of what was there before."""
-        return lance.dataset(
-            self.location, version=version, storage_options=self.dataset.latest_storage_options()
-        )
+        """A version of the branch (None: the latest) as it is in the store now, with no memory of what was there before."""
+        branch = self.core.branch
+        root = self.location.removesuffix(f"/tree/{branch}") if branch else self.location
+        fresh = lance.dataset(root, storage_options=self.dataset.latest_storage_options())
+        return fresh if not branch and version is None else fresh.checkout_version((branch, version))
 
     def refresh(self) -> None:
         """Let the user's handle see what was committed. It is committed, whatever becomes of the handle."""

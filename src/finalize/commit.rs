@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use lance::Dataset;
 use lance::dataset::transaction::Operation;
-use lance_table::format::{Fragment, Manifest};
+use lance::index::DatasetIndexExt;
+use lance_table::format::{Fragment, IndexMetadata, Manifest};
 
 use super::leftovers::unmark;
 use super::segment::Segment;
@@ -18,11 +19,44 @@ pub struct CommitBase {
     pub column: String,
     /// Fragments that came after the rows' version.
     pub new_fragment_ids: Vec<u32>,
+    /// Segments of the index of that name that are there, to be replaced, or put back.
+    pub previous: Vec<Previous>,
+}
+
+/// A committed segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Previous {
+    pub uuid: String,
+    pub fields: Vec<i32>,
+    pub dataset_version: u64,
+    pub fragment_ids: Vec<u32>,
+    pub index_version: i32,
+    /// Type URL and bytes, where there are any.
+    pub details: Option<(String, Vec<u8>)>,
+}
+
+impl From<IndexMetadata> for Previous {
+    fn from(index: IndexMetadata) -> Self {
+        Self {
+            uuid: index.uuid.to_string(),
+            fields: index.fields,
+            dataset_version: index.dataset_version,
+            fragment_ids: index.fragment_bitmap.map(|bitmap| bitmap.iter().collect()).unwrap_or_default(),
+            index_version: index.index_version,
+            details: index.index_details.map(|details| (details.type_url.clone(), details.value.clone())),
+        }
+    }
 }
 
 /// Check that `segment`, built from `then`, which `handle` shows, can be committed on top of `base`, which must be the latest version as
 /// it is in the store. `Ok(None)`: `base` is not the latest any more; take the latest, and ask again.
-pub async fn check_commit(handle: &DatasetHandle, then: &Dataset, base: &Manifest, segment: &Segment) -> Result<Option<CommitBase>> {
+pub async fn check_commit(
+    handle: &DatasetHandle,
+    then: &Dataset,
+    base: &Manifest,
+    segment: &Segment,
+    name: &str,
+) -> Result<Option<CommitBase>> {
     let built_from = then.manifest();
     let latest = handle.open_latest().await?;
     let there = latest.manifest();
@@ -52,7 +86,8 @@ pub async fn check_commit(handle: &DatasetHandle, then: &Dataset, base: &Manifes
     unmark(&store, &latest.indices_dir().join(segment.uuid.as_str())).await?;
     let before: HashSet<u64> = built_from.fragments.iter().map(|f| f.id).collect();
     let new_fragment_ids = there.fragments.iter().filter(|f| !before.contains(&f.id)).map(|f| f.id as u32).collect();
-    Ok(Some(CommitBase { column, new_fragment_ids }))
+    let previous = latest.load_indices_by_name(name).await?.into_iter().map(Previous::from).collect();
+    Ok(Some(CommitBase { column, new_fragment_ids, previous }))
 }
 
 /// The files of a segment are there, as they were written. A cleanup that deletes unverified files takes them before the commit.

@@ -23,6 +23,12 @@ fn owner_file(folder: &Path) -> Path {
 
 /// Leave marks in the folder of a segment that is about to be written.
 pub async fn mark(store: &ObjectStore, folder: &Path) -> Result<()> {
+    if store.has_direct_local_paths() {
+        // On this thread: a write that goes on elsewhere would make the folder again after a cancelled build has removed it.
+        let folder = std::path::PathBuf::from(lance_io::local::to_local_path(folder));
+        std::fs::create_dir_all(&folder)?;
+        return Ok(std::fs::write(folder.join(OWNER_FILE), Owner::this().to_json())?);
+    }
     store.put(&owner_file(folder), Owner::this().to_json().as_bytes()).await?;
     Ok(())
 }

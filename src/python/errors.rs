@@ -23,9 +23,13 @@ fn class_name(error: &Error) -> &'static str {
     }
 }
 
+/// The exceptions' module. Whoever asks first gives the GIL away for a moment.
+pub fn module(py: Python<'_>) -> PyResult<&Py<PyModule>> {
+    MODULE.get_or_try_init(py, || py.import("lance_artifact.exceptions").map(Bound::unbind))
+}
+
 fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
-    let module = MODULE.get_or_try_init(py, || py.import("lance_artifact.exceptions").map(Bound::unbind))?;
-    let class = module.bind(py).getattr(class_name(error))?.cast_into::<PyType>()?;
+    let class = module(py)?.bind(py).getattr(class_name(error))?.cast_into::<PyType>()?;
     Ok(PyErr::from_type(class, (error.to_string(),)))
 }
 

@@ -158,6 +158,8 @@ pub fn attach<T>(work: impl FnOnce(Python<'_>) -> Result<T>) -> Result<T> {
 /// What Python calls before it is finalized.
 #[pyfunction]
 fn wind_up(py: Python<'_>) {
+    // A thread that is refused raises an exception, and must keep the GIL while it does.
+    let _ = super::errors::module(py);
     let (cancels, builders) = with(|doors| {
         doors.closing = true;
         let cancels: Vec<Cancel> = doors.inside.values().flatten().cloned().collect();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict};
 
 use super::artifact::PyArtifact;
 use super::convert::MetricArg;
@@ -59,18 +59,31 @@ impl PySegment {
         self.0.bytes_read
     }
 
-    /// Whether the segment can be committed on top of `base`, a serialized manifest: None if `base` is not the latest version in
-    /// the store, else the column's path and the ids of fragments that came after the rows' version. Raises where it cannot.
-    fn check_commit(&self, py: Python<'_>, dataset: &PyDataset, base: &[u8]) -> PyResult<Option<(String, Vec<u32>)>> {
+    /// Whether the segment can be committed as index `name` on top of `base`, a serialized manifest: None if `base` is not the
+    /// latest version in the store, else a dict: the column's path, the ids of fragments that came after the rows' version, and
+    /// the segments of that name. Raises where it cannot.
+    fn check_commit<'py>(&self, py: Python<'py>, dataset: &PyDataset, base: &[u8], name: String) -> PyResult<Option<Bound<'py, PyDict>>> {
         let base = parse_manifest(base)?;
         let (handle, built_from, segment) = (dataset.handle.clone(), dataset.dataset.clone(), self.0.clone());
-        let checked =
-            run(
-                py,
-                None,
-                |_, cancel| async move { cancel.race(async { check_commit(&handle, &built_from, &base, &segment).await }).await },
-            )?;
-        Ok(checked.map(|base| (base.column, base.new_fragment_ids)))
+        let checked = run(py, None, |_, cancel| async move {
+            cancel.race(async { check_commit(&handle, &built_from, &base, &segment, &name).await }).await
+        })?;
+        let Some(base) = checked else { return Ok(None) };
+        let found = PyDict::new(py);
+        found.set_item("column", base.column)?;
+        found.set_item("new_fragment_ids", base.new_fragment_ids)?;
+        let previous = base.previous.into_iter().map(|previous| {
+            let index = PyDict::new(py);
+            index.set_item("uuid", previous.uuid)?;
+            index.set_item("fields", previous.fields)?;
+            index.set_item("dataset_version", previous.dataset_version)?;
+            index.set_item("fragment_ids", previous.fragment_ids)?;
+            index.set_item("index_version", previous.index_version)?;
+            index.set_item("index_details", previous.details.map(|(url, value)| (url, PyBytes::new(py, &value))))?;
+            Ok(index)
+        });
+        found.set_item("previous", previous.collect::<PyResult<Vec<_>>>()?)?;
+        Ok(Some(found))
     }
 
     /// Raises where a file is gone or was changed.
