@@ -433,3 +433,42 @@ def test_errors_name_the_place_and_keep_the_secret(s3: dict[str, str]) -> None:
     with pytest.raises(la.StorageError, match="s3://vectors/a") as caught:
         la.Artifact.open("s3://vectors/a", wrong)
     assert "very-secret" not in str(caught.value)
+
+
+def dataset_in(s3: dict[str, str], name: str) -> Any:
+    table = pa.table({"id": pa.array(range(ROWS)), "vector": column(vectors(ROWS, DIM))})
+    return lance.write_dataset(table, f"s3://vectors/{name}", storage_options=s3, max_rows_per_file=1000)
+
+
+@pytest.mark.parametrize("how", ["500", "lost"])
+def test_the_datasets_manifest_and_a_store_that_fails(how: str, s3: dict[str, str]) -> None:
+    """The put of the new version fails, or happens and says that it failed."""
+    name = f"manifest-{how}.lance"
+    dataset_in(s3, name)
+    failing: list[str] = []
+
+    def act(method: str, key: str, headers: dict[str, str]) -> str | None:
+        if method == "PUT" and f"{name}/_versions/" in key and key.endswith(".manifest") and not failing:
+            failing.append(key)
+            return how
+        return None
+
+    with proxy(s3, act) as options:
+        ds = lance.dataset(f"s3://vectors/{name}", storage_options=options)
+        build = {
+            "num_partitions": K,
+            "num_sub_vectors": M,
+            "sample_rate": 8,
+            "max_iters": 2,
+            "backend": "cpu",
+        }
+        if how == "500":
+            with pytest.raises(la.StorageError, match="not committed"):
+                la.create_index(ds, "vector", **build)
+        else:
+            la.create_index(ds, "vector", **build)
+    assert failing
+    indices = lance.dataset(f"s3://vectors/{name}", storage_options=s3).describe_indices()
+    assert len(indices) == (how == "lost")
+    segments = {key.split("/")[2] for key in keys(s3, f"{name}/_indices")}
+    assert segments == {s.uuid for i in indices for s in i.segments}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,55 @@ def test_anything_at_all(
         except (la.LanceArtifactError, Built) as error:
             assert type(error) is not la.LanceArtifactError
     assert there["ds"].latest_version == 1
+
+
+# The extension's own classes
+
+ODD: list[Any] = [-1, 1.5, 10**30, True, "x", "a\0b", "\ud800", b"x", [], {}, [1], np.arange(6.0).reshape(2, 3), object()]  # fmt: skip
+
+
+def constructors(folder: Path) -> dict[str, Callable[[Any], Any]]:
+    centroids, codebook = np.zeros((2, 4), "f4"), np.zeros((2, 16, 2), "f4")
+    model = la.IvfPqModel(centroids, codebook)
+    count = iter(range(10_000))
+
+    def made(**options: Any) -> la.PartitionArtifactBuilder:
+        return la.PartitionArtifactBuilder(folder / str(next(count)), **options)
+
+    def shape(**options: Any) -> None:
+        made(**{"num_partitions": 2, "pq_code_width": 1, **options}).abort()
+
+    with made(model=model) as builder:
+        pass
+    artifact = builder.artifact
+    return {
+        "metric": lambda v: la.IvfPqModel(centroids, codebook, v),
+        "ivf_centroids": lambda v: la.IvfPqModel(v, codebook),
+        "num_sub_vectors": lambda v: la.IvfPqModel(centroids, codebook, num_sub_vectors=v),
+        "num_partitions": lambda v: shape(num_partitions=v),
+        "pq_code_width": lambda v: shape(pq_code_width=v),
+        "num_buckets": lambda v: shape(num_buckets=v),
+        "memory_limit": lambda v: shape(memory_limit=v),
+        "rows_seen": lambda v: made(model=model).finish(rows_seen=v),
+        "partition": lambda v: artifact.read_partition(v),
+        "progress": lambda v: artifact.verify(v),
+        "append_batch": lambda v: made(model=model).append_batch(v),
+        "encode": lambda v: la.CpuEncoder(model).encode(v),
+    }
+
+
+@pytest.mark.parametrize("value", ODD, ids=[ascii(v)[:20] for v in ODD])
+def test_the_extensions_own_arguments(value: Any, tmp_path: Path) -> None:
+    for name, call in constructors(tmp_path).items():
+        with pytest.raises((la.LanceArtifactError, IndexError)) as caught:
+            call(value)
+        assert str(caught.value), name
+    for call in (
+        la.Artifact.open,
+        lambda v: la.PartitionArtifactBuilder(v, num_partitions=1, pq_code_width=1),
+    ):
+        if not isinstance(value, str) or value == "\ud800" or "\0" in value:
+            # A type that is no path is a TypeError that says so, as everywhere in Python.
+            with pytest.raises((la.LanceArtifactError, TypeError)) as caught:
+                call(value)
+            assert "uri" in str(caught.value)

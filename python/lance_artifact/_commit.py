@@ -102,7 +102,7 @@ def commit_segment(
     try:
         done = _commit(handle, at, name, replace, segment)
     except BaseException as error:
-        # An answer that got lost may hide a commit that happened: files of a committed index must stay.
+        # Where it is not known whether it happened, the files of an index that may be there must stay.
         discard_uncommitted(handle, at, segment.uuid)
         if isinstance(error, Exception) and not isinstance(error, LanceArtifactError):
             raise _translated(error, name) from error
@@ -157,7 +157,11 @@ def _commit(handle: Handle, at: Handle, name: str, replace: bool, segment: core.
                 committed.commit_existing_index_segments(name, column, [index])
             return Committed(committed, base, index, previous)
         except Exception as error:
-            if not _is_conflict(error) or _is_committed(handle, segment.uuid):
+            # An answer may be lost on its way: what is there decides.
+            there = _committed_in(handle, segment.uuid)
+            if there is not None:
+                return Committed(there, base, index, previous)
+            if not _is_conflict(error):
                 raise
             # Whether the other change matters is for the next round's comparison to say.
             conflict = error
@@ -248,7 +252,8 @@ def _translated(error: Exception, name: str) -> LanceArtifactError:
         )
     if isinstance(error, OSError):
         return StorageError(
-            f"{message}: the dataset could not be read or written; the previous index stays. Lance says: {error}"
+            f"{message}, or its answer was lost: the dataset could not be read or written; see describe_indices() before building again. "
+            f"Lance says: {error}"
         )
     return CommitConflictError(f"{message}: Lance refuses it; the previous index stays. Lance says: {error}")
 
@@ -261,10 +266,20 @@ def _coverage(dataset: lance.LanceDataset, segment_uuid: str) -> set[int] | None
     return None
 
 
+def _committed_in(handle: Handle, segment_uuid: str) -> lance.LanceDataset | None:
+    """The latest version, if the segment is in it, and that is certain."""
+    with suppress(Exception):
+        latest = handle.latest()
+        if _coverage(latest, segment_uuid) is not None:
+            return latest
+    return None
+
+
 def _is_committed(handle: Handle, segment_uuid: str) -> bool:
+    """Also true where it cannot be known: files are kept then."""
     with suppress(Exception):
         return _coverage(handle.latest(), segment_uuid) is not None
-    return True  # not known: keep the files
+    return True
 
 
 def _few(ids: Any) -> str:

@@ -8,10 +8,11 @@ use arrow_array::RecordBatch;
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
-use pyo3_arrow::input::AnyRecordBatch;
 use pyo3_arrow::{PyRecordBatch, PySchema};
 
-use super::convert::{SourceArg, UriArg, record_batches, to_python};
+use super::convert::{
+    CodeWidth, ExpectedRows, MemoryLimit, NumBuckets, NumPartitions, PartitionId, RowsSeen, SourceArg, UriArg, record_batches, to_python,
+};
 use super::exit::{self, Entry};
 use super::model::PyIvfPqModel;
 use super::runtime::{clean_up_blocking, run, run_blocking};
@@ -84,28 +85,30 @@ impl PyPartitionArtifactBuilder {
         py: Python<'_>,
         uri: UriArg,
         model: Option<PyIvfPqModel>,
-        num_partitions: Option<usize>,
-        pq_code_width: Option<usize>,
-        num_buckets: Option<usize>,
-        memory_limit: Option<u64>,
+        num_partitions: Option<NumPartitions>,
+        pq_code_width: Option<CodeWidth>,
+        num_buckets: Option<NumBuckets>,
+        memory_limit: Option<MemoryLimit>,
         overwrite: bool,
         storage_options: Option<StorageOptionsArg>,
         source: Option<SourceArg>,
         sync: bool,
-        expected_rows: Option<u64>,
+        expected_rows: Option<ExpectedRows>,
     ) -> PyResult<Self> {
         let encoding = match (model, num_partitions, pq_code_width) {
             (Some(model), None, None) => Encoding::Model(model.0),
-            (None, Some(num_partitions), Some(pq_code_width)) => Encoding::Shape { num_partitions, pq_code_width },
+            (None, Some(num_partitions), Some(pq_code_width)) => {
+                Encoding::Shape { num_partitions: num_partitions.into(), pq_code_width: pq_code_width.into() }
+            }
             _ => {
                 return Err(Error::invalid("PartitionArtifactBuilder: pass either model, or both num_partitions and pq_code_width").into());
             }
         };
         let (accessor, storage_options) = parts(storage_options);
         let options = BuilderOptions {
-            num_buckets,
-            memory_limit,
-            expected_rows,
+            num_buckets: num_buckets.map(usize::from),
+            memory_limit: memory_limit.map(|limit| limit.0),
+            expected_rows: expected_rows.map(|rows| rows.0),
             overwrite,
             storage_options: accessor,
             source: source.map(|s| s.0),
@@ -133,7 +136,7 @@ impl PyPartitionArtifactBuilder {
     /// -------
     /// int
     ///     Rows appended by this call.
-    fn append_batch(&self, py: Python<'_>, data: AnyRecordBatch) -> PyResult<usize> {
+    fn append_batch(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
         let mut rows = 0;
         for batch in record_batches(data)? {
             let batch = batch?;
@@ -172,7 +175,7 @@ impl PyPartitionArtifactBuilder {
     fn finish(
         &self,
         py: Python<'_>,
-        rows_seen: Option<u64>,
+        rows_seen: Option<RowsSeen>,
         rows_dropped: Option<std::collections::BTreeMap<String, u64>>,
     ) -> PyResult<PyArtifact> {
         if rows_seen.is_none() && rows_dropped.is_none() {
@@ -181,7 +184,7 @@ impl PyPartitionArtifactBuilder {
         let written = self.builder.num_rows();
         let dropped = rows_dropped.unwrap_or_default();
         let accounted = written + dropped.values().sum::<u64>();
-        let seen = rows_seen.unwrap_or(accounted);
+        let seen = rows_seen.map_or(accounted, |rows| rows.0);
         if seen != accounted {
             return Err(
                 Error::invalid(format!("finish: {seen} rows seen, but {written} appended and {} dropped", accounted - written)).into()
@@ -423,7 +426,8 @@ impl PyArtifact {
     /// CorruptArtifactError, StorageError
     ///     The first rows cannot be read; the reader raises it for later ones. The checksum of a partition is known with its
     ///     last row: of one larger than 4 MiB, rows are handed out before.
-    fn read_partition<'py>(&self, py: Python<'py>, partition: usize) -> PyResult<Bound<'py, PyAny>> {
+    fn read_partition<'py>(&self, py: Python<'py>, partition: PartitionId) -> PyResult<Bound<'py, PyAny>> {
+        let partition = usize::from(partition);
         if partition >= self.artifact.num_partitions() {
             return Err(PyIndexError::new_err(format!("partition {partition}: expected 0 to {}", self.artifact.num_partitions() - 1)));
         }
@@ -451,6 +455,9 @@ impl PyArtifact {
     /// VerifyReport
     #[pyo3(signature = (progress = None))]
     fn verify(&self, py: Python<'_>, progress: Option<Bound<'_, PyAny>>) -> PyResult<PyVerifyReport> {
+        if let Some(other) = progress.as_ref().filter(|progress| !progress.is_callable()) {
+            return Err(Error::invalid(format!("progress: got {}, expected a callable or None", other.get_type())).into());
+        }
         let artifact = self.artifact.clone();
         let report = run(py, progress, |reporter, cancel| async move {
             reporter.start("verify", Some(artifact.num_rows()), "rows");

@@ -4,6 +4,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, FixedSizeListArray};
 use arrow_schema::DataType;
 use pyo3::prelude::*;
+use pyo3::types::PyBool;
 use pyo3_arrow::PyArray;
 use pyo3_arrow::input::AnyRecordBatch;
 
@@ -18,8 +19,53 @@ impl<'a, 'py> FromPyObject<'a, 'py> for MetricArg {
     type Error = PyErr;
 
     fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
-        Ok(Self(value.extract::<String>()?.parse()?))
+        let name = value.extract::<String>();
+        let name = name.map_err(|_| Error::invalid(format!("metric: got {}, expected \"l2\", \"cosine\" or \"dot\"", shown(value))))?;
+        Ok(Self(name.parse()?))
     }
+}
+
+fn shown(value: Borrowed<'_, '_, PyAny>) -> String {
+    let text = value.py().import("builtins").and_then(|b| b.call_method1("ascii", (value,))).and_then(|t| t.extract::<String>());
+    let kind = value.get_type().name().map(|name| name.to_string()).unwrap_or_default();
+    format!("{} ({kind})", text.map_or("?".into(), |text| text.chars().take(80).collect::<String>()))
+}
+
+fn whole(name: &str, value: Borrowed<'_, '_, PyAny>) -> PyResult<u64> {
+    let number = if value.is_instance_of::<PyBool>() { None } else { value.extract::<u64>().ok() };
+    number.ok_or_else(|| Error::invalid(format!("{name}: got {}, expected a whole number from 0 to {}", shown(value), u64::MAX)).into())
+}
+
+/// Whole numbers that are called by their name where they are refused.
+macro_rules! whole_numbers {
+    ($($kind:ident $name:literal),* $(,)?) => {$(
+        pub struct $kind(pub u64);
+
+        impl<'a, 'py> FromPyObject<'a, 'py> for $kind {
+            type Error = PyErr;
+
+            fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+                whole($name, value).map(Self)
+            }
+        }
+
+        impl From<$kind> for usize {
+            fn from(number: $kind) -> Self {
+                Self::try_from(number.0).unwrap_or(Self::MAX)
+            }
+        }
+    )*};
+}
+
+whole_numbers! {
+    NumPartitions "num_partitions",
+    CodeWidth "pq_code_width",
+    NumBuckets "num_buckets",
+    MemoryLimit "memory_limit",
+    ExpectedRows "expected_rows",
+    RowsSeen "rows_seen",
+    PartitionId "partition",
+    NumSubVectors "num_sub_vectors",
 }
 
 /// A path or a URI.
@@ -29,7 +75,15 @@ impl<'a, 'py> FromPyObject<'a, 'py> for UriArg {
     type Error = PyErr;
 
     fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
-        Ok(Self(value.py().import("os")?.call_method1("fspath", (value,))?.extract()?))
+        let path = value.py().import("os")?.call_method1("fspath", (value,)).and_then(|path| path.extract::<String>());
+        match path {
+            Ok(path) if !path.contains('\0') => Ok(Self(path)),
+            _ => Err(Error::invalid(format!(
+                "uri: got {}, expected a path or URI (str or os.PathLike, valid Unicode without NUL characters)",
+                shown(value)
+            ))
+            .into()),
+        }
     }
 }
 
@@ -54,7 +108,16 @@ impl<'a, 'py> FromPyObject<'a, 'py> for FixedSizeListArg {
 }
 
 /// Record batches of any object with `__arrow_c_array__` (a struct array) or `__arrow_c_stream__`.
-pub fn record_batches(data: AnyRecordBatch) -> PyResult<Box<dyn Iterator<Item = PyResult<arrow_array::RecordBatch>>>> {
+pub fn record_batches(data: &Bound<'_, PyAny>) -> PyResult<Box<dyn Iterator<Item = PyResult<arrow_array::RecordBatch>>>> {
+    let arrow = ["__arrow_c_array__", "__arrow_c_stream__"].iter().any(|name| data.hasattr(*name).unwrap_or(false));
+    if !arrow {
+        return Err(Error::invalid(format!(
+            "append_batch: got {}, expected an object with __arrow_c_array__ or __arrow_c_stream__, such as a pyarrow RecordBatch",
+            shown(data.as_borrowed())
+        ))
+        .into());
+    }
+    let data: AnyRecordBatch = data.extract()?;
     let reader = data.into_reader()?;
     Ok(Box::new(reader.map(|batch| batch.map_err(|e| Error::invalid(format!("append_batch: the Arrow stream failed: {e}")).into()))))
 }

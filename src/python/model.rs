@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow_array::{UInt8Array, UInt32Array};
 use pyo3::prelude::*;
 
-use super::convert::{FixedSizeListArg, MetricArg, to_pyarrow, to_python};
+use super::convert::{FixedSizeListArg, MetricArg, NumSubVectors, to_pyarrow, to_python};
 use super::runtime::{run, run_apart, run_blocking};
 use crate::encode::{CpuEncoder, Encoder, TrainParams, check_prepared, train_cpu};
 use crate::model::{IvfPqModel, Training, fixed_size_list};
@@ -42,9 +42,10 @@ impl PyIvfPqModel {
         ivf_centroids: FixedSizeListArg,
         pq_codebook: FixedSizeListArg,
         metric: MetricArg,
-        num_sub_vectors: Option<usize>,
+        num_sub_vectors: Option<NumSubVectors>,
     ) -> PyResult<Self> {
         // Values are checked, copied and hashed.
+        let num_sub_vectors = num_sub_vectors.map(usize::from);
         let make = move || IvfPqModel::try_new(&ivf_centroids.0, &pq_codebook.0, metric.0, num_sub_vectors);
         Ok(Self(Arc::new(run_apart(py, make)?)))
     }
