@@ -2,6 +2,7 @@
 //! index does not hold.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,15 +41,40 @@ fn place(row_id: u64) -> (u32, usize, usize, u64) {
 }
 
 impl RowSet {
-    fn insert(&mut self, row_id: u64) {
-        let (upper, block, word, bit) = place(row_id);
-        let blocks = self.blocks.entry(upper).or_default();
-        if blocks.len() <= block {
-            blocks.resize_with(block + 1, || None);
+    /// Put consecutive rows in, 64 at a time.
+    fn insert(&mut self, rows: Range<u64>) {
+        let mut row = rows.start;
+        while row < rows.end {
+            let (upper, block, word, _) = place(row);
+            let blocks = self.blocks.entry(upper).or_default();
+            if blocks.len() <= block {
+                blocks.resize_with(block + 1, || None);
+            }
+            let words = blocks[block].get_or_insert_with(|| (0..BLOCK_WORDS).map(|_| AtomicU64::new(0)).collect());
+            for word in &mut words[word..] {
+                let first = row % 64;
+                let count = (64 - first).min(rows.end - row);
+                let bits = (u64::MAX >> (64 - count)) << first;
+                self.len += u64::from((bits & !*word.get_mut()).count_ones());
+                *word.get_mut() |= bits;
+                row += count;
+                if row == rows.end {
+                    return;
+                }
+            }
         }
-        let words = blocks[block].get_or_insert_with(|| (0..BLOCK_WORDS).map(|_| AtomicU64::new(0)).collect());
-        let before = words[word].fetch_or(bit, Ordering::Relaxed);
-        self.len += u64::from(before & bit == 0);
+    }
+
+    /// Rows that were not taken out.
+    fn left(&self) -> u64 {
+        let words = self.blocks.values().flatten().flatten().flat_map(|words| words.iter());
+        words.map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
+    }
+
+    fn contains(&self, row_id: u64) -> bool {
+        let (upper, block, word, bit) = place(row_id);
+        let words = self.blocks.get(&upper).and_then(|blocks| blocks.get(block)).and_then(Option::as_ref);
+        words.is_some_and(|words| words[word].load(Ordering::Relaxed) & bit != 0)
     }
 
     /// Take rows out; the first one that is not in it is the error.
@@ -97,20 +123,33 @@ pub struct Coverage {
     rows: RowSet,
 }
 
-async fn live_row_ids(dataset: &Dataset, fragment_id: u32, mut each: impl FnMut(u64)) -> Result<()> {
+/// The row ids of the live rows of a fragment, as runs of consecutive ones.
+async fn live_row_ids(dataset: &Dataset, fragment_id: u32, mut each: impl FnMut(Range<u64>)) -> Result<()> {
     let fragment = dataset
         .get_fragment(fragment_id as usize)
         .ok_or_else(|| Error::mismatch(format!("fragment {fragment_id} is not in the dataset at version {}", dataset.version().version)))?;
     let deleted = fragment.get_deletion_vector().await?;
-    let is_live = |offset: u32| !deleted.as_deref().is_some_and(|deleted: &DeletionVector| deleted.contains(offset));
-    if dataset.manifest().uses_stable_row_ids() {
-        let ids = load_row_id_sequence(dataset, fragment.metadata()).await?;
-        (0u32..).zip(ids.iter()).filter(|(offset, _)| is_live(*offset)).for_each(|(_, id)| each(id));
-    } else {
-        let rows = fragment.physical_rows().await? as u32;
+    if !dataset.manifest().uses_stable_row_ids() {
+        let end = fragment.physical_rows().await? as u64;
         let first = u64::from(fragment_id) << 32;
-        (0..rows).filter(|offset| is_live(*offset)).for_each(|offset| each(first | u64::from(offset)));
+        let mut start = 0;
+        for gone in deleted.iter().flat_map(|deleted| deleted.to_sorted_iter()).map(u64::from).take_while(|gone| *gone < end) {
+            each(first + start..first + gone);
+            start = gone + 1;
+        }
+        each(first + start..first + end);
+        return Ok(());
     }
+    let ids = load_row_id_sequence(dataset, fragment.metadata()).await?;
+    let is_live = |offset: u32| !deleted.as_deref().is_some_and(|deleted: &DeletionVector| deleted.contains(offset));
+    let mut run = 0..0;
+    for (_, id) in (0u32..).zip(ids.iter()).filter(|(offset, _)| is_live(*offset)) {
+        if id != run.end {
+            each(std::mem::replace(&mut run, id..id));
+        }
+        run.end = id + 1;
+    }
+    each(run);
     Ok(())
 }
 
@@ -119,7 +158,7 @@ impl Coverage {
     pub async fn try_new(dataset: &Dataset, fragment_ids: &[u32]) -> Result<Self> {
         let mut rows = RowSet::default();
         for id in fragment_ids {
-            live_row_ids(dataset, *id, |row_id| rows.insert(row_id)).await?;
+            live_row_ids(dataset, *id, |run| rows.insert(run)).await?;
         }
         Ok(Self { dataset: dataset.clone(), fragment_ids: fragment_ids.to_vec(), rows })
     }
@@ -140,7 +179,7 @@ impl Coverage {
     async fn explain(&self, row_id: u64) -> Result<Error> {
         let mut live = false;
         for id in &self.fragment_ids {
-            live_row_ids(&self.dataset, *id, |there| live |= there == row_id).await?;
+            live_row_ids(&self.dataset, *id, |run| live |= run.contains(&row_id)).await?;
         }
         if live {
             return Ok(Error::corrupt(format!("row id {row_id} is in the artifacts twice; every row must be encoded exactly once")));
@@ -168,6 +207,9 @@ impl Coverage {
     /// of missing rows is right. Where one does not count, and for fragments of which no row came at all, the vectors of the
     /// missing rows are read: each must be null, not finite or (cosine) of zero norm.
     pub async fn check_missing(&self, column: &VectorColumn, metric: Metric, artifacts: &[Arc<Artifact>]) -> Result<()> {
+        if self.rows.left() == 0 {
+            return Ok(());
+        }
         let counted = artifacts.iter().all(|artifact| artifact.manifest().rows.is_some());
         let mut usable = 0u64;
         let mut examples: Vec<u64> = Vec::new();
@@ -204,13 +246,10 @@ impl Coverage {
         for id in &self.fragment_ids {
             let mut of_fragment = Vec::new();
             let mut seen = false;
-            live_row_ids(&self.dataset, *id, |row_id| {
-                let (upper, block, word, bit) = place(row_id);
-                let words = self.rows.blocks.get(&upper).and_then(|blocks| blocks.get(block)).and_then(Option::as_ref);
-                let left = words.is_some_and(|words| words[word].load(Ordering::Relaxed) & bit != 0);
-                seen |= !left;
-                if left && !seen {
-                    of_fragment.push(row_id);
+            live_row_ids(&self.dataset, *id, |run| {
+                if !seen {
+                    seen = run.clone().any(|row_id| !self.rows.contains(row_id));
+                    of_fragment.extend(run);
                 }
             })
             .await?;
@@ -238,15 +277,30 @@ mod tests {
     #[test]
     fn each_row_comes_once() {
         let mut rows = RowSet::default();
-        let ids: Vec<u64> = [0, 1, 63, 64, 65_535, 65_536, (3 << 32) | 7, (3 << 32) | 70_000, u64::MAX].to_vec();
-        ids.iter().for_each(|id| rows.insert(*id));
-        rows.insert(64);
+        let ids: Vec<u64> = [0, 1, 63, 64, 65_535, 65_536, (3 << 32) | 7, (3 << 32) | 70_000, u64::MAX - 1].to_vec();
+        ids.iter().for_each(|id| rows.insert(*id..*id + 1));
+        rows.insert(64..65);
         assert_eq!(rows.len, ids.len() as u64);
         assert_eq!(rows.iter().collect::<Vec<_>>(), ids);
-        assert_eq!(rows.remove_all(&[64, (3 << 32) | 7, u64::MAX]), Ok(()));
+        assert_eq!(rows.remove_all(&[64, (3 << 32) | 7, u64::MAX - 1]), Ok(()));
         assert_eq!(rows.remove_all(&[0, 64]), Err(64), "twice");
         assert_eq!(rows.remove_all(&[2]), Err(2));
         assert_eq!(rows.remove_all(&[(9 << 32) | 7]), Err((9 << 32) | 7));
         assert_eq!(rows.iter().collect::<Vec<_>>(), [1, 63, 65_535, 65_536, (3 << 32) | 70_000]);
+    }
+
+    #[test]
+    fn runs_of_any_length_and_place() {
+        for (start, end) in [(0, 1), (0, 64), (5, 9), (60, 70), (63, 65_537), (65_500, 200_000), ((7 << 32) - 3, (7 << 32) + 200)] {
+            let mut rows = RowSet::default();
+            rows.insert(start..end);
+            rows.insert(start..start);
+            assert_eq!(rows.len, end - start);
+            assert_eq!(rows.left(), end - start);
+            assert!(rows.iter().eq(start..end));
+            assert!(rows.contains(start) && !rows.contains(end));
+            rows.insert(start..end + 10);
+            assert_eq!(rows.len, end - start + 10);
+        }
     }
 }
