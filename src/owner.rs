@@ -46,7 +46,14 @@ impl Owner {
 
     /// Whether the process is certainly gone. False where that cannot be known from here.
     pub fn is_gone(&self) -> bool {
-        !self.host.is_empty() && !self.started.is_empty() && self.host == host() && started(self.pid).is_none_or(|now| now != self.started)
+        if self.host.is_empty() || self.started.is_empty() || self.host != host() {
+            return false;
+        }
+        match started(self.pid) {
+            Some(now) => now != self.started,
+            // What cannot be read may be hidden from this user: ask the system itself.
+            None => !exists(self.pid),
+        }
     }
 }
 
@@ -70,10 +77,27 @@ fn started(pid: u32) -> Option<String> {
     (!matches!(state, "Z" | "X")).then(|| fields.nth(18).map(str::to_string))?
 }
 
+/// Whether there is a process of that number, a zombie apart; true also where that cannot be known.
+#[cfg(target_os = "linux")]
+fn exists(pid: u32) -> bool {
+    let Ok(pid) = libc::pid_t::try_from(pid) else { return true };
+    // SAFETY: signal 0 is not sent; only whether it could be is asked.
+    let free = unsafe { libc::kill(pid, 0) } == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH);
+    let zombie = std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next().map(|state| matches!(state, "Z" | "X"))).unwrap_or(false)
+    });
+    !free && !zombie
+}
+
 /// Elsewhere nobody is known to be gone, and what is left behind is removed by its age only.
 #[cfg(not(target_os = "linux"))]
 fn host() -> String {
     String::new()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exists(_: u32) -> bool {
+    true
 }
 
 #[cfg(not(target_os = "linux"))]

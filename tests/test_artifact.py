@@ -177,6 +177,7 @@ REFUSED_AT_OPEN = {
     "model cut": lambda p: truncate(p / "metadata.lance"),
     "other model": lambda p: edit(p, lambda m: m["model"].update(fingerprint="0" * 32)),
     "code width": lambda p: edit(p, lambda m: m.update(pq_code_width=2**31 + 5)),
+    "counts that do not add up": lambda p: edit(p, lambda m: m["rows"].update(seen=m["rows"]["seen"] + 5)),
     "no checksum": lambda p: edit(p, lambda m: m["partitions"][1].pop("checksum")),
     "flipped model": lambda p: flip(p / "metadata.lance", 0.3),
     "metadata elsewhere": lambda p: edit(p, lambda m: m.update(metadata_file="../metadata.lance")),

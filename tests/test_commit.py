@@ -278,6 +278,105 @@ def test_a_second_segment_beside_the_first(ds: Any) -> None:
     assert sorted(sorted(s.fragment_ids) for s in index.segments) == [[0, 1], [2]]
 
 
+def test_a_column_that_took_the_name_of_another(ds: Any, tmp_path: Path) -> None:
+    """Encoded, renamed, and a new column under the old name: the index is of the column that is meant, or there is none."""
+    model = la.train(ds, "vector", **BUILD)
+    artifact = la.build_artifact(ds, "vector", model, tmp_path / "a", backend="cpu")
+    lance.dataset(ds.uri).alter_columns({"path": "vector", "name": "old_vector"})
+    fresh = lance.dataset(ds.uri)
+    la.finalize(fresh, "old_vector", artifact)
+    assert [(i.name, list(i.field_names)) for i in fresh.describe_indices()] == [
+        ("old_vector_idx", ["old_vector"])
+    ]
+    fresh.add_columns({"vector": f"arrow_cast({[0.5] * DIM}, 'FixedSizeList({DIM}, Float32)')"})
+    with pytest.raises(la.ArtifactMismatchError, match="did not exist"):
+        la.finalize(lance.dataset(ds.uri), "vector", artifact)
+    la.finalize(lance.dataset(ds.uri), "old_vector", artifact, replace=True)
+    assert len(lance.dataset(ds.uri).describe_indices()) == 1
+
+
+@pytest.mark.parametrize(
+    "other", [{"metric": "cosine"}, {"index_type": "IVF_HNSW_PQ"}, {"stock": "IVF_FLAT"}], ids=str
+)
+def test_a_segment_that_does_not_fit_beside_another(
+    other: dict[str, Any], ds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "stock" in other:
+        uncommitted = ds.create_index_uncommitted(
+            "vector", other["stock"], num_partitions=2, fragment_ids=[0]
+        )
+        ds.commit_existing_index_segments("vector_idx", "vector", [uncommitted])
+        other = {}
+    else:
+        la.create_index(ds, "vector", fragment_ids=[0], **BUILD)
+    version = ds.version
+    monkeypatch.setattr(_api, "train", None)
+    with pytest.raises(la.InvalidInputError, match="cannot be put beside it"):
+        la.create_index(ds, "vector", fragment_ids=[1, 2], replace=True, **{**BUILD, **other})
+    monkeypatch.undo()
+    assert lance.dataset(ds.uri).version == version
+    la.create_index(ds, "vector", replace=True, **{**BUILD, **other})
+    assert set(segment(ds, "vector_idx").fragment_ids) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("when", ["encode", "merge_partitions"])
+def test_the_index_grows_while_it_is_built_anew(when: str, ds: Any) -> None:
+    """New rows, and an index that covers them: the one that is built since before does not, and replaces it all the same."""
+    la.create_index(ds, "vector", **BUILD)
+    done = []
+
+    def meanwhile(step: Any) -> None:
+        if step.stage == when and not done:
+            done.append(True)
+            append(ds)
+            lance.dataset(ds.uri).optimize.optimize_indices(num_indices_to_merge=1)
+            lance.dataset(ds.uri).update({"id": "id + 100000"}, where="id < 5")
+
+    la.create_index(ds, "vector", replace=True, progress=meanwhile, **BUILD)
+    assert done
+    latest = lance.dataset(ds.uri)
+    assert nearest(latest, vectors(ROWS, DIM)[9]) == 9
+    assert nearest(latest, vectors(ROWS, DIM)[3]) == 100003
+    assert nearest(latest, vectors(50, DIM, seed=3)[9]) == ROWS + 9
+
+
+def test_an_undone_commit_takes_nobodys_rows(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version before is cleaned up at that moment: an older one is no way back."""
+    ds.tags.create("first", ds.version)
+    append(ds)
+    ds = lance.dataset(ds.uri)
+    committed = lance.LanceDataset.commit_existing_index_segments
+
+    def and_gone(self: Any, name: str, column: str, segments: Any) -> Any:
+        result = committed(self, name, column, segments)
+        for path in (Path(ds.uri) / "_indices" / segments[0].uuid).iterdir():
+            path.unlink()
+        cleanup(ds)
+        return result
+
+    monkeypatch.setattr(lance.LanceDataset, "commit_existing_index_segments", and_gone)
+    with pytest.raises(la.CommitConflictError, match="undone"):
+        la.create_index(ds, "vector", **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert latest.count_rows() == ROWS + 50 and latest.describe_indices() == []
+
+
+def test_an_artifact_that_another_writer_replaced_is_not_deleted(ds: Any, tmp_path: Path) -> None:
+    where = tmp_path / "shared"
+    done = []
+
+    def meanwhile(step: Any) -> None:
+        if step.stage == "merge_partitions" and step.event == "complete" and not done:
+            done.append(True)
+            model = la.train(ds, "vector", seed=9, **BUILD)
+            la.build_artifact(ds, "vector", model, where, backend="cpu", overwrite=True)
+
+    la.create_index(ds, "vector", artifact_uri=where, keep_artifact=False, progress=meanwhile, **BUILD)
+    assert done and la.Artifact.open(where).verify().ok
+    la.create_index(ds, "vector", replace=True, artifact_uri=tmp_path / "own", keep_artifact=False, **BUILD)
+    assert not (tmp_path / "own").exists()
+
+
 # What killed builds leave
 
 LEAVE = """

@@ -104,6 +104,8 @@ def test_vectors_for_cosine_are_of_unit_norm(dtype: str, write: Any) -> None:
         encoder.encode(ds.to_table()["vector"].combine_chunks())
     for batch in la.prepared_vectors(ds, "vector", metric="cosine"):
         encoder.encode(batch["vector"])
+    with pytest.raises(la.InvalidInputError, match="norm 0"):
+        encoder.encode(column(np.zeros((3, DIM), dtype)))
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])

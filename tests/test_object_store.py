@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -472,3 +473,31 @@ def test_the_datasets_manifest_and_a_store_that_fails(how: str, s3: dict[str, st
     assert len(indices) == (how == "lost")
     segments = {key.split("/")[2] for key in keys(s3, f"{name}/_indices")}
     assert segments == {s.uuid for i in indices for s in i.segments}
+
+
+def test_a_store_that_is_away_for_minutes_costs_no_build(
+    s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest of an encoded table cannot be put for longer than the builder itself tries."""
+    from lance_artifact import _encode
+
+    ds = dataset_in(s3, "away.lance")
+    model = la.train(
+        ds, "vector", num_partitions=K, num_sub_vectors=M, sample_rate=8, max_iters=2, backend="cpu"
+    )
+    away, waits = [True], []
+
+    def act(method: str, key: str, headers: dict[str, str]) -> str | None:
+        return "500" if away[0] and method == "PUT" and key.endswith("manifest.json") else None
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        away[0] = False
+
+    monkeypatch.setattr(_encode, "time", SimpleNamespace(sleep=sleep))
+    with proxy(s3, act) as options:
+        artifact = la.build_artifact(
+            ds, "vector", model, "s3://vectors/away-for-minutes", backend="cpu", storage_options=options
+        )
+    assert waits == [_encode.PATIENCE[0]]
+    assert artifact.num_rows == ROWS and la.Artifact.open("s3://vectors/away-for-minutes", s3).verify().ok

@@ -831,3 +831,33 @@ with la.PartitionArtifactBuilder({str(path)!r}, num_partitions={K}, pq_code_widt
     last_parent = max(synced.index(str(folder)) for folder in folders)
     assert synced.index(str(path / "partitions")) <= last_parent < len(synced) - 1
     assert synced[-1] == str(path)
+
+
+def test_an_interrupt_while_claiming_leaves_no_claim(tmp_path: Path) -> None:
+    """Ctrl-C is answered at once; what was under way in the target is wound up behind it."""
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import fcntl, os, signal, threading, time
+import lance_artifact as la
+where = {str(tmp_path / "a")!r}
+with la.PartitionArtifactBuilder(where, num_partitions=2, pq_code_width=1):
+    pass
+before = sorted(os.listdir(where))
+lock = os.open(where + "/.lance-artifact-lock", os.O_CREAT | os.O_RDWR)
+fcntl.flock(lock, fcntl.LOCK_EX)
+threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    la.PartitionArtifactBuilder(where, num_partitions=2, pq_code_width=1, overwrite=True)
+except KeyboardInterrupt:
+    os.close(lock)
+    for _ in range(200):
+        if sorted(os.listdir(where)) == before:
+            sys.exit(42)
+        time.sleep(0.05)
+    sys.exit(str(os.listdir(where)))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 42, run.stderr
+    assert la.Artifact.open(tmp_path / "a").verify().ok

@@ -25,12 +25,12 @@ from ._arguments import (
     metric_name,
     whole_number,
 )
-from ._artifacts import check_place, common_version, covered, open_artifacts, store_options
+from ._artifacts import check_place, common_version, covered, discard_artifact, open_artifacts, store_options
 from ._calls import awaited
 from ._checked import checked
-from ._commit import check_name, commit_segment, discard_uncommitted
+from ._commit import Wanted, check_name, commit_segment, discard_uncommitted
 from ._dataset import Handle, vector_column
-from ._encode import encode_on_devices, encode_with
+from ._encode import encode_on_devices, encode_with, finished
 from ._lance_artifact import Artifact, IvfPqModel, PartitionArtifactBuilder
 from ._process import temporary_artifact, terminable
 from ._progress import reporter
@@ -284,7 +284,7 @@ def build_artifact(
             seen, dropped, _ = encode_on_devices(encoder, model, source, builder, batch_rows, report)
         else:
             seen, dropped = encode_with(chosen, encoder, model, source, builder, report)
-        return builder.finish(rows_seen=seen, rows_dropped=dropped)
+        return finished(builder, seen, dropped)
     except BaseException:
         builder.abort()
         raise
@@ -368,7 +368,10 @@ def finalize(
     ids = fragment_list(fragment_ids)
     opened = open_artifacts(handle, artifacts, storage_options)
     at = handle.at(common_version(handle, opened))
-    check_name(handle.latest(), name, replace, path, covered(opened, ids))
+    metrics = [m.metric for m in (model, *(a.model for a in opened)) if m is not None]
+    wanted = Wanted(name, replace, handle.field_id(path), path, index_type, metrics[0] if metrics else None)
+    path = at.path_of(wanted.field_id, path)
+    check_name(handle.latest(), wanted, covered(at, opened, ids), at.fragments_since())
     segment_uuid = str(uuid.uuid4())
     hints = {"lance_artifact.version": core.__version__}
     if backend_name:
@@ -389,7 +392,7 @@ def finalize(
             sync=sync,
             progress=reporter(progress),
         )
-        commit_segment(handle, at, name, path, replace, segment)
+        commit_segment(handle, at, wanted, segment)
     except BaseException:
         # Ctrl-C may come between the two, when neither is there to clean up, and so may sys.exit() in a callback.
         discard_uncommitted(handle, at, segment_uuid)
@@ -472,7 +475,8 @@ def create_index(
     metric = metric_name(metric)
     num_partitions = whole_number("num_partitions", num_partitions)
     ids = fragment_list(fragment_ids)
-    check_name(handle.latest(), name or f"{path}_idx", replace, path, ids)
+    wanted = Wanted(name or f"{path}_idx", replace, handle.field_id(path), path, index_type, metric)
+    check_name(handle.latest(), wanted, ids or handle.fragment_ids(), handle.fragments_since())
     check_place(handle, artifact_uri)
     if artifact_uri is not None:
         storage_options = store_options(handle, artifact_uri, storage_options)
@@ -553,5 +557,5 @@ def create_index(
         )
         handle.refresh()
         if not temporary and keep_artifact is False:
-            core.delete_artifact(str(artifact_uri), storage_options)
+            discard_artifact(artifact, str(artifact_uri), storage_options)
         return handle.user

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from . import _lance_artifact as core
 from ._dataset import Handle
 from ._lance_artifact import Artifact
-from .exceptions import ArtifactMismatchError, InvalidInputError
+from .exceptions import ArtifactMismatchError, InvalidInputError, LanceArtifactError
+
+LOGGER = logging.getLogger("lance_artifact")
 
 
 def store_options(handle: Handle, uri: str | Path, storage_options: Any) -> Any:
@@ -47,13 +51,25 @@ def common_version(handle: Handle, artifacts: list[Artifact]) -> int:
     return next(iter(versions), handle.version)
 
 
-def covered(artifacts: list[Artifact], fragment_ids: list[int] | None) -> list[int] | None:
+def covered(at: Handle, artifacts: list[Artifact], fragment_ids: list[int] | None) -> list[int]:
     """The fragments that an index of these artifacts is to cover, as far as that is known."""
     if fragment_ids is not None:
         return fragment_ids
     if any("source" not in a.manifest for a in artifacts):
-        return None
+        return at.fragment_ids()
     return [i for a in artifacts for i in a.manifest["source"]["fragment_ids"]]
+
+
+def discard_artifact(artifact: Artifact, uri: str, storage_options: Any) -> None:
+    """Delete an artifact of which an index was made, unless another writer's is there now. The index stands either way."""
+    try:
+        there = Artifact.open(uri, storage_options)
+        if there.manifest != artifact.manifest or there.partition_sizes() != artifact.partition_sizes():
+            LOGGER.warning("%s was replaced by another writer and is kept", artifact.uri)
+            return
+        core.delete_artifact(uri, storage_options)
+    except LanceArtifactError as error:
+        LOGGER.warning("the index is committed; its artifact could not be deleted: %s", error)
 
 
 def check_place(handle: Handle, artifact_uri: str | Path | None) -> None:

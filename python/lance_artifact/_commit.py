@@ -51,37 +51,48 @@ def same_name(dataset: lance.LanceDataset, name: str) -> list[Any]:
     return [index for index in dataset.describe_indices() if index.name == name]
 
 
-def check_name(
-    dataset: lance.LanceDataset,
-    name: str,
-    replace: bool,
-    path: str,
-    fragment_ids: list[int] | None,
-    may_lose: frozenset[int] = frozenset(),
-) -> bool:
-    """Whether an index of this name can be written, over these fragments (None: all).
+@dataclass(frozen=True)
+class Wanted:
+    """The index that is to be written."""
 
-    An index that exists is replaced where it covers nothing else, and gets one more segment where it covers none of them.
-    Fragments of ``may_lose`` may lose their index; the answer is whether any does.
+    name: str
+    replace: bool
+    field_id: int
+    path: str
+    index_type: str
+    # None where only the artifacts know.
+    metric: str | None
+
+
+def check_name(
+    dataset: lance.LanceDataset, wanted: Wanted, fragment_ids: list[int], may_lose: frozenset[int]
+) -> bool:
+    """Whether the index can be written over these fragments.
+
+    An index of that name that exists is replaced where it covers nothing else, and gets one more segment where it covers none
+    of them. Fragments of ``may_lose`` may lose their index; the answer is whether any does.
     """
+    name = wanted.name
     same = same_name(dataset, name)
     for index in same:
-        if list(index.field_names) != [path]:
+        if list(index.fields) != [wanted.field_id]:
             raise InvalidInputError(
-                f"name: index {name!r} is on {list(index.field_names)}, not on {path!r}; choose another name"
+                f"name: index {name!r} is on {list(index.field_names)}, not on {wanted.path!r}; choose another name"
             )
-    if same and not replace:
+    if same and not wanted.replace:
         raise IndexExistsError(
             f"Index name '{name}' already exists, please specify a different name or use replace=True"
         )
     there = {f.fragment_id for f in dataset.get_fragments()}
-    intended = there if fragment_ids is None else set(fragment_ids)
+    intended = set(fragment_ids)
     losing: set[int] = set()
     for index in same:
         for segment in index.segments:
             covered = set(segment.fragment_ids) & there
             if covered & intended:
                 losing |= covered - intended
+            elif covered:
+                _check_fits(index, segment, wanted)
     if losing - may_lose:
         raise InvalidInputError(
             f"fragment_ids: index {name!r} also covers fragments {_few(losing - may_lose)}, which would lose their index; build all "
@@ -90,17 +101,30 @@ def check_name(
     return bool(losing)
 
 
-def commit_segment(
-    handle: Handle, at: Handle, name: str, path: str, replace: bool, segment: core._Segment
-) -> None:
+def _check_fits(index: Any, segment: Any, wanted: Wanted) -> None:
+    """A segment that stays beside ours: queries are planned for both at once."""
+    theirs = (index.index_type, str(index.details.get("metric_type", "")).lower() or None)
+    ours = (wanted.index_type, wanted.metric or theirs[1])
+    if theirs[1] is None:
+        ours = (ours[0], None)
+    if theirs != ours or list(segment.covering_fields):
+        raise InvalidInputError(
+            f"name: index {wanted.name!r} has a segment over fragments {_few(segment.fragment_ids)} that would stay, of type "
+            f"{theirs[0]} and metric {theirs[1]}; one of {ours[0]} and {ours[1]} cannot be put beside it. Build all of its fragments, or "
+            "choose another name"
+        )
+
+
+def commit_segment(handle: Handle, at: Handle, wanted: Wanted, segment: core._Segment) -> None:
     """Commit through the user's handle, then look at what came of it.
 
     Lance would commit a segment whose fragments were rewritten meanwhile, with less coverage or none and without a word, and one
     whose files are gone. So what the segment was built from is compared with the latest version, as it is in the store now, and
     the commit is based on that one: it needs no older version, and a rewrite after the comparison makes Lance refuse.
     """
+    name = wanted.name
     try:
-        done = _commit(handle, at, name, replace, segment)
+        done = _commit(handle, at, wanted, segment)
     except BaseException as error:
         # Where it is not known whether it happened, the files of an index that may be there must stay.
         discard_uncommitted(handle, at, segment.uuid)
@@ -125,7 +149,9 @@ def commit_segment(
         )
 
 
-def _commit(handle: Handle, at: Handle, name: str, replace: bool, segment: core._Segment) -> Committed:
+def _commit(handle: Handle, at: Handle, wanted: Wanted, segment: core._Segment) -> Committed:
+    name = wanted.name
+    wanted = dataclasses.replace(wanted, metric=segment.metric)
     conflict: Exception | None = None
     for _ in range(TRIES):
         base = handle.latest()
@@ -135,7 +161,7 @@ def _commit(handle: Handle, at: Handle, name: str, replace: bool, segment: core.
         column, new_fragments = checked["column"], checked["new_fragment_ids"]
         ids = list(segment.fragment_ids)
         # Lance extends an index to fragments that an update of other columns wrote; ours may not reach as far.
-        loses = check_name(base, name, replace, column, ids, may_lose=frozenset(new_fragments))
+        loses = check_name(base, wanted, ids, frozenset(new_fragments))
         version = int(base.version)
         index = Index(
             uuid=segment.uuid,
@@ -178,7 +204,8 @@ def _index(name: str, found: dict[str, Any]) -> Index:
 def _replace(base: lance.LanceDataset, index: Index, previous: list[Index]) -> lance.LanceDataset:
     """Replace an index that reaches further; what ours does not cover is scanned without one."""
     ours = set(cast(Any, index.fragment_ids))
-    removed = [old for old in previous if set(cast(Any, old.fragment_ids)) & ours]
+    # Those that do not say what they cover are replaced, as Lance does it.
+    removed = [old for old in previous if not old.fragment_ids or set(cast(Any, old.fragment_ids)) & ours]
     operation = LanceOperation.CreateIndex(new_indices=[index], removed_indices=removed)
     return lance.LanceDataset.commit(base, operation, read_version=base.version, max_retries=0)
 
@@ -206,28 +233,41 @@ def _gone(at: Handle, segment: core._Segment, before: bytes) -> str | None:
 def _undo(at: Handle, done: Committed) -> bool:
     """Take a commit back: what was there before is there again."""
     with suppress(Exception):
-        # Past every cache: another dataset may be there, of fewer versions.
-        version = int(done.base.version)
         latest = at.reopen(None)
-        there = [int(v["version"]) for v in latest.versions() if int(v["version"]) <= version]
-        if int(latest.version) == version + 1 and there:
+        if at.core.is_there(done.before) is False or not _is_readable(latest):
+            # Another dataset is there, of fewer versions maybe, and ours is a version of it: it goes back to its own latest.
+            version = int(done.base.version)
+            there = [int(v["version"]) for v in latest.versions() if int(v["version"]) <= version]
+            if int(latest.version) != version + 1 or not there:
+                return False
             cast(Any, at.reopen(max(there))).restore()
             return True
-        if at.core.is_there(done.before) is False:
-            return False
-        # Others committed since. The segments that were replaced come back, for the fragments that are still the same.
-        field = done.index.fields[0]
-        same = _column_files(latest, field).items() & _column_files(done.base, field).items()
-        kept = {fragment for fragment, _ in same}
-        previous = [
-            dataclasses.replace(old, fragment_ids=cast(Any, set(cast(Any, old.fragment_ids)) & kept))
-            for old in done.previous
-            if set(cast(Any, old.fragment_ids)) & done.fragment_ids
-        ]
-        operation = LanceOperation.CreateIndex(new_indices=previous, removed_indices=[done.index])
-        lance.LanceDataset.commit(latest, operation, read_version=latest.version)
-        return True
+        for _ in range(TRIES):
+            latest = at.reopen(None)
+            if _coverage(latest, str(done.index.uuid)) is None:
+                return True
+            # The segments that were replaced come back, for the fragments that are still the same.
+            field = done.index.fields[0]
+            same = _column_files(latest, field).items() & _column_files(done.base, field).items()
+            kept = {fragment for fragment, _ in same}
+            previous = [
+                dataclasses.replace(old, fragment_ids=cast(Any, set(cast(Any, old.fragment_ids)) & kept))
+                for old in done.previous
+                if set(cast(Any, old.fragment_ids)) & done.fragment_ids
+            ]
+            operation = LanceOperation.CreateIndex(new_indices=previous, removed_indices=[done.index])
+            with suppress(OSError):
+                lance.LanceDataset.commit(latest, operation, read_version=latest.version, max_retries=0)
     return False
+
+
+def _is_readable(dataset: lance.LanceDataset) -> bool:
+    """Whether the files that a version names are there: a cleanup takes versions, and not what a later one names."""
+    try:
+        cast(Any, dataset).head(1)
+    except Exception:
+        return False
+    return True
 
 
 def _column_files(dataset: lance.LanceDataset, field: int) -> dict[int, tuple[str, ...]]:

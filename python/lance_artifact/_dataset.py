@@ -15,7 +15,7 @@ import lance
 import pyarrow as pa
 
 from ._lance_artifact import _Dataset, _VectorSource
-from .exceptions import ColumnNotFoundError, ColumnTypeError, InvalidInputError
+from .exceptions import ArtifactMismatchError, ColumnNotFoundError, ColumnTypeError, InvalidInputError
 
 T = TypeVar("T")
 
@@ -116,6 +116,26 @@ class Handle:
 
     def vectors(self, column: str, fragment_ids: list[int] | None = None) -> _VectorSource:
         return _VectorSource(self.core, column, fragment_ids=fragment_ids)
+
+    def field_id(self, path: str) -> int:
+        found = self.core.field_id(path)
+        if found is None:
+            raise ColumnNotFoundError(f"{path} not found in schema")
+        return found
+
+    def path_of(self, field_id: int, path: str) -> str:
+        """The path that a field has in this version; ``path`` is what it was called by."""
+        found = self.core.path_of(field_id)
+        if found is None:
+            raise ArtifactMismatchError(
+                f"column {path!r} did not exist in version {self.version} of {self.uri}, from which the artifact was encoded: a column that "
+                "was called so then is another one"
+            )
+        return found
+
+    def fragments_since(self) -> frozenset[int]:
+        """Fragments of the latest version that this one does not have."""
+        return frozenset(f.fragment_id for f in self.latest().get_fragments()) - set(self.fragment_ids())
 
     def fragment_ids(self) -> list[int]:
         return [f.fragment_id for f in self.dataset.get_fragments()]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ._lance_artifact import IvfPqModel, PartitionArtifactBuilder, _VectorSource, encode_on_device
+from ._lance_artifact import Artifact, IvfPqModel, PartitionArtifactBuilder, _VectorSource, encode_on_device
 from ._progress import Report
 from .backends import Backend, DeviceEncoder, Encoder
-from .exceptions import InvalidInputError, LanceArtifactError
+from .exceptions import InvalidInputError, LanceArtifactError, StorageError
 
 LOGGER = logging.getLogger("lance_artifact")
 
@@ -38,6 +39,23 @@ def encode_on_devices(
                                       "copy_seconds", "encode_seconds", "write_seconds")),
         )  # fmt: skip
     return seen, dropped, reports
+
+
+# Seconds between the times that a finished build is published again, which the builder itself has tried for some seconds.
+PATIENCE = (10, 20, 40, 80, 160)
+
+
+def finished(builder: PartitionArtifactBuilder, seen: int, dropped: dict[str, int]) -> Artifact:
+    """Publish a build whose rows are all written. A store that is away for some minutes does not cost the hours before."""
+    for seconds in PATIENCE:
+        try:
+            return builder.finish(rows_seen=seen, rows_dropped=dropped)
+        except StorageError as error:
+            if not builder.can_finish_again:
+                raise
+            LOGGER.warning("%s; trying again in %d s", error, seconds)
+        time.sleep(seconds)
+    return builder.finish(rows_seen=seen, rows_dropped=dropped)
 
 
 def encode_with(

@@ -228,10 +228,18 @@ impl Manifest {
                 (Some(path), _) => check_relative_path(path)?,
             }
         }
-        if let Some(counts) = &self.rows
-            && counts.written != total
-        {
-            return Err(Error::corrupt(format!("manifest: rows.written is {}, the partitions hold {total}", counts.written)));
+        if let Some(counts) = &self.rows {
+            if counts.written != total {
+                return Err(Error::corrupt(format!("manifest: rows.written is {}, the partitions hold {total}", counts.written)));
+            }
+            let accounted = counts.dropped.values().try_fold(counts.written, |sum, rows| sum.checked_add(*rows));
+            if accounted != Some(counts.seen) {
+                return Err(Error::corrupt(format!(
+                    "manifest: rows.seen is {}, expected the {} written and the dropped ones ({:?}); rows that a writer leaves out must be \
+                     counted, or \"rows\" left out",
+                    counts.seen, counts.written, counts.dropped
+                )));
+            }
         }
         self.check_overlaps()
     }

@@ -31,6 +31,8 @@ pub struct Previous {
     pub dataset_version: u64,
     pub fragment_ids: Vec<u32>,
     pub index_version: i32,
+    /// Of the base path where its files are, if that is another one.
+    pub base_id: Option<u32>,
     /// Type URL and bytes, where there are any.
     pub details: Option<(String, Vec<u8>)>,
 }
@@ -43,6 +45,7 @@ impl From<IndexMetadata> for Previous {
             dataset_version: index.dataset_version,
             fragment_ids: index.fragment_bitmap.map(|bitmap| bitmap.iter().collect()).unwrap_or_default(),
             index_version: index.index_version,
+            base_id: index.base_id,
             details: index.index_details.map(|details| (details.type_url.clone(), details.value.clone())),
         }
     }
@@ -81,9 +84,10 @@ pub async fn check_commit(
     }
     let column = column_now(built_from, there, segment.field_id)?;
     check_fragments(then, &latest, segment).await?;
-    check_files(&latest, segment).await?;
     let store = latest.object_store(None).await?;
+    // Before the files are looked at: from here on nobody takes them for what somebody left.
     unmark(&store, &latest.indices_dir().join(segment.uuid.as_str())).await?;
+    check_files(&latest, segment).await?;
     let before: HashSet<u64> = built_from.fragments.iter().map(|f| f.id).collect();
     let new_fragment_ids = there.fragments.iter().filter(|f| !before.contains(&f.id)).map(|f| f.id as u32).collect();
     let previous = latest.load_indices_by_name(name).await?.into_iter().map(Previous::from).collect();

@@ -65,6 +65,7 @@ pub struct SegmentRequest {
 #[derive(Debug, Clone)]
 pub struct Segment {
     pub uuid: String,
+    pub metric: Metric,
     pub field_id: i32,
     pub dataset_version: u64,
     pub fragment_ids: Vec<u32>,
@@ -126,6 +127,7 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn IndexBuild
     let details = index_details(&model, training, request.index_type, request.hints)?;
     Ok(Segment {
         uuid: request.uuid,
+        metric: model.metric(),
         field_id: column.field_id,
         dataset_version: request.dataset.version().version,
         fragment_ids,

@@ -114,9 +114,21 @@ impl PyPartitionArtifactBuilder {
             source: source.map(|s| s.0),
             sync,
         };
-        let builder =
-            run(py, None, |_, cancel| async move { cancel.race(PartitionArtifactBuilder::try_new(&uri.0, encoding, options)).await })?;
-        let builder = Arc::new(builder);
+        let builder = run(py, None, |_, cancel| async move {
+            // To its end, whatever happens: a claim that nobody knows of any more would stay.
+            let mut making = tokio::spawn(async move { PartitionArtifactBuilder::try_new(&uri.0, encoding, options).await.map(Arc::new) });
+            match cancel.race(async { Ok((&mut making).await) }).await {
+                Ok(made) => made?,
+                Err(interrupted) => {
+                    tokio::spawn(async move {
+                        if let Ok(Ok(builder)) = making.await {
+                            let _ = spawn(move || builder.abort()).await;
+                        }
+                    });
+                    Err(interrupted)
+                }
+            }
+        })?;
         exit::watch(&builder);
         Ok(Self { builder, storage_options, finished: Arc::default(), aborted: AtomicBool::new(false) })
     }
@@ -241,6 +253,13 @@ impl PyPartitionArtifactBuilder {
             Some(artifact) => Ok(PyArtifact { artifact, storage_options: self.storage_options.clone() }),
             None => Err(Error::invalid("artifact: the builder is not finished; call finish() or leave the with block first").into()),
         }
+    }
+
+    /// Whether finish() failed when all files were complete, so that another call has only to publish them.
+    #[getter]
+    fn can_finish_again(&self) -> bool {
+        let opened = self.finished.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        self.builder.can_publish_again() || (self.builder.is_finished() && !opened)
     }
 
     /// The target: a path is absolute, and passwords, signatures and tokens are not shown.

@@ -55,6 +55,16 @@ impl PyDataset {
         })
     }
 
+    /// The id of the field of a path.
+    fn field_id(&self, path: &str) -> Option<i32> {
+        self.dataset.schema().field(path).map(|field| field.id)
+    }
+
+    /// The path of a field in this version.
+    fn path_of(&self, field_id: i32) -> Option<String> {
+        self.dataset.schema().field_path(field_id).ok()
+    }
+
     /// Without credentials; of the branch.
     #[getter]
     fn uri(&self) -> String {

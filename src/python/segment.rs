@@ -27,6 +27,12 @@ impl PySegment {
         &self.0.uuid
     }
 
+    /// "l2", "cosine" or "dot".
+    #[getter]
+    fn metric(&self) -> String {
+        self.0.metric.to_string()
+    }
+
     #[getter]
     fn field_id(&self) -> i32 {
         self.0.field_id
@@ -79,6 +85,7 @@ impl PySegment {
             index.set_item("dataset_version", previous.dataset_version)?;
             index.set_item("fragment_ids", previous.fragment_ids)?;
             index.set_item("index_version", previous.index_version)?;
+            index.set_item("base_id", previous.base_id)?;
             index.set_item("index_details", previous.details.map(|(url, value)| (url, PyBytes::new(py, &value))))?;
             Ok(index)
         });
