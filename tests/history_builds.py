@@ -60,8 +60,11 @@ class _Points:
         if self.acting or not self.actions.get(point):
             return
         self.acting = True
+        # All that is to happen at the commit happens at its first try: a later one may be the commit that takes it back.
+        now = len(self.actions[point]) if point == "committing" else 1
         try:
-            self.actions[point].pop(0)()
+            for _ in range(now):
+                self.actions[point].pop(0)()
         except BaseException as error:  # raised at the end: a build survives what a callback raises
             self.error = error
         finally:
