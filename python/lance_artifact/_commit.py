@@ -256,8 +256,13 @@ def _undo(at: Handle, done: Committed) -> bool:
                 if set(cast(Any, old.fragment_ids)) & done.fragment_ids
             ]
             operation = LanceOperation.CreateIndex(new_indices=previous, removed_indices=[done.index])
-            with suppress(OSError):
+            with suppress(OSError, ValueError, RuntimeError):
                 lance.LanceDataset.commit(latest, operation, read_version=latest.version, max_retries=0)
+        # Lance took none of them: the version before itself, where nothing came after the commit.
+        before = at.reopen(int(done.base.version))
+        if int(before.latest_version) == int(done.base.version) + 1 and at.core.is_there(done.before):
+            cast(Any, before).restore()
+            return True
     return False
 
 
