@@ -236,11 +236,15 @@ def _undo(at: Handle, done: Committed) -> bool:
         latest = at.reopen(None)
         if at.core.is_there(done.before) is False or not _is_readable(latest):
             # Another dataset is there, of fewer versions maybe, and ours is a version of it: it goes back to its own latest.
-            version = int(done.base.version)
-            there = [int(v["version"]) for v in latest.versions() if int(v["version"]) <= version]
-            if int(latest.version) != version + 1 or not there:
+            # Lance may have put the commit behind a version that came meanwhile, so which one is ours, its index says.
+            uuid = str(done.index.uuid)
+            there = [int(v["version"]) for v in latest.versions() if int(v["version"]) < int(latest.version)]
+            if not there or _coverage(latest, uuid) is None:
                 return False
-            cast(Any, at.reopen(max(there))).restore()
+            before = at.reopen(max(there))
+            if _coverage(before, uuid) is not None:
+                return False
+            cast(Any, before).restore()
             return True
         for _ in range(TRIES):
             latest = at.reopen(None)
