@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import subprocess
 import sys
 import uuid
@@ -11,62 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import lance
-import numpy as np
 import pyarrow as pa
 import pytest
 
 import lance_artifact as la
-from conftest import column, leftovers, segment, vectors
+from commits import BUILD, DIM, ROWS, K, append, before_commit, cleanup, folders, nearest, written
+from conftest import leftovers, segment, vectors
 from lance_artifact import _api
-
-K, M, DIM, ROWS = 4, 4, 16, 1500
-BUILD: dict[str, Any] = {"num_partitions": K, "num_sub_vectors": M, "sample_rate": 5, "max_iters": 2, "backend": "cpu"}  # fmt: skip
-
-
-def rows(count: int, seed: int, first: int = 0) -> pa.Table:
-    return pa.table(
-        {"id": pa.array(range(first, first + count)), "vector": column(vectors(count, DIM, seed=seed))}
-    )
 
 
 @pytest.fixture(params=[False, True], ids=["addresses", "stable"])
 def ds(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    return lance.write_dataset(
-        rows(ROWS, 0), str(tmp_path / "t.lance"), max_rows_per_file=500, enable_stable_row_ids=request.param
-    )
-
-
-def before_commit(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Any]) -> None:
-    """Let something happen when the segment is built and not yet committed, once."""
-    commit, done = _api.commit_segment, []
-
-    def wrapped(*arguments: Any) -> None:
-        if not done:
-            done.append(True)
-            what()
-        commit(*arguments)
-
-    monkeypatch.setattr(_api, "commit_segment", wrapped)
-
-
-def cleanup(ds: Any, unverified: bool = False) -> None:
-    lance.dataset(ds.uri).cleanup_old_versions(
-        datetime.timedelta(0), delete_unverified=unverified, error_if_tagged_old_versions=False
-    )
-
-
-def append(ds: Any) -> None:
-    lance.write_dataset(rows(50, 3, first=ROWS), ds.uri, mode="append")
-
-
-def nearest(ds: Any, query: np.ndarray) -> int:
-    found = ds.to_table(nearest={"column": "vector", "q": query, "k": 1, "nprobes": K, "refine_factor": 50})
-    return int(found["id"][0].as_py())
-
-
-def folders(ds: Any) -> set[str]:
-    root = Path(ds.uri) / "_indices"
-    return {p.name for p in root.iterdir()} if root.exists() else set()
+    return written(tmp_path / "t.lance", request.param)
 
 
 def test_a_cleanup_that_takes_the_segment(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,40 +52,6 @@ def test_a_cleanup_and_an_append(replace: bool, ds: Any, monkeypatch: pytest.Mon
     assert set(segment(latest, "vector_idx").fragment_ids) == {0, 1, 2}
     assert nearest(latest, vectors(ROWS, DIM)[9]) == 9
     assert nearest(latest, vectors(50, DIM, seed=3)[9]) == ROWS + 9
-
-
-@pytest.mark.parametrize("on_branch", [False, True])
-@pytest.mark.parametrize("also", [False, True], ids=["alone", "with another commit"])
-def test_files_that_vanish_at_the_commit(
-    also: bool, on_branch: bool, ds: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A race that no check can close: it is found after, undone and said."""
-    main = ds
-    if on_branch:
-        ds.create_branch("exp")
-        ds = ds.checkout_version(("exp", None))
-    la.create_index(ds, "vector", **BUILD)
-    old = segment(ds, "vector_idx").uuid
-    committed = lance.LanceDataset.commit_existing_index_segments
-    root = Path(main.uri) / ("tree/exp" if on_branch else "")
-
-    def and_gone(self: Any, name: str, column: str, segments: Any) -> Any:
-        if also:
-            ds.checkout_version(ds.version).delete("id = 1")
-        result = committed(self, name, column, segments)
-        for path in (root / "_indices" / segments[0].uuid).iterdir():
-            path.unlink()
-        return result
-
-    monkeypatch.setattr(lance.LanceDataset, "commit_existing_index_segments", and_gone)
-    with pytest.raises(la.CommitConflictError, match="undone"):
-        la.create_index(ds, "vector", replace=True, **BUILD)
-    latest = lance.dataset(main.uri).checkout_version(("exp" if on_branch else None, None))
-    assert segment(latest, "vector_idx").uuid == old
-    assert latest.count_rows() == ROWS - also
-    assert nearest(latest, vectors(ROWS, DIM)[9]) == 9
-    if on_branch:
-        assert lance.dataset(main.uri).describe_indices() == [] and lance.dataset(main.uri).version == 1
 
 
 @pytest.mark.parametrize("index_before", [False, True])
@@ -338,27 +259,6 @@ def test_the_index_grows_while_it_is_built_anew(when: str, ds: Any) -> None:
     assert nearest(latest, vectors(ROWS, DIM)[9]) == 9
     assert nearest(latest, vectors(ROWS, DIM)[3]) == 100003
     assert nearest(latest, vectors(50, DIM, seed=3)[9]) == ROWS + 9
-
-
-def test_an_undone_commit_takes_nobodys_rows(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The version before is cleaned up at that moment: an older one is no way back."""
-    ds.tags.create("first", ds.version)
-    append(ds)
-    ds = lance.dataset(ds.uri)
-    committed = lance.LanceDataset.commit_existing_index_segments
-
-    def and_gone(self: Any, name: str, column: str, segments: Any) -> Any:
-        result = committed(self, name, column, segments)
-        for path in (Path(ds.uri) / "_indices" / segments[0].uuid).iterdir():
-            path.unlink()
-        cleanup(ds)
-        return result
-
-    monkeypatch.setattr(lance.LanceDataset, "commit_existing_index_segments", and_gone)
-    with pytest.raises(la.CommitConflictError, match="undone"):
-        la.create_index(ds, "vector", **BUILD)
-    latest = lance.dataset(ds.uri)
-    assert latest.count_rows() == ROWS + 50 and latest.describe_indices() == []
 
 
 def test_an_artifact_that_another_writer_replaced_is_not_deleted(ds: Any, tmp_path: Path) -> None:

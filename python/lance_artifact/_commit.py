@@ -133,11 +133,8 @@ def commit_segment(handle: Handle, at: Handle, wanted: Wanted, segment: core._Se
         raise
     gone = _gone(at, segment, done.before)
     if gone is not None:
-        undone = _undo(at, done)
         raise CommitConflictError(
-            f"index {name!r} was committed, but {gone} at that moment; "
-            + ("the commit was undone" if undone else "drop the index")
-            + ". Build again."
+            f"index {name!r} was committed, but {gone} at that moment; {_undo(at, done)}"
         )
     handle.refresh()
     committed = _coverage(done.dataset, segment.uuid)
@@ -219,9 +216,9 @@ def discard_uncommitted(handle: Handle, at: Handle, segment_uuid: str) -> None:
 def _gone(at: Handle, segment: core._Segment, before: bytes) -> str | None:
     """What was taken from under the commit between the last look and it, if anything was."""
     try:
-        segment.check_files(at.core)
         if at.core.is_there(before) is False:
             return "the dataset was removed and written anew"
+        segment.check_files(at.core)
     except CommitConflictError as error:
         return f"its files were removed ({error})"
     except LanceArtifactError as error:
@@ -230,43 +227,68 @@ def _gone(at: Handle, segment: core._Segment, before: bytes) -> str | None:
     return None
 
 
-def _undo(at: Handle, done: Committed) -> bool:
-    """Take a commit back: what was there before is there again."""
+def _undo(at: Handle, done: Committed) -> str:
+    """Take a commit back: what was there before is there again. The answer says whether, and what to do."""
+    uuid = str(done.index.uuid)
+    undone, advice = "the commit was undone. Build again.", "drop the index. Build again."
     with suppress(Exception):
-        latest = at.reopen(None)
-        if at.core.is_there(done.before) is False or not _is_readable(latest):
-            # Another dataset is there, of fewer versions maybe, and ours is a version of it: it goes back to its own latest.
-            # Lance may have put the commit behind a version that came meanwhile, so which one is ours, its index says.
-            uuid = str(done.index.uuid)
-            there = [int(v["version"]) for v in latest.versions() if int(v["version"]) < int(latest.version)]
-            if not there or _coverage(latest, uuid) is None:
-                return False
-            before = at.reopen(max(there))
-            if _coverage(before, uuid) is not None:
-                return False
-            cast(Any, before).restore()
-            return True
         for _ in range(TRIES):
             latest = at.reopen(None)
-            if _coverage(latest, str(done.index.uuid)) is None:
-                return True
-            # The segments that were replaced come back, for the fragments that are still the same.
-            field = done.index.fields[0]
-            same = _column_files(latest, field).items() & _column_files(done.base, field).items()
-            kept = {fragment for fragment, _ in same}
-            previous = [
-                dataclasses.replace(old, fragment_ids=cast(Any, set(cast(Any, old.fragment_ids)) & kept))
-                for old in done.previous
-                if set(cast(Any, old.fragment_ids)) & done.fragment_ids
-            ]
-            operation = LanceOperation.CreateIndex(new_indices=previous, removed_indices=[done.index])
+            if _coverage(latest, uuid) is None:
+                return undone
             with suppress(OSError, ValueError, RuntimeError):
-                lance.LanceDataset.commit(latest, operation, read_version=latest.version, max_retries=0)
-        # Lance took none of them: the version before itself, where nothing came after the commit.
-        before = at.reopen(int(done.base.version))
-        if int(before.latest_version) == int(done.base.version) + 1 and at.core.is_there(done.before):
-            cast(Any, before).restore()
-            return True
+                if at.core.is_there(done.before) is not False and _is_readable(latest):
+                    _take_out(latest, done)
+                    continue
+                # Another dataset is there, of fewer versions maybe, and ours is a version of it.
+                before = _before(latest, uuid)
+                if before is None:
+                    return advice
+                advice = f"version {before} is as it was, but could not be restored: open that one, and write it anew. Build again."
+                if _restore(at, before, latest):
+                    return undone
+        # Lance took none of them: the version right before.
+        latest = at.reopen(None)
+        before = _before(latest, uuid)
+        if before is not None and before == int(latest.version) - 1 and _restore(at, before, latest):
+            return undone
+    return advice
+
+
+def _take_out(latest: lance.LanceDataset, done: Committed) -> None:
+    """Remove the index in a commit of its own; the segments that it replaced come back."""
+    field = done.index.fields[0]
+    # Not for fragments that are others by now. Those that are in neither version stay named, as they were.
+    changed = {f for f, _ in _column_files(latest, field).items() ^ _column_files(done.base, field).items()}
+    previous = [
+        dataclasses.replace(old, fragment_ids=cast(Any, set(cast(Any, old.fragment_ids)) - changed))
+        for old in done.previous
+        if set(cast(Any, old.fragment_ids)) & done.fragment_ids
+    ]
+    operation = LanceOperation.CreateIndex(new_indices=previous, removed_indices=[done.index])
+    lance.LanceDataset.commit(latest, operation, read_version=latest.version, max_retries=0)
+
+
+def _before(latest: lance.LanceDataset, uuid: str) -> int | None:
+    """The version before the latest one, if the latest is the commit of the segment and nothing else.
+
+    Lance may have put it behind a version that came meanwhile, so which one it is, its transaction says and no number.
+    """
+    version = int(latest.version)
+    operation = getattr(cast(Any, latest).read_transaction(version), "operation", None)
+    if uuid not in [str(index.uuid) for index in getattr(operation, "new_indices", [])]:
+        return None
+    return max((int(v["version"]) for v in latest.versions() if int(v["version"]) < version), default=None)
+
+
+def _restore(at: Handle, before: int, latest: lance.LanceDataset) -> bool:
+    restored: Any = at.reopen(before)
+    restored.restore()
+    came = int(restored.version) - 1
+    if came == int(latest.version):
+        return True
+    # Lance lets a restore overwrite whatever came since the look at the latest version: that is what is wanted, index and all.
+    cast(Any, at.reopen(came)).restore()
     return False
 
 
@@ -274,8 +296,10 @@ def _is_readable(dataset: lance.LanceDataset) -> bool:
     """Whether the files that a version names are there: a cleanup takes versions, and not what a later one names."""
     try:
         cast(Any, dataset).head(1)
-    except Exception:
-        return False
+    except (OSError, ValueError) as error:
+        if "not found" in str(error).lower():
+            return False
+        raise
     return True
 
 

@@ -1,0 +1,168 @@
+"""Commits that turn out wrong right after Lance made them: what was there before is there again, and nobody's rows are lost."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lance
+import pytest
+
+import lance_artifact as la
+from commits import BUILD, ROWS, append, at_the_commit, cleanup, folders, nearest, written
+from conftest import segment, vectors
+
+
+@pytest.fixture(params=[False, True], ids=["addresses", "stable"])
+def ds(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    return written(tmp_path / "t.lance", request.param)
+
+
+def remove_files(root: Path, uuid: str) -> None:
+    for path in (root / "_indices" / uuid).iterdir():
+        path.unlink()
+
+
+def refused(*_: Any, **__: Any) -> Any:
+    raise OSError("Commit conflict for version 3")
+
+
+@pytest.mark.parametrize("on_branch", [False, True])
+@pytest.mark.parametrize("also", [False, True], ids=["alone", "with another commit"])
+def test_files_that_vanish_at_the_commit(
+    also: bool, on_branch: bool, ds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A race that no check can close: it is found after, undone and said."""
+    main = ds
+    if on_branch:
+        ds.create_branch("exp")
+        ds = ds.checkout_version(("exp", None))
+    la.create_index(ds, "vector", **BUILD)
+    old = segment(ds, "vector_idx").uuid
+    root = Path(main.uri) / ("tree/exp" if on_branch else "")
+
+    def deleted() -> None:
+        if also:
+            ds.checkout_version(ds.version).delete("id = 1")
+
+    at_the_commit(monkeypatch, deleted, lambda uuid: remove_files(root, uuid))
+    with pytest.raises(la.CommitConflictError, match="undone"):
+        la.create_index(ds, "vector", replace=True, **BUILD)
+    latest = lance.dataset(main.uri).checkout_version(("exp" if on_branch else None, None))
+    assert segment(latest, "vector_idx").uuid == old
+    assert latest.count_rows() == ROWS - also
+    assert nearest(latest, vectors(ROWS, 16)[9]) == 9
+    if on_branch:
+        assert lance.dataset(main.uri).describe_indices() == [] and lance.dataset(main.uri).version == 1
+
+
+def test_the_version_before_is_cleaned_up(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older one, which a tag holds, is no way back."""
+    ds.tags.create("first", ds.version)
+    append(ds)
+    ds = lance.dataset(ds.uri)
+
+    def gone(uuid: str) -> None:
+        remove_files(Path(ds.uri), uuid)
+        cleanup(ds)
+
+    at_the_commit(monkeypatch, after=gone)
+    with pytest.raises(la.CommitConflictError, match="undone"):
+        la.create_index(ds, "vector", **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert latest.count_rows() == ROWS + 50 and latest.describe_indices() == []
+
+
+def test_the_previous_index_is_as_it_was(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for a fragment that it names and that is gone."""
+    la.create_index(ds, "vector", **BUILD)
+    # Not all of the fragment at once: Lance takes it out of the index then.
+    ds.delete("id < 499")
+    ds.update({"id": "id + 100000"}, where="id = 499")
+    ds = lance.dataset(ds.uri)
+    before = segment(ds, "vector_idx")
+    at_the_commit(monkeypatch, lambda: cleanup(ds, unverified=True))
+    with pytest.raises(la.CommitConflictError, match="undone"):
+        la.create_index(ds, "vector", replace=True, **BUILD)
+    after = segment(lance.dataset(ds.uri), "vector_idx")
+    assert (after.uuid, set(after.fragment_ids)) == (before.uuid, set(before.fragment_ids))
+
+
+@pytest.mark.parametrize("versions", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("cleaned", [False, True], ids=["", "without old versions"])
+@pytest.mark.parametrize("fragment_ids", [None, [1]], ids=["all fragments", "one fragment"])
+def test_written_anew_at_the_commit(
+    fragment_ids: list[int] | None, cleaned: bool, versions: int, ds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lance commits to whatever dataset is there, behind the latest of its versions: that one is as it was afterwards."""
+    append(ds)
+    append(ds)
+    ds = lance.dataset(ds.uri)
+
+    def written_anew() -> None:
+        shutil.rmtree(ds.uri)
+        new = written(Path(ds.uri), ds.has_stable_row_ids, seed=8)
+        for _ in range(versions - 1):
+            append(new)
+        if cleaned:
+            cleanup(new, unverified=True)
+
+    at_the_commit(monkeypatch, written_anew)
+    with pytest.raises(la.CommitConflictError, match=r"not committed|undone"):
+        la.create_index(ds, "vector", fragment_ids=fragment_ids, **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert latest.describe_indices() == [] and folders(ds) == set()
+    assert latest.count_rows() == ROWS + 50 * (versions - 1)
+    assert nearest(latest, vectors(ROWS, 16, seed=8)[9]) == 9
+
+
+def test_written_anew_with_other_row_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lance restores no version without stable row ids over one with them: it is there, and the error names it."""
+    ds = written(tmp_path / "t.lance", stable=True)
+
+    def written_anew() -> None:
+        shutil.rmtree(ds.uri)
+        written(Path(ds.uri), stable=False, seed=8)
+
+    at_the_commit(monkeypatch, written_anew)
+    with pytest.raises(la.CommitConflictError, match="written anew at that moment; version 1 is as it was"):
+        la.create_index(ds, "vector", **BUILD)
+    before = lance.dataset(ds.uri, version=1)
+    assert before.describe_indices() == [] and nearest(before, vectors(ROWS, 16, seed=8)[9]) == 9
+
+
+@pytest.mark.parametrize("came", [False, True], ids=["", "another version came"])
+def test_only_a_restore_takes_it_back(came: bool, ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Lance refuses every commit that takes the index out. Rows that came after it are not lost by that."""
+
+    def gone(uuid: str) -> None:
+        remove_files(Path(ds.uri), uuid)
+        if came:
+            append(ds)
+
+    at_the_commit(monkeypatch, after=gone)
+    monkeypatch.setattr(lance.LanceDataset, "commit", staticmethod(refused))
+    with pytest.raises(la.CommitConflictError, match="drop the index" if came else "undone"):
+        la.create_index(ds, "vector", **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert latest.count_rows() == ROWS + 50 * came
+    assert bool(latest.describe_indices()) == came
+
+
+def test_another_version_comes_before_the_restore(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lance lets a restore overwrite anything: what came in that moment is there again."""
+    restore, done = lance.LanceDataset.restore, []
+
+    def after_an_append(self: Any) -> Any:
+        if not done:
+            done.append(True)
+            append(ds)
+        return restore(self)
+
+    at_the_commit(monkeypatch, after=lambda uuid: remove_files(Path(ds.uri), uuid))
+    monkeypatch.setattr(lance.LanceDataset, "commit", staticmethod(refused))
+    monkeypatch.setattr(lance.LanceDataset, "restore", after_an_append)
+    with pytest.raises(la.CommitConflictError, match="drop the index"):
+        la.create_index(ds, "vector", **BUILD)
+    assert done and lance.dataset(ds.uri).count_rows() == ROWS + 50
