@@ -6,6 +6,7 @@ import ctypes
 import gc
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,13 @@ import pyarrow as pa
 import pytest
 
 import lance_artifact as la
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """A shell's background job ignores Ctrl-C, and so would these tests and what they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def vectors(rows: int, dim: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:
