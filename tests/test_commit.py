@@ -282,8 +282,8 @@ def test_an_artifact_that_another_writer_replaced_is_not_deleted(ds: Any, tmp_pa
 LEAVE = """
 import os, sys
 import lance, lance_artifact as la
-import lance_artifact._api as api
-api.commit_segment = lambda *a: os.kill(os.getpid(), 9)
+import lance_artifact._stages as stages
+stages.commit_segment = lambda *a: os.kill(os.getpid(), 9)
 la.create_index(lance.dataset(sys.argv[1]), "vector", num_partitions=4, num_sub_vectors=4, sample_rate=5, max_iters=2, backend="cpu")
 """
 

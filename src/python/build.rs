@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3_arrow::PyRecordBatch;
 use tokio::sync::{Mutex, mpsc};
 
-use super::artifact::PyPartitionArtifactBuilder;
+use super::builder::PyPartitionArtifactBuilder;
 use super::convert::{MetricArg, to_pyarrow, to_python};
 use super::dataset::PyDataset;
 use super::model::PyIvfPqModel;

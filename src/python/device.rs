@@ -7,8 +7,8 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::artifact::PyPartitionArtifactBuilder;
 use super::build::PyVectorSource;
+use super::builder::PyPartitionArtifactBuilder;
 use super::convert::to_python;
 use super::dlpack;
 use super::exit::{self, Entry};

@@ -3,6 +3,7 @@
 mod allocator;
 mod artifact;
 mod build;
+mod builder;
 mod convert;
 mod dataset;
 mod device;
@@ -22,7 +23,7 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<model::PyIvfPqModel>()?;
     module.add_class::<model::PyCpuEncoder>()?;
-    module.add_class::<artifact::PyPartitionArtifactBuilder>()?;
+    module.add_class::<builder::PyPartitionArtifactBuilder>()?;
     module.add_class::<artifact::PyArtifact>()?;
     module.add_class::<artifact::PyVerifyReport>()?;
     module.add_class::<dataset::PyDataset>()?;
