@@ -87,6 +87,11 @@ def stored(ds: Any, name: str) -> list[dict[int, bytes]]:
     return content
 
 
+def command_line(**options: Any) -> list[str]:
+    """Options of the command line by their names in Python."""
+    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
 def differences(ours: list[dict[int, bytes]], theirs: list[dict[int, bytes]]) -> tuple[int, int, int]:
     """Partitions compared, row ids that differ, codes that differ."""
     assert len(ours) == len(theirs)

@@ -16,7 +16,7 @@ from lance.indices import IndicesBuilder
 from lance.progress import IndexProgress
 
 import lance_artifact as la
-from conftest import differences, leftovers, stored, vectors
+from conftest import command_line, differences, leftovers, stored, vectors
 from lance_artifact import cli
 
 K, M, DIM, ROWS = 8, 4, 16, 3000
@@ -449,16 +449,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, 
 
 def test_cli(ds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = str(tmp_path / "a")
-    training = [
-        "--num-partitions",
-        str(K),
-        "--num-sub-vectors",
-        str(M),
-        "--sample-rate",
-        "8",
-        "--backend",
-        "cpu",
-    ]
+    training = command_line(num_partitions=K, num_sub_vectors=M, sample_rate=8, backend="cpu")
     code, result, _ = run(capsys, "build", ds.uri, "vector", *training, "--artifact", uri, "--artifact-only")
     assert (code, result["rows"]["written"]) == (0, ROWS)
     code, result, _ = run(capsys, "inspect", uri, "--plot", str(tmp_path / "sizes.png"))

@@ -12,22 +12,11 @@ import pyarrow as pa
 import pytest
 
 import lance_artifact as la
-from conftest import column, leftovers, vectors
+from conftest import column, command_line, leftovers, vectors
 from lance_artifact import _api, cli
 
 K, M, DIM, ROWS = 4, 4, 16, 2000
-TRAINING = [
-    "--num-partitions",
-    str(K),
-    "--num-sub-vectors",
-    str(M),
-    "--sample-rate",
-    "8",
-    "--max-iters",
-    "2",
-    "--backend",
-    "cpu",
-]
+TRAINING = command_line(num_partitions=K, num_sub_vectors=M, sample_rate=8, max_iters=2, backend="cpu")
 
 
 @pytest.fixture
