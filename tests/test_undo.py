@@ -89,6 +89,25 @@ def test_the_previous_index_is_as_it_was(ds: Any, monkeypatch: pytest.MonkeyPatc
     assert (after.uuid, set(after.fragment_ids)) == (before.uuid, set(before.fragment_ids))
 
 
+def test_the_previous_index_grew_at_that_moment(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lance extends an index to the rows that an update of another column moved: also that is as it was."""
+    la.create_index(ds, "vector", fragment_ids=[0, 1, 2], **BUILD)
+    append(ds)
+    latest = lance.dataset(ds.uri)
+
+    def grown() -> None:
+        cleanup(ds, unverified=True)
+        lance.dataset(ds.uri).update({"id": "id + 100000"}, where="id < 7")
+        before.append(set(segment(lance.dataset(ds.uri), "vector_idx").fragment_ids))
+
+    before: list[set[int]] = []
+    at_the_commit(monkeypatch, grown)
+    with pytest.raises(la.CommitConflictError, match="undone"):
+        la.create_index(latest, "vector", replace=True, **BUILD)
+    assert before == [set(segment(lance.dataset(ds.uri), "vector_idx").fragment_ids)]
+    assert nearest(lance.dataset(ds.uri), vectors(ROWS, 16)[3]) == 100003
+
+
 @pytest.mark.parametrize("versions", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("cleaned", [False, True], ids=["", "without old versions"])
 @pytest.mark.parametrize("fragment_ids", [None, [1]], ids=["all fragments", "one fragment"])

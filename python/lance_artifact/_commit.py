@@ -238,7 +238,7 @@ def _undo(at: Handle, done: Committed) -> str:
                 return undone
             with suppress(OSError, ValueError, RuntimeError):
                 if at.core.is_there(done.before) is not False and _is_readable(latest):
-                    _take_out(latest, done)
+                    _take_out(at, latest, done)
                     continue
                 # Another dataset is there, of fewer versions maybe, and ours is a version of it.
                 before = _before(latest, uuid)
@@ -255,18 +255,29 @@ def _undo(at: Handle, done: Committed) -> str:
     return advice
 
 
-def _take_out(latest: lance.LanceDataset, done: Committed) -> None:
+def _take_out(at: Handle, latest: lance.LanceDataset, done: Committed) -> None:
     """Remove the index in a commit of its own; the segments that it replaced come back."""
+    then = _without(at, latest, str(done.index.uuid)) or done.base
     field = done.index.fields[0]
     # Not for fragments that are others by now. Those that are in neither version stay named, as they were.
-    changed = {f for f, _ in _column_files(latest, field).items() ^ _column_files(done.base, field).items()}
-    previous = [
-        dataclasses.replace(old, fragment_ids=cast(Any, set(cast(Any, old.fragment_ids)) - changed))
-        for old in done.previous
-        if set(cast(Any, old.fragment_ids)) & done.fragment_ids
-    ]
+    changed = {f for f, _ in _column_files(latest, field).items() ^ _column_files(then, field).items()}
+    previous = []
+    for old in done.previous:
+        if set(cast(Any, old.fragment_ids)) & done.fragment_ids:
+            # Lance may have extended it since the look at it.
+            covered = _coverage(then, str(old.uuid)) or set(cast(Any, old.fragment_ids))
+            previous.append(dataclasses.replace(old, fragment_ids=cast(Any, covered - changed)))
     operation = LanceOperation.CreateIndex(new_indices=previous, removed_indices=[done.index])
     lance.LanceDataset.commit(latest, operation, read_version=latest.version, max_retries=0)
+
+
+def _without(at: Handle, latest: lance.LanceDataset, uuid: str) -> lance.LanceDataset | None:
+    """The last version before the commit of a segment, where it is still there."""
+    for version in sorted((int(v["version"]) for v in latest.versions()), reverse=True):
+        then = at.reopen(version)
+        if _coverage(then, uuid) is None:
+            return then
+    return None
 
 
 def _before(latest: lance.LanceDataset, uuid: str) -> int | None:
