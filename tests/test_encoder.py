@@ -57,6 +57,17 @@ def test_codewords_that_float32_cannot_tell_apart(write: Any) -> None:
     del rng
 
 
+@pytest.mark.parametrize(("offset", "spread"), [(1e8, 2000), (1e6, 10), (1e4, 1), (0, 1)])
+@pytest.mark.parametrize("metric", ["l2", "dot"])
+def test_codewords_far_from_zero(metric: str, offset: float, spread: float, write: Any) -> None:
+    """Float32 moves both by a part of their lengths, which can be more than what is between two codewords."""
+    rng = np.random.default_rng(2)
+    array = offset + rng.uniform(0, spread, (3000, 4))
+    centroids = np.zeros((1, 4))
+    ours, stock = both(write(array), centroids, offset + rng.uniform(0, spread, (2, 256, 2)), metric)
+    assert differences(ours, stock) == (1, 0, 0)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("metric", ["l2", "dot"])
 def test_vectors_right_between_centroids(metric: str, dtype: str, write: Any) -> None:

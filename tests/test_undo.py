@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import lance
+import pyarrow as pa
 import pytest
 
 import lance_artifact as la
 from commits import BUILD, ROWS, append, at_the_commit, cleanup, folders, nearest, written
-from conftest import segment, vectors
+from conftest import column, segment, vectors
 
 
 @pytest.fixture(params=[False, True], ids=["addresses", "stable"])
@@ -108,6 +109,74 @@ def test_the_previous_index_grew_at_that_moment(ds: Any, monkeypatch: pytest.Mon
     assert nearest(lance.dataset(ds.uri), vectors(ROWS, 16)[3]) == 100003
 
 
+def new_vectors(ds: Any) -> tuple[Any, list[int]]:
+    """Fragment 0 with a new file for the column, not yet committed, and the fields that it changes."""
+    fragment = ds.get_fragment(0)
+    row_ids = fragment.to_table(columns=[], with_row_id=True)["_rowid"]
+    new = pa.table({"_rowid": row_ids, "vector": column(vectors(500, 16, seed=77))})
+    changed: tuple[Any, list[int]] = fragment.update_columns(new, "_rowid")
+    return changed
+
+
+def merged(ds: Any) -> None:
+    latest = lance.dataset(ds.uri)
+    fragment, _ = new_vectors(latest)
+    fragments = [fragment, *(f.metadata for f in latest.get_fragments()[1:])]
+    operation = lance.LanceOperation.Merge(fragments, latest.lance_schema)
+    lance.LanceDataset.commit(latest, operation, read_version=latest.version)
+
+
+def updated(ds: Any) -> None:
+    latest = lance.dataset(ds.uri)
+    fragment, fields = new_vectors(latest)
+    operation = lance.LanceOperation.Update(updated_fragments=[fragment], fields_modified=fields)
+    lance.LanceDataset.commit(latest, operation, read_version=latest.version)
+
+
+@pytest.mark.parametrize("change", [merged, updated], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("index_before", [False, True])
+def test_vectors_written_anew_at_the_commit(
+    index_before: bool, change: Any, ds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lance commits over some changes of the column, with coverage that is false, or less than was asked for."""
+    if index_before:
+        la.create_index(ds, "vector", **BUILD)
+    at_the_commit(monkeypatch, lambda: change(ds))
+    with pytest.raises(la.CommitConflictError, match=r"were rewritten by version.*undone"):
+        la.create_index(ds, "vector", replace=index_before, **BUILD)
+    latest = lance.dataset(ds.uri)
+    new = vectors(500, 16, seed=77)
+    assert bool(latest.describe_indices()) == index_before
+    assert [nearest(latest, new[n]) for n in (3, 333)] == [3, 333]
+    assert nearest(latest, vectors(ROWS, 16)[777]) == 777
+
+
+@pytest.mark.parametrize("change", ["dropped", "cast"])
+@pytest.mark.parametrize("index_before", [False, True])
+def test_the_column_goes_at_the_commit(
+    index_before: bool, change: str, ds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if index_before:
+        la.create_index(ds, "vector", **BUILD)
+
+    def changed() -> None:
+        latest = lance.dataset(ds.uri)
+        if change == "dropped":
+            latest.drop_columns(["vector"])
+        else:
+            # Lance casts no column that has an index.
+            for index in latest.describe_indices():
+                latest.drop_index(index.name)
+            latest.alter_columns({"path": "vector", "data_type": pa.list_(pa.float16(), 16)})
+
+    at_the_commit(monkeypatch, changed)
+    with pytest.raises(la.CommitConflictError, match=r"dropped or changed its type.*Build again|build again"):
+        la.create_index(ds, "vector", replace=index_before, **BUILD)
+    latest = lance.dataset(ds.uri)
+    assert latest.describe_indices() == [] and latest.count_rows() == ROWS
+    latest.optimize.optimize_indices()
+
+
 @pytest.mark.parametrize("versions", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("cleaned", [False, True], ids=["", "without old versions"])
 @pytest.mark.parametrize("fragment_ids", [None, [1]], ids=["all fragments", "one fragment"])
@@ -145,7 +214,7 @@ def test_written_anew_with_other_row_ids(tmp_path: Path, monkeypatch: pytest.Mon
         written(Path(ds.uri), stable=False, seed=8)
 
     at_the_commit(monkeypatch, written_anew)
-    with pytest.raises(la.CommitConflictError, match="written anew at that moment; version 1 is as it was"):
+    with pytest.raises(la.CommitConflictError, match="written anew, at that moment; version 1 is as it was"):
         la.create_index(ds, "vector", **BUILD)
     before = lance.dataset(ds.uri, version=1)
     assert before.describe_indices() == [] and nearest(before, vectors(ROWS, 16, seed=8)[9]) == 9
@@ -169,12 +238,15 @@ def test_only_a_restore_takes_it_back(came: bool, ds: Any, monkeypatch: pytest.M
     assert bool(latest.describe_indices()) == came
 
 
-def test_another_version_comes_before_the_restore(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lance lets a restore overwrite anything: what came in that moment is there again."""
+@pytest.mark.parametrize("often", [1, 2])
+def test_another_version_comes_before_the_restore(
+    often: int, ds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lance lets a restore overwrite anything: what came in that moment is there again, or is named."""
     restore, done = lance.LanceDataset.restore, []
 
     def after_an_append(self: Any) -> Any:
-        if not done:
+        if len(done) < often:
             done.append(True)
             append(ds)
         return restore(self)
@@ -182,6 +254,10 @@ def test_another_version_comes_before_the_restore(ds: Any, monkeypatch: pytest.M
     at_the_commit(monkeypatch, after=lambda uuid: remove_files(Path(ds.uri), uuid))
     monkeypatch.setattr(lance.LanceDataset, "commit", staticmethod(refused))
     monkeypatch.setattr(lance.LanceDataset, "restore", after_an_append)
-    with pytest.raises(la.CommitConflictError, match="drop the index"):
+    with pytest.raises(la.CommitConflictError, match="drop the index") as raised:
         la.create_index(ds, "vector", **BUILD)
-    assert done and lance.dataset(ds.uri).count_rows() == ROWS + 50
+    assert len(done) == often and lance.dataset(ds.uri).count_rows() == ROWS + 50
+    named = "versions 5 to 5, which others committed" in str(raised.value)
+    assert named == (often == 2)
+    if named:
+        assert lance.dataset(ds.uri, version=5).count_rows() == ROWS + 50

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from contextlib import suppress
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, TypeVar, cast
 
 import lance
 from lance.dataset import Index, LanceOperation
 
 from . import _lance_artifact as core
-from ._dataset import Handle
+from ._dataset import Handle, readable
+from ._undo import TRIES, Committed, coverage, made_by, manifest, undo, versions_down
 from .exceptions import (
     CommitConflictError,
     IndexExistsError,
@@ -24,31 +26,15 @@ from .exceptions import (
 
 LOGGER = logging.getLogger("lance_artifact")
 
-# Times that a commit is tried anew because another one came first.
-TRIES = 10
+T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Committed:
-    """A commit: the handle that sees it, and what it was based on."""
-
-    dataset: lance.LanceDataset
-    base: lance.LanceDataset
-    index: Index
-    previous: list[Index]
-
-    @property
-    def before(self) -> bytes:
-        manifest: bytes = cast(Any, self.base)._ds.serialized_manifest()
-        return manifest
-
-    @property
-    def fragment_ids(self) -> set[int]:
-        return set(cast(Any, self.index.fragment_ids))
+# Seconds that a Ctrl-C waits for the answer of a commit that was sent.
+ANSWER_SECONDS = 10.0
 
 
 def same_name(dataset: lance.LanceDataset, name: str) -> list[Any]:
-    return [index for index in dataset.describe_indices() if index.name == name]
+    with readable("the dataset's indexes"):
+        return [index for index in dataset.describe_indices() if index.name == name]
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,8 @@ def check_name(
         raise IndexExistsError(
             f"Index name '{name}' already exists, please specify a different name or use replace=True"
         )
-    there = {f.fragment_id for f in dataset.get_fragments()}
+    with readable("the dataset's fragments"):
+        there = {f.fragment_id for f in dataset.get_fragments()}
     intended = set(fragment_ids)
     losing: set[int] = set()
     for index in same:
@@ -115,75 +102,163 @@ def _check_fits(index: Any, segment: Any, wanted: Wanted) -> None:
         )
 
 
-def commit_segment(handle: Handle, at: Handle, wanted: Wanted, segment: core._Segment) -> None:
+@dataclass
+class Attempt:
+    """A segment on its way, and what is known of it."""
+
+    handle: Handle
+    at: Handle
+    uuid: str
+    # "sent": Lance's commit was called, and it is not known whether it will happen.
+    state: Literal["built", "sent", "committed"] = "built"
+    # Somebody waits for the end: nothing new is begun.
+    interrupted: bool = False
+
+    def discard(self) -> None:
+        """Delete the files, unless they are committed, or may be. Again does no harm."""
+        if self.state == "sent":
+            LOGGER.warning(
+                "the files of index segment %s stay in _indices: its commit was sent and may still happen. If it does not, "
+                "cleanup_old_versions() removes them",
+                self.uuid,
+            )
+        elif self.state == "built":
+            core.discard_segment(self.at.core, self.uuid)
+
+
+def commit_segment(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> None:
     """Commit through the user's handle, then look at what came of it.
 
     Lance would commit a segment whose fragments were rewritten meanwhile, with less coverage or none and without a word, and one
     whose files are gone. So what the segment was built from is compared with the latest version, as it is in the store now, and
-    the commit is based on that one: it needs no older version, and a rewrite after the comparison makes Lance refuse.
+    the commit is based on that one: it needs no older version. What changes between the comparison and the commit Lance refuses in
+    most cases; in the others the comparison with the version that was committed finds it, and the commit is undone.
     """
     name = wanted.name
     try:
-        done = _commit(handle, at, wanted, segment)
+        to_its_end(lambda: _commit_and_look(attempt, wanted, segment), attempt)
     except BaseException as error:
-        # Where it is not known whether it happened, the files of an index that may be there must stay.
-        discard_uncommitted(handle, at, segment.uuid)
-        if isinstance(error, Exception) and not isinstance(error, LanceArtifactError):
-            raise _translated(error, name) from error
+        if _is_error(error) and not isinstance(error, LanceArtifactError):
+            raise _translated(error, name, attempt) from error
         raise
-    gone = _gone(at, segment, done.before)
-    if gone is not None:
+    attempt.handle.refresh()
+
+
+def to_its_end(work: Callable[[], T], attempt: Attempt) -> T:
+    """Run what must not be cut off in the middle: a Ctrl-C is raised when it is done, or its answer was waited for long enough."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    outcome: list[tuple[T | None, BaseException | None]] = []
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=run, name="lance-artifact-commit")
+    try:
+        thread.start()
+    except RuntimeError:
+        # No thread can be had: signals come when they may.
+        return work()
+    try:
+        # Not `join`: one that is interrupted takes the thread for ended.
+        ended.wait()
+    except BaseException:
+        attempt.interrupted = True
+        ended.wait(ANSWER_SECONDS)
+        raise
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
+def _commit_and_look(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> None:
+    done = _commit(attempt, wanted, segment)
+    wrong = _wrong(attempt.at, segment, done)
+    if wrong is not None:
+        undone, advice = undo(attempt.at, done)
+        if undone:
+            attempt.state = "built"
         raise CommitConflictError(
-            f"index {name!r} was committed, but {gone} at that moment; {_undo(at, done)}"
-        )
-    handle.refresh()
-    committed = _coverage(done.dataset, segment.uuid)
-    if committed is None or not done.fragment_ids <= committed:
-        lost = sorted(done.fragment_ids - (committed or set()))
-        raise CommitConflictError(
-            f"index {name!r} was committed, but does not cover fragments {_few(lost)}: they were rewritten since version "
-            f"{at.version}; searches scan them without the index. Build again."
+            f"index {wanted.name!r} was committed, but {wrong}, at that moment; {advice} Build again."
         )
 
 
-def _commit(handle: Handle, at: Handle, wanted: Wanted, segment: core._Segment) -> Committed:
-    name = wanted.name
+def _wrong(at: Handle, segment: core._Segment, done: Committed) -> str | None:
+    """What was taken from under the commit between the last look and it, if anything was."""
+    try:
+        if at.core.is_there(manifest(done.base)) is False:
+            return "the dataset was removed and written anew"
+        missing = segment.missing_files(at.core)
+        if missing is not None or done.dataset is None:
+            return missing
+        changed = segment.changed_since(at.core, manifest(done.dataset))
+        if changed is not None:
+            return changed
+        covered = coverage(done.dataset, done.uuid) or set()
+    except Exception as error:
+        # It is committed, and nothing speaks against it: only that it cannot be looked at.
+        LOGGER.warning("the index is committed, but could not be looked at after that: %s", error)
+        return None
+    lost = sorted(done.fragment_ids - covered)
+    if lost:
+        return f"it does not cover fragments {_few(lost)}: they were rewritten since version {at.version}"
+    return None
+
+
+def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committed:
+    name, handle, at = wanted.name, attempt.handle, attempt.at
     wanted = dataclasses.replace(wanted, metric=segment.metric)
-    conflict: Exception | None = None
+    conflict: BaseException | None = None
     for _ in range(TRIES):
         base = handle.latest()
-        checked = segment.check_commit(at.core, cast(Any, base)._ds.serialized_manifest(), name)
+        checked = segment.check_commit(at.core, manifest(base), name)
         if checked is None:
             continue
         column, new_fragments = checked["column"], checked["new_fragment_ids"]
         ids = list(segment.fragment_ids)
         # Lance extends an index to fragments that an update of other columns wrote; ours may not reach as far.
         loses = check_name(base, wanted, ids, frozenset(new_fragments))
-        version = int(base.version)
         index = Index(
             uuid=segment.uuid,
             name=name,
             fields=[segment.field_id],
             # Nothing that it covers changed up to here, which was just compared.
-            dataset_version=version,
+            dataset_version=int(base.version),
             fragment_ids=cast(Any, set(ids)),  # pylance turns a set into its bitmap
             index_version=segment.index_version,
             index_details=segment.details,
         )
         previous = [_index(name, found) for found in checked["previous"]]
+        if attempt.interrupted:
+            break
         # A commit moves the handle on.
         committed = copy.copy(base)
+        attempt.state = "sent"
         try:
             if loses:
                 committed = _replace(base, index, previous)
             else:
                 committed.commit_existing_index_segments(name, column, [index])
+            attempt.state = "committed"
             return Committed(committed, base, index, previous)
-        except Exception as error:
+        except BaseException as error:
             # An answer may be lost on its way: what is there decides.
-            there = _committed_in(handle, segment.uuid)
-            if there is not None:
-                return Committed(there, base, index, previous)
+            certain, found = _look_for(at, base, segment.uuid)
+            if found is not None:
+                attempt.state = "committed"
+            elif certain and not _may_come(error, handle):
+                attempt.state = "built"
+            if not _is_error(error):
+                raise
+            if found is not None:
+                return Committed(found, base, index, previous)
             if not _is_conflict(error):
                 raise
             # Whether the other change matters is for the next round's comparison to say.
@@ -207,163 +282,61 @@ def _replace(base: lance.LanceDataset, index: Index, previous: list[Index]) -> l
     return lance.LanceDataset.commit(base, operation, read_version=base.version, max_retries=0)
 
 
-def discard_uncommitted(handle: Handle, at: Handle, segment_uuid: str) -> None:
-    """Delete the files of a segment, unless it is committed, or that cannot be known. Again does no harm."""
-    if not _is_committed(handle, segment_uuid):
-        core.discard_segment(at.core, segment_uuid)
+def _is_error(error: BaseException) -> bool:
+    """A failure, and not somebody's wish to end. A panic of Lance's is none of `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def _gone(at: Handle, segment: core._Segment, before: bytes) -> str | None:
-    """What was taken from under the commit between the last look and it, if anything was."""
-    try:
-        if at.core.is_there(before) is False:
-            return "the dataset was removed and written anew"
-        segment.check_files(at.core)
-    except CommitConflictError as error:
-        return f"its files were removed ({error})"
-    except LanceArtifactError as error:
-        # It is committed, and nothing speaks against it: only that it cannot be looked at.
-        LOGGER.warning("the index is committed, but could not be looked at after that: %s", error)
-    return None
-
-
-def _undo(at: Handle, done: Committed) -> str:
-    """Take a commit back: what was there before is there again. The answer says whether, and what to do."""
-    uuid = str(done.index.uuid)
-    undone, advice = "the commit was undone. Build again.", "drop the index. Build again."
-    with suppress(Exception):
-        for _ in range(TRIES):
-            latest = at.reopen(None)
-            if _coverage(latest, uuid) is None:
-                return undone
-            with suppress(OSError, ValueError, RuntimeError):
-                if at.core.is_there(done.before) is not False and _is_readable(latest):
-                    _take_out(at, latest, done)
-                    continue
-                # Another dataset is there, of fewer versions maybe, and ours is a version of it.
-                before = _before(latest, uuid)
-                if before is None:
-                    return advice
-                advice = f"version {before} is as it was, but could not be restored: open that one, and write it anew. Build again."
-                if _restore(at, before, latest):
-                    return undone
-        # Lance took none of them: the version right before.
-        latest = at.reopen(None)
-        before = _before(latest, uuid)
-        if before is not None and before == int(latest.version) - 1 and _restore(at, before, latest):
-            return undone
-    return advice
-
-
-def _take_out(at: Handle, latest: lance.LanceDataset, done: Committed) -> None:
-    """Remove the index in a commit of its own; the segments that it replaced come back."""
-    then = _without(at, latest, str(done.index.uuid)) or done.base
-    field = done.index.fields[0]
-    # Not for fragments that are others by now. Those that are in neither version stay named, as they were.
-    changed = {f for f, _ in _column_files(latest, field).items() ^ _column_files(then, field).items()}
-    previous = []
-    for old in done.previous:
-        if set(cast(Any, old.fragment_ids)) & done.fragment_ids:
-            # Lance may have extended it since the look at it.
-            covered = _coverage(then, str(old.uuid)) or set(cast(Any, old.fragment_ids))
-            previous.append(dataclasses.replace(old, fragment_ids=cast(Any, covered - changed)))
-    operation = LanceOperation.CreateIndex(new_indices=previous, removed_indices=[done.index])
-    lance.LanceDataset.commit(latest, operation, read_version=latest.version, max_retries=0)
-
-
-def _without(at: Handle, latest: lance.LanceDataset, uuid: str) -> lance.LanceDataset | None:
-    """The last version before the commit of a segment, where it is still there."""
-    for version in sorted((int(v["version"]) for v in latest.versions()), reverse=True):
-        then = at.reopen(version)
-        if _coverage(then, uuid) is None:
-            return then
-    return None
-
-
-def _before(latest: lance.LanceDataset, uuid: str) -> int | None:
-    """The version before the latest one, if the latest is the commit of the segment and nothing else.
-
-    Lance may have put it behind a version that came meanwhile, so which one it is, its transaction says and no number.
-    """
-    version = int(latest.version)
-    operation = getattr(cast(Any, latest).read_transaction(version), "operation", None)
-    if uuid not in [str(index.uuid) for index in getattr(operation, "new_indices", [])]:
-        return None
-    return max((int(v["version"]) for v in latest.versions() if int(v["version"]) < version), default=None)
-
-
-def _restore(at: Handle, before: int, latest: lance.LanceDataset) -> bool:
-    restored: Any = at.reopen(before)
-    restored.restore()
-    came = int(restored.version) - 1
-    if came == int(latest.version):
-        return True
-    # Lance lets a restore overwrite whatever came since the look at the latest version: that is what is wanted, index and all.
-    cast(Any, at.reopen(came)).restore()
-    return False
-
-
-def _is_readable(dataset: lance.LanceDataset) -> bool:
-    """Whether the files that a version names are there: a cleanup takes versions, and not what a later one names."""
-    try:
-        cast(Any, dataset).head(1)
-    except (OSError, ValueError) as error:
-        if "not found" in str(error).lower():
-            return False
-        raise
-    return True
-
-
-def _column_files(dataset: lance.LanceDataset, field: int) -> dict[int, tuple[str, ...]]:
-    """For each fragment the data files that hold the column."""
-    return {
-        f.fragment_id: tuple(file.path for file in f.metadata.files if field in file.fields)
-        for f in dataset.get_fragments()
-        if not f.metadata.overlays
-    }
-
-
-def _is_conflict(error: Exception) -> bool:
+def _is_conflict(error: BaseException) -> bool:
     text = str(error).lower()
     return any(word in text for word in ("conflict", "incompatible", "concurrent", "contention"))
 
 
-def _translated(error: Exception, name: str) -> LanceArtifactError:
+def _may_come(error: BaseException, handle: Handle) -> bool:
+    """Whether a commit that failed, and is not there, may still happen: a store may have taken what it did not answer."""
+    if not _is_error(error):
+        return True
+    remote = "://" in handle.location and not handle.location.startswith(("file", "memory"))
+    return remote and not _is_conflict(error) and not isinstance(error, ValueError)
+
+
+def _translated(error: BaseException, name: str, attempt: Attempt) -> LanceArtifactError:
     message = f"index {name!r} was not committed"
     if _is_conflict(error):
         return CommitConflictError(
             f"{message}: another change of the dataset came first; build again from the latest version. Lance says: {error}"
         )
-    if isinstance(error, OSError):
+    if "not found" in str(error).lower():
         return StorageError(
-            f"{message}, or its answer was lost: the dataset could not be read or written; see describe_indices() before building again. "
-            f"Lance says: {error}"
+            f"{message}: the dataset or a version of it was moved or removed; open it anew. Lance says: {error}"
+        )
+    if isinstance(error, OSError):
+        unknown = (
+            ". It may still happen, so the files of the segment stay until a cleanup"
+            if attempt.state == "sent"
+            else ""
+        )
+        return StorageError(
+            f"{message}, or its answer was lost: the dataset could not be read or written; see describe_indices() before building "
+            f"again{unknown}. Lance says: {error}"
         )
     return CommitConflictError(f"{message}: Lance refuses it; the previous index stays. Lance says: {error}")
 
 
-def _coverage(dataset: lance.LanceDataset, segment_uuid: str) -> set[int] | None:
-    for index in dataset.describe_indices():
-        for segment in index.segments:
-            if str(segment.uuid) == segment_uuid:
-                return set(segment.fragment_ids)
-    return None
-
-
-def _committed_in(handle: Handle, segment_uuid: str) -> lance.LanceDataset | None:
-    """The latest version, if the segment is in it, and that is certain."""
-    with suppress(Exception):
-        latest = handle.latest()
-        if _coverage(latest, segment_uuid) is not None:
-            return latest
-    return None
-
-
-def _is_committed(handle: Handle, segment_uuid: str) -> bool:
-    """Also true where it cannot be known: files are kept then."""
-    with suppress(Exception):
-        return _coverage(handle.latest(), segment_uuid) is not None
-    return True
+def _look_for(
+    at: Handle, base: lance.LanceDataset, segment_uuid: str
+) -> tuple[bool, lance.LanceDataset | None]:
+    """Whether it is certain, and the version that is the commit of a segment. Later ones may not have it any more."""
+    try:
+        for version in versions_down(at.reopen(None)):
+            if version <= int(base.version):
+                break
+            found = at.reopen(version)
+            if made_by(found, segment_uuid):
+                return True, found
+    except Exception:
+        return False, None
+    return True, None
 
 
 def _few(ids: Any) -> str:

@@ -6,7 +6,8 @@ import copy
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,7 +16,13 @@ import lance
 import pyarrow as pa
 
 from ._lance_artifact import _Dataset, _VectorSource
-from .exceptions import ArtifactMismatchError, ColumnNotFoundError, ColumnTypeError, InvalidInputError
+from .exceptions import (
+    ArtifactMismatchError,
+    ColumnNotFoundError,
+    ColumnTypeError,
+    InvalidInputError,
+    StorageError,
+)
 
 T = TypeVar("T")
 
@@ -92,16 +99,18 @@ class Handle:
 
     def latest(self) -> lance.LanceDataset:
         """A handle of our own at the latest version of the branch."""
-        latest = copy.copy(self.dataset)
-        cast(Any, latest).checkout_latest()
-        return latest
+        with readable(f"the latest version of {self.uri}"):
+            latest = copy.copy(self.dataset)
+            cast(Any, latest).checkout_latest()
+            return latest
 
     def reopen(self, version: int | None) -> lance.LanceDataset:
         """A version of the branch (None: the latest) as it is in the store now, with no memory of what was there before."""
         branch = self.core.branch
         root = self.location.removesuffix(f"/tree/{branch}") if branch else self.location
-        fresh = lance.dataset(root, storage_options=self.dataset.latest_storage_options())
-        return fresh if not branch and version is None else fresh.checkout_version((branch, version))
+        with readable(f"{'the latest version' if version is None else f'version {version}'} of {self.uri}"):
+            fresh = lance.dataset(root, storage_options=self.dataset.latest_storage_options())
+            return fresh if not branch and version is None else fresh.checkout_version((branch, version))
 
     def refresh(self) -> None:
         """Let the user's handle see what was committed. It is committed, whatever becomes of the handle."""
@@ -145,6 +154,17 @@ class Handle:
             return int(self.dataset.count_rows())
         chosen = set(fragment_ids)
         return sum(f.count_rows() for f in self.dataset.get_fragments() if f.fragment_id in chosen)
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Lance's errors of reading a dataset as ours."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StorageError(
+            f"{what} cannot be read: the dataset was moved or removed, or the store failed. Lance says: {error}"
+        ) from error
 
 
 def patient(work: Callable[[], T]) -> T:

@@ -23,7 +23,7 @@ from ._arguments import (
 from ._artifacts import check_place, common_version, covered, open_artifacts, store_options
 from ._calls import awaited
 from ._checked import checked
-from ._commit import Wanted, check_name, commit_segment, discard_uncommitted
+from ._commit import Attempt, Wanted, check_name, commit_segment
 from ._dataset import Handle, vector_column
 from ._encode import encode_on_devices, encode_with, finished
 from ._lance_artifact import Artifact, IvfPqModel, PartitionArtifactBuilder
@@ -367,7 +367,7 @@ def finalize(
     wanted = Wanted(name, replace, handle.field_id(path), path, index_type, metrics[0] if metrics else None)
     path = at.path_of(wanted.field_id, path)
     check_name(handle.latest(), wanted, covered(at, opened, ids), at.fragments_since())
-    segment_uuid = str(uuid.uuid4())
+    attempt = Attempt(handle, at, str(uuid.uuid4()))
     hints = {"lance_artifact.version": core.__version__}
     if backend_name:
         hints["lance_artifact.backend"] = backend_name
@@ -376,7 +376,7 @@ def finalize(
             at.core,
             path,
             opened,
-            segment_uuid,
+            attempt.uuid,
             model=model,
             metric=None if metric is None else metric_name(metric),
             index_type=index_type,
@@ -387,9 +387,9 @@ def finalize(
             sync=sync,
             progress=reporter(progress),
         )
-        commit_segment(handle, at, wanted, segment)
+        commit_segment(attempt, wanted, segment)
     except BaseException:
         # Ctrl-C may come between the two, when neither is there to clean up, and so may sys.exit() in a callback.
-        discard_uncommitted(handle, at, segment_uuid)
+        attempt.discard()
         raise
     return handle.user

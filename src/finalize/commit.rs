@@ -82,20 +82,38 @@ pub async fn check_commit(
             built_from.version
         )));
     }
-    let column = column_now(built_from, there, segment.field_id)?;
-    check_fragments(then, &latest, segment).await?;
+    let column = match column_now(built_from, there, segment.field_id)? {
+        Ok(column) => column,
+        Err(what) => return Err(conflict(&what)),
+    };
+    if let Some(what) = fragments_changed(then, &latest, segment).await? {
+        return Err(conflict(&what));
+    }
     let store = latest.object_store(None).await?;
     // Before the files are looked at: from here on nobody takes them for what somebody left.
     unmark(&store, &latest.indices_dir().join(segment.uuid.as_str())).await?;
-    check_files(&latest, segment).await?;
+    if let Some(what) = missing_files(&latest, segment).await? {
+        return Err(conflict(&what));
+    }
     let before: HashSet<u64> = built_from.fragments.iter().map(|f| f.id).collect();
     let new_fragment_ids = there.fragments.iter().filter(|f| !before.contains(&f.id)).map(|f| f.id as u32).collect();
     let previous = latest.load_indices_by_name(name).await?.into_iter().map(Previous::from).collect();
     Ok(Some(CommitBase { column, new_fragment_ids, previous }))
 }
 
-/// The files of a segment are there, as they were written. A cleanup that deletes unverified files takes them before the commit.
-pub async fn check_files(dataset: &Dataset, segment: &Segment) -> Result<()> {
+/// What changed between the version `segment` was built from and another one, so that it cannot be an index of that one; in words.
+/// None where nothing did.
+pub async fn changed_since(handle: &DatasetHandle, then: &Dataset, now: Manifest, segment: &Segment) -> Result<Option<String>> {
+    let now = handle.at(now).open().await?;
+    if let Err(what) = column_now(then.manifest(), now.manifest(), segment.field_id)? {
+        return Ok(Some(what));
+    }
+    fragments_changed(then, &now, segment).await
+}
+
+/// Which file of a segment is not there as it was written, if any. A cleanup that deletes unverified files takes them before the
+/// commit.
+pub async fn missing_files(dataset: &Dataset, segment: &Segment) -> Result<Option<String>> {
     let store = dataset.object_store(None).await?;
     let folder = dataset.indices_dir().join(segment.uuid.as_str());
     for (name, bytes) in &segment.files {
@@ -105,36 +123,38 @@ pub async fn check_files(dataset: &Dataset, segment: &Segment) -> Result<()> {
             Err(e) => return Err(Error::from(e).context(format!("looking for {name} of index segment {}", segment.uuid))),
         };
         if found != Some(*bytes) {
-            return Err(conflict(&format!(
+            return Ok(Some(format!(
                 "{name} of the new segment {} {}; a cleanup with delete_unverified=True removes segments that are not committed yet",
                 segment.uuid,
                 found.map_or("is gone".to_string(), |size| format!("has {size} bytes, {bytes} were written"))
             )));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 fn conflict(what: &str) -> Error {
     Error::CommitConflict(format!("the index was not committed: {what}; build again"))
 }
 
-/// The column's path in the latest version; dropping or casting it gives it, or what comes in its place, another field id.
-fn column_now(then: &Manifest, now: &Manifest, field_id: i32) -> Result<String> {
+/// The column's path in a later version, or why it has none: dropping or casting it gives it, or what comes in its place, another
+/// field id.
+fn column_now(then: &Manifest, now: &Manifest, field_id: i32) -> Result<std::result::Result<String, String>> {
     let kind = |manifest: &Manifest| manifest.schema.field_by_id(field_id).map(|field| field.data_type());
     if kind(now).is_none() || kind(now) != kind(then) {
-        return Err(conflict(&format!(
+        return Ok(Err(format!(
             "its column was dropped or changed its type after version {}, from which the rows were encoded (now {})",
             then.version,
             kind(now).map_or("gone".to_string(), |kind| kind.to_string())
         )));
     }
-    now.schema.field_path(field_id).map_err(|e| Error::from(e).context("the path of the indexed column"))
+    now.schema.field_path(field_id).map(Ok).map_err(|e| Error::from(e).context("the path of the indexed column"))
 }
 
-/// The column's files of every fragment to be covered are still those that were read, with no row more; or all of its rows were
-/// deleted. Such fragments stay in the coverage, because Lance hides the rows of covered fragments that are gone, and of those only.
-async fn check_fragments(then: &Dataset, latest: &Dataset, segment: &Segment) -> Result<()> {
+/// Where the column's files of a fragment to be covered are not those that were read any more, or have a row more: what happened. A
+/// fragment whose rows were all deleted stays in the coverage, because Lance hides the rows of covered fragments that are gone, and
+/// of those only.
+async fn fragments_changed(then: &Dataset, latest: &Dataset, segment: &Segment) -> Result<Option<String>> {
     let by_id = |dataset: &Dataset| -> HashMap<u32, Fragment> {
         dataset.manifest().fragments.iter().map(|fragment| (fragment.id as u32, fragment.clone())).collect()
     };
@@ -150,10 +170,10 @@ async fn check_fragments(then: &Dataset, latest: &Dataset, segment: &Segment) ->
         lost.retain(|id| !emptied.contains(id));
     }
     if lost.is_empty() && kept.is_empty() {
-        return Err(conflict(&format!("all rows that it covers were deleted by version {to}")));
+        return Ok(Some(format!("all rows that it covers were deleted by version {to}")));
     }
     if !lost.is_empty() {
-        return Err(conflict(&format!(
+        return Ok(Some(format!(
             "fragments {} of version {from}, from which the rows were encoded, were rewritten by version {to} (a compaction, an overwrite, or \
              an update of the column in place)",
             few(&lost)
@@ -166,13 +186,13 @@ async fn check_fragments(then: &Dataset, latest: &Dataset, segment: &Segment) ->
         }
     }
     if !back.is_empty() {
-        return Err(conflict(&format!(
+        return Ok(Some(format!(
             "rows of fragments {} that were deleted in version {from}, from which the rows were encoded, are back in version {to}: an \
              older version was restored",
             few(&back)
         )));
     }
-    Ok(())
+    Ok(None)
 }
 
 fn few(ids: &[u32]) -> String {

@@ -10,6 +10,6 @@ mod segment;
 mod shuffle_reader;
 mod transpose;
 
-pub use commit::{CommitBase, Previous, check_commit, check_files};
+pub use commit::{CommitBase, Previous, changed_since, check_commit, missing_files};
 pub use segment::{IndexType, Segment, SegmentRequest, build_segment, discard_segment, open_artifacts};
 pub use shuffle_reader::{ArtifactShuffler, PartitionArtifactShuffleReader};

@@ -14,7 +14,9 @@ use super::runtime::{clean_up, run};
 use super::storage::{StorageOptionsArg, parts};
 use crate::encode::parse_manifest;
 use crate::error::Error;
-use crate::finalize::{IndexType, Segment, SegmentRequest, build_segment as build, check_commit, check_files, discard_segment as discard};
+use crate::finalize::{
+    IndexType, Segment, SegmentRequest, build_segment as build, changed_since, check_commit, discard_segment as discard, missing_files,
+};
 
 /// A finished segment, not yet committed.
 #[pyclass(name = "_Segment", module = "lance_artifact._lance_artifact", frozen)]
@@ -93,10 +95,18 @@ impl PySegment {
         Ok(Some(found))
     }
 
-    /// Raises where a file is gone or was changed.
-    fn check_files(&self, py: Python<'_>, dataset: &PyDataset) -> PyResult<()> {
+    /// What changed between the version it was built from and another one, a serialized manifest, so that it is no index of that
+    /// one; in words. None where nothing did.
+    fn changed_since(&self, py: Python<'_>, dataset: &PyDataset, now: &[u8]) -> PyResult<Option<String>> {
+        let now = parse_manifest(now)?;
+        let (handle, then, segment) = (dataset.handle.clone(), dataset.dataset.clone(), self.0.clone());
+        run(py, None, |_, cancel| async move { cancel.race(changed_since(&handle, &then, now, &segment)).await })
+    }
+
+    /// Which file is gone or was changed, in words; None where all are there.
+    fn missing_files(&self, py: Python<'_>, dataset: &PyDataset) -> PyResult<Option<String>> {
         let (dataset, segment) = (dataset.dataset.clone(), self.0.clone());
-        run(py, None, |_, cancel| async move { cancel.race(check_files(&dataset, &segment)).await })
+        run(py, None, |_, cancel| async move { cancel.race(missing_files(&dataset, &segment)).await })
     }
 }
 

@@ -29,6 +29,8 @@ const BLOCK_BYTES: usize = 512 << 10;
 const DOUBT: f32 = 4e-6;
 /// For float16, whose distances Lance sums with less precision.
 const DOUBT_FLOAT16: f32 = 4e-3;
+/// What rounding a float64 to float32 changes at most, as a part of it.
+const ROUNDING: f32 = 6e-8;
 
 /// The embedded encoder, and the oracle for the others.
 pub struct CpuEncoder {
@@ -187,11 +189,20 @@ impl CpuEncoder {
         let mut codes = vec![0u8; rows * code_width];
         let mut found = vec![NONE; rows];
         let mut doubtful = vec![false; rows];
+        let rounded = self.model.element_type() == ElementType::Float64;
         for (m, codewords) in self.codewords.iter().enumerate() {
             codewords.nearest(&residuals[m * width..], dimension, &mut found);
+            let largest = codewords.codewords.largest_length();
             for (row, found) in found.iter().enumerate() {
+                let mut blur = DOUBT * found.second;
+                if rounded {
+                    // Of both distances, each between two points that were moved by a part of their lengths, and not of the distance.
+                    let length = residuals[row * dimension + m * width..][..width].iter().map(|v| v * v).sum::<f32>().sqrt();
+                    let moved = ROUNDING * (length + largest);
+                    blur += 4.0 * moved * (found.second.sqrt() + moved);
+                }
                 // Lance's kernel gives the same bits for codebooks of this form; others are summed in another order, or type.
-                let certain = found.second - found.distance > DOUBT * found.second || found.second == f32::INFINITY;
+                let certain = found.second - found.distance > blur || found.second == f32::INFINITY;
                 doubtful[row] |= !certain || found.index == u32::MAX;
                 let code = found.index as u8;
                 if self.model.num_bits() == 8 {

@@ -153,6 +153,11 @@ impl Codewords {
         self.largest.0 + 2.0 * length * self.largest.1
     }
 
+    /// The length of the longest codeword ([`Form::L2`]: from their mean).
+    pub fn largest_length(&self) -> f32 {
+        self.largest.1
+    }
+
     pub fn count(&self) -> usize {
         self.count
     }
