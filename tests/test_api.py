@@ -109,6 +109,9 @@ def test_what_would_fail_after_training_fails_before_it(
     for wrong in (
         {"artifact_uri": tmp_path / "there"},
         {"memory_limit": 1000},
+        # Enough for one partition, and not for as many as there are centroids, or rows make.
+        {"memory_limit": 450_000, "num_partitions": None, "ivf_centroids": vectors(1000, DIM)},
+        {"memory_limit": 450_000, "num_partitions": None, "target_partition_size": 3},
         {"index_type": "IVF_HNSW_PQ", "m": 2},
     ):
         with pytest.raises(la.LanceArtifactError):

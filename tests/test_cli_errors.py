@@ -172,3 +172,45 @@ def test_a_part_of_an_index_is_not_replaced_after_training(
     code, result = run(capsys, "build", ds.uri, "UPPER", *TRAINING, "--fragment", "0", "--replace")
     assert code in (2, 9) and "fragment" in result["message"], result
     assert lance.dataset(ds.uri).version == before
+
+
+def test_the_fragments_of_an_artifact_that_does_not_say_them(
+    ds: Any, artifact: la.Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = artifact.model
+    assert model is not None
+    bare = str(tmp_path / "bare")
+    scan = la.prepared_vectors(ds, "UPPER", metric=model.metric)
+    encoder = la.CpuEncoder(model)
+    with la.PartitionArtifactBuilder(bare, model) as builder:
+        for batch in scan:
+            part_id, pq_code = encoder.encode(batch["vector"])
+            columns = {"row_id": batch["_rowid"], "part_id": part_id, "pq_code": pq_code}
+            builder.append_batch(pa.table(columns))
+        builder.finish(rows_dropped=scan.dropped)
+    code, result = run(capsys, "finalize", ds.uri, "UPPER", bare)
+    assert code in (2, 6) and "fragment_ids" in result["message"]
+    fragments = [text for f in ds.get_fragments() for text in ("--fragment", str(f.fragment_id))]
+    code, result = run(capsys, "finalize", ds.uri, "UPPER", bare, *fragments)
+    assert (code, result["rows"]) == (0, ROWS), result
+
+
+@pytest.mark.parametrize("place", ["in the dataset", "too little memory"])
+def test_an_artifact_that_cannot_be_written_is_known_before_training(
+    place: str, ds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(la, "train", None)
+    where = f"{ds.uri}/a" if place == "in the dataset" else str(tmp_path / "a")
+    wrong = ["--memory-limit", "1000"] if place == "too little memory" else []
+    code, result = run(
+        capsys, "build", ds.uri, "UPPER", *TRAINING, "--artifact", where, "--artifact-only", *wrong
+    )
+    assert code == 2, result
+
+
+def test_a_picture_that_needs_latex(
+    artifact: la.Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    code, result = run(capsys, "inspect", artifact.uri, "--plot", str(tmp_path / "x.pgf"))
+    assert code == 2 and "endings" in result["message"]

@@ -266,3 +266,43 @@ def test_what_looks_like_a_uri_and_is_none_is_no_path(
         with pytest.raises(la.LanceArtifactError, match="artifact_uri"):
             builder(uri)
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("when", ["train_ivf", "encode"])
+def test_a_directory_that_changes_while_an_index_is_built(
+    when: str, dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative `artifact_uri` is what it was when the call began, and only that one is deleted."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    filled(there / "a", 1).finish()
+    before = tree(there)
+    build: dict[str, Any] = {"num_partitions": 2, "num_sub_vectors": 2, "sample_rate": 2, "num_bits": 4, "backend": "cpu"}  # fmt: skip
+    for keep in (True, False):
+        monkeypatch.chdir(here)
+
+        def moved(step: Any) -> None:
+            if step.stage == when:
+                monkeypatch.chdir(there)
+
+        la.create_index(
+            dataset, "vector", artifact_uri="a" if keep else "b", keep_artifact=keep, replace=not keep, progress=moved, **build
+        )  # fmt: skip
+    assert tree(there) == before
+    assert la.Artifact.open(here / "a").verify().ok and not (here / "b").exists()
+
+
+@pytest.mark.parametrize("place", ["self", "~nosuchuser/x"])
+def test_places_that_are_odd(
+    place: str, dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "self").symlink_to("self")
+    build: dict[str, Any] = {"num_partitions": 2, "num_sub_vectors": 2, "sample_rate": 2, "num_bits": 4, "backend": "cpu"}  # fmt: skip
+    if place == "self":
+        with pytest.raises(la.LanceArtifactError):
+            la.create_index(dataset, "vector", artifact_uri=place, **build)
+        return
+    la.create_index(dataset, "vector", artifact_uri=place, **build)
+    assert la.Artifact.open(tmp_path / place).verify().ok

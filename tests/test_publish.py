@@ -80,6 +80,15 @@ def block():
     go_on()
     assert made.finish().num_rows == 500 and made.artifact.num_rows == 500
     done.append("block")
+def inside():
+    made = filled("inside")
+    def use():
+        with made:
+            made.finish(rows_seen=501, rows_dropped={"null": 1})
+    fails(la.StorageError, ["finish() again"], use)
+    go_on()
+    assert made.finish().manifest["rows"]["dropped"] == {"null": 1}
+    done.append("inside")
 def gone():
     made = filled("gone")
     fails(la.StorageError, [], made.finish)
@@ -95,25 +104,25 @@ def removed():
     fails(la.CommitConflictError, ["is gone"], made.finish)
     made.abort()
     done.append("removed")
-failed, ready, done = threading.Barrier(5), threading.Event(), []
+failed, ready, done = threading.Barrier(6), threading.Event(), []
 def go_on():
     failed.wait(30)
     ready.wait(30)
 limit(1 << 15)
-threads = [threading.Thread(target=work) for work in (again, block, gone, removed)]
+threads = [threading.Thread(target=work) for work in (again, block, inside, gone, removed)]
 for thread in threads: thread.start()
 failed.wait(30)
 limit(resource.RLIM_INFINITY)
 ready.set()
 for thread in threads: thread.join()
-assert sorted(done) == ["again", "block", "gone", "removed"], done
+assert sorted(done) == ["again", "block", "gone", "inside", "removed"], done
 """,
         tmp_path,
     )
-    for name in ("again", "block"):
+    for name in ("again", "block", "inside"):
         assert la.Artifact.open(tmp_path / name).verify().ok
         assert leftovers(tmp_path / name) == named(tmp_path / name)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "block"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "block", "inside"]
 
 
 def test_an_interrupt_ends_the_waiting(tmp_path: Path) -> None:

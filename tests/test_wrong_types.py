@@ -340,6 +340,10 @@ def test_anything_at_all(
 ODD: list[Any] = [-1, 1.5, 10**30, True, "x", "a\0b", "\ud800", b"x", [], {}, [1], np.arange(6.0).reshape(2, 3), object()]  # fmt: skip
 
 
+def not_a_flag(value: Any) -> Any:
+    return 1 if isinstance(value, bool) else value
+
+
 def constructors(folder: Path) -> dict[str, Callable[[Any], Any]]:
     centroids, codebook = np.zeros((2, 4), "f4"), np.zeros((2, 16, 2), "f4")
     model = la.IvfPqModel(centroids, codebook)
@@ -363,6 +367,21 @@ def constructors(folder: Path) -> dict[str, Callable[[Any], Any]]:
         "num_buckets": lambda v: shape(num_buckets=v),
         "memory_limit": lambda v: shape(memory_limit=v),
         "rows_seen": lambda v: made(model=model).finish(rows_seen=v),
+        "rows_dropped": lambda v: made(model=model).finish(rows_dropped={"reason": v}),
+        "rows_dropped itself": lambda v: made(model=model).finish(rows_dropped=[v]),
+        "a reason": lambda v: made(model=model).finish(rows_dropped={"\ud800": 1, "x": v}),
+        "rows_dropped in all": lambda v: made(model=model).finish(
+            rows_dropped={"a": 2**64 - 1, "b": 1, "c": v}
+        ),
+        "source": lambda v: made(model=model, source={"version": v}),
+        "source itself": lambda v: made(model=model, source=v),
+        "model": lambda v: made(model=v, num_partitions=None, pq_code_width=None),
+        "sync": lambda v: made(model=model, sync=not_a_flag(v)),
+        "overwrite": lambda v: made(model=model, overwrite=not_a_flag(v)),
+        "sample_rate": lambda v: model.with_training(sample_rate=v),
+        "max_iters": lambda v: model.with_training(max_iters=v),
+        "target_partition_size": lambda v: model.with_training(target_partition_size=v),
+        "encoder": lambda v: la.CpuEncoder(v),
         "partition": lambda v: artifact.read_partition(v),
         "progress": lambda v: artifact.verify(v),
         "append_batch": lambda v: made(model=model).append_batch(v),

@@ -11,6 +11,8 @@ from ._arguments import (
     check_hnsw,
     check_sub_vectors,
     check_target,
+    default_partitions,
+    fixed_size_list,
     fragment_list,
     given_model,
     index_type_name,
@@ -110,8 +112,8 @@ def create_index(
     ids = fragment_list(fragment_ids)
     wanted = Wanted(name or f"{path}_idx", replace, handle.field_id(path), path, index_type, metric)
     check_name(handle.latest(), wanted, ids or handle.fragment_ids(), handle.fragments_since())
-    check_place(handle, artifact_uri)
     if artifact_uri is not None:
+        artifact_uri = check_place(handle, artifact_uri)
         storage_options = store_options(handle, artifact_uri, storage_options)
     chosen = resolve_backend(backend, devices)
     if keep_artifact and artifact_uri is None:
@@ -138,10 +140,13 @@ def create_index(
         if num_sub_vectors is not None:
             check_sub_vectors(dimension, num_sub_vectors, num_bits)
             width = num_sub_vectors * num_bits // 8
-            rows = handle.count_rows(fragment_list(fragment_ids))
-            check_target(
-                artifact_uri, max(1, num_partitions or 1), width, memory_limit, storage_options, rows
-            )
+            rows = handle.count_rows(ids)
+            partitions = num_partitions
+            if ivf_centroids is not None:
+                partitions = len(fixed_size_list("ivf_centroids", ivf_centroids))
+            elif partitions is None:
+                partitions = default_partitions(rows, target_partition_size, sample_rate)
+            check_target(artifact_uri, max(1, partitions), width, memory_limit, storage_options, rows)
         model = train(
             handle.dataset,
             path,

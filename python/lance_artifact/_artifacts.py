@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +74,26 @@ def discard_artifact(artifact: Artifact, uri: str, storage_options: Any) -> None
         LOGGER.warning("the index is committed; its artifact could not be deleted: %s", error)
 
 
-def check_place(handle: Handle, artifact_uri: str | Path | None) -> None:
-    """An artifact lies neither in the dataset that it is made from, nor around it."""
-    if artifact_uri is None:
-        return
-    artifact, dataset = _place(str(artifact_uri)), _place(handle.root)
+def absolute(uri: str | Path) -> str:
+    """A path as it is meant now, whatever the current directory is later; a URI as it is."""
+    if "://" in str(uri):
+        return str(uri)
+    path = Path(uri)
+    # Of a user that there is not, it is the name of a folder.
+    with suppress(RuntimeError):
+        path = path.expanduser()
+    return str(path.absolute())
+
+
+def check_place(handle: Handle, artifact_uri: str | Path) -> str:
+    """An artifact lies neither in the dataset that it is made from, nor around it. Where it is, absolute."""
+    where = absolute(artifact_uri)
+    artifact, dataset = _place(where), _place(handle.root)
     if f"{artifact}/".startswith(f"{dataset}/") or f"{dataset}/".startswith(f"{artifact}/"):
         raise InvalidInputError(
             f"artifact_uri: got {artifact_uri}, which is the dataset {handle.root} itself, inside it or around it; choose a folder of its own"
         )
+    return where
 
 
 def _place(uri: str) -> str:
@@ -88,4 +101,4 @@ def _place(uri: str) -> str:
         uri = uri.removeprefix("file://")
     if "://" in uri:
         return uri.split("?")[0].rstrip("/")
-    return str(Path(uri).expanduser().resolve())
+    return os.path.realpath(uri)

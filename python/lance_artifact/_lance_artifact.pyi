@@ -130,7 +130,7 @@ class PartitionArtifactBuilder:
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
-        _exc_value: BaseException | None,
+        exc_value: BaseException | None,
         _traceback: TracebackType | None,
     ) -> bool: ...
     @property

@@ -230,7 +230,7 @@ def build_artifact(
     handle = Handle.of(dataset)
     path, _ = vector_column(handle, column)
     chosen = resolve_backend(backend, devices)
-    check_place(handle, artifact_uri)
+    artifact_uri = check_place(handle, artifact_uri)
     storage_options = store_options(handle, artifact_uri, storage_options)
     source = handle.vectors(path, fragment_list(fragment_ids))
     if (model.dtype, model.dimension) != (source.dtype, source.dimension):

@@ -36,7 +36,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 EPILOG = """exit codes:
   0 done   1 unexpected error   2 bad argument, column or input   3 no artifact there   4 an artifact is there
   5 corrupt artifact   6 artifact does not fit   7 backend unavailable   8 commit conflict   9 index exists
-  10 storage error   130 interrupted"""
+  10 storage error   11 device error   130 interrupted"""
 
 
 def _options(values: list[str] | None) -> dict[str, str] | None:
@@ -126,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
     final.add_argument("column")
     final.add_argument("artifacts", nargs="+", metavar="artifact")
     committing(final)
+    final.add_argument(
+        "--fragment",
+        type=int,
+        action="append",
+        metavar="ID",
+        help="the fragments that are covered, where an artifact does not say it; repeatable",
+    )
     storage(final)
 
     inspect = command("inspect", "sizes, skew and ranges of an artifact")
@@ -206,6 +213,22 @@ def _check_artifact_only(args: argparse.Namespace) -> None:
             )
 
 
+def _check_target(ds: Any, args: argparse.Namespace, options: Any) -> Any:
+    """Before training, which may take an hour: whether the artifact can be written. The storage options for it."""
+    from ._arguments import check_target, default_partitions, fragment_list
+    from ._artifacts import check_place, store_options
+    from ._dataset import Handle
+
+    handle = Handle.of(ds)
+    args.artifact = check_place(handle, args.artifact)
+    options = store_options(handle, args.artifact, options)
+    width = max(1, args.num_sub_vectors * args.num_bits // 8)
+    rows = handle.count_rows(fragment_list(args.fragment))
+    partitions = args.num_partitions or default_partitions(rows, None, max(1, args.sample_rate))
+    check_target(args.artifact, max(1, partitions), width, args.memory_limit, options, rows)
+    return options
+
+
 def _build(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     import lance_artifact as la
 
@@ -227,11 +250,7 @@ def _build(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         "progress": _bars(args),
     }
     if args.artifact_only:
-        from ._arguments import check_target
-
-        # Before training, which may take an hour: whether the artifact can be written.
-        width = max(1, args.num_sub_vectors * args.num_bits // 8)
-        check_target(args.artifact, max(1, args.num_partitions or 1), width, args.memory_limit, options)
+        options = _check_target(ds, args, options)
         model = la.train(ds, args.column, **parameters)
         artifact = la.build_artifact(
             ds, args.column, model, args.artifact, backend=args.backend, devices=args.devices, fragment_ids=args.fragment,
@@ -250,7 +269,8 @@ def _finalize(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
 
     ds = la.finalize(
         _open_dataset(args), args.column, args.artifacts, name=args.name, replace=args.replace,
-        index_type=args.index_type, storage_options=_options(args.storage_option), progress=_bars(args),
+        index_type=args.index_type, fragment_ids=args.fragment, storage_options=_options(args.storage_option),
+        progress=_bars(args),
     )  # fmt: skip
     return _index_result(ds, args)
 
@@ -314,7 +334,8 @@ def _check_plot(path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib.backend_bases import FigureCanvasBase
 
-    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    # pgf needs LaTeX.
+    known = sorted({*FigureCanvasBase.get_supported_filetypes()} - {"pgf"})
     if path.suffix.lower().removeprefix(".") not in known:
         raise errors.InvalidInputError(
             f"--plot: got {path}, expected a file name with one of the endings {', '.join(known)}"
@@ -343,7 +364,7 @@ def _plot(sizes: Any, path: Path) -> None:
     axis.legend()
     try:
         figure.savefig(path, dpi=120)
-    except OSError as error:
+    except Exception as error:
         raise errors.StorageError(f"--plot: {path} cannot be written: {error}") from error
     finally:
         plt.close(figure)

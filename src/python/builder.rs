@@ -8,9 +8,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use super::artifact::PyArtifact;
-use super::convert::{CodeWidth, ExpectedRows, MemoryLimit, NumBuckets, NumPartitions, RowsSeen, SourceArg, UriArg, record_batches};
+use super::convert::{
+    CodeWidth, ExpectedRows, MemoryLimit, ModelArg, NumBuckets, NumPartitions, RowsDropped, RowsSeen, SourceArg, UriArg, overwrite,
+    record_batches, sync,
+};
 use super::exit::{self, Entry};
-use super::model::PyIvfPqModel;
 use super::runtime::{clean_up_blocking, run, run_blocking};
 use super::storage::{StorageOptionsArg, parts};
 use crate::artifact::{Artifact, BuilderOptions, Encoding, PartitionArtifactBuilder, RowCounts};
@@ -79,19 +81,19 @@ impl PyPartitionArtifactBuilder {
     fn new(
         py: Python<'_>,
         uri: UriArg,
-        model: Option<PyIvfPqModel>,
+        model: Option<ModelArg>,
         num_partitions: Option<NumPartitions>,
         pq_code_width: Option<CodeWidth>,
         num_buckets: Option<NumBuckets>,
         memory_limit: Option<MemoryLimit>,
-        overwrite: bool,
+        #[pyo3(from_py_with = overwrite)] overwrite: bool,
         storage_options: Option<StorageOptionsArg>,
         source: Option<SourceArg>,
-        sync: bool,
+        #[pyo3(from_py_with = sync)] sync: bool,
         expected_rows: Option<ExpectedRows>,
     ) -> PyResult<Self> {
         let encoding = match (model, num_partitions, pq_code_width) {
-            (Some(model), None, None) => Encoding::Model(model.0),
+            (Some(model), None, None) => Encoding::Model(model.0.0),
             (None, Some(num_partitions), Some(pq_code_width)) => {
                 Encoding::Shape { num_partitions: num_partitions.into(), pq_code_width: pq_code_width.into() }
             }
@@ -179,18 +181,15 @@ impl PyPartitionArtifactBuilder {
     /// CommitConflictError
     ///     Somebody removed or changed the files of this build. Nothing was published.
     #[pyo3(signature = (*, rows_seen = None, rows_dropped = None))]
-    fn finish(
-        &self,
-        py: Python<'_>,
-        rows_seen: Option<RowsSeen>,
-        rows_dropped: Option<std::collections::BTreeMap<String, u64>>,
-    ) -> PyResult<PyArtifact> {
+    fn finish(&self, py: Python<'_>, rows_seen: Option<RowsSeen>, rows_dropped: Option<RowsDropped>) -> PyResult<PyArtifact> {
         if rows_seen.is_none() && rows_dropped.is_none() {
             return self.publish(py, None);
         }
         let written = self.builder.num_rows();
-        let dropped = rows_dropped.unwrap_or_default();
-        let accounted = written + dropped.values().sum::<u64>();
+        let dropped = rows_dropped.map(|rows| rows.0).unwrap_or_default();
+        let accounted = dropped.values().try_fold(written, |sum, rows| sum.checked_add(*rows));
+        let accounted =
+            accounted.ok_or_else(|| Error::invalid(format!("rows_dropped: the sum of {:?} is no number of rows", dropped.values())))?;
         let seen = rows_seen.map_or(accounted, |rows| rows.0);
         if seen != accounted {
             return Err(
@@ -217,16 +216,21 @@ impl PyPartitionArtifactBuilder {
         slf
     }
 
-    #[pyo3(signature = (exc_type, _exc_value, _traceback))]
+    #[pyo3(signature = (exc_type, exc_value, _traceback))]
     fn __exit__(
         &self,
         py: Python<'_>,
         exc_type: Option<Bound<'_, PyType>>,
-        _exc_value: Option<Bound<'_, PyAny>>,
+        exc_value: Option<Bound<'_, PyAny>>,
         _traceback: Option<Bound<'_, PyAny>>,
     ) -> PyResult<bool> {
         if exc_type.is_some() {
-            self.abort(py)?;
+            // What only has to be published is not thrown away because that failed, also where finish() was called in the block.
+            let storage = py.import("lance_artifact.exceptions")?.getattr("StorageError")?;
+            let unpublished = exc_value.is_some_and(|e| e.is_instance(&storage).unwrap_or(false)) && self.builder.can_publish_again();
+            if !unpublished {
+                self.abort(py)?;
+            }
         } else if !self.aborted.load(Ordering::Relaxed)
             && self.finished.lock().unwrap_or_else(PoisonError::into_inner).is_none()
             && let Err(error) = self.finish(py, None, None)

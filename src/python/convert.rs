@@ -1,13 +1,16 @@
 //! Arguments parsed once, so that function bodies see only valid values.
 
+use std::collections::BTreeMap;
+
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, FixedSizeListArray};
 use arrow_schema::DataType;
 use pyo3::prelude::*;
-use pyo3::types::PyBool;
+use pyo3::types::{PyBool, PyDict};
 use pyo3_arrow::PyArray;
 use pyo3_arrow::input::AnyRecordBatch;
 
+use super::model::PyIvfPqModel;
 use crate::artifact::Source;
 use crate::error::Error;
 use crate::model::Metric;
@@ -66,6 +69,53 @@ whole_numbers! {
     RowsSeen "rows_seen",
     PartitionId "partition",
     NumSubVectors "num_sub_vectors",
+    TargetPartitionSize "target_partition_size",
+    SampleRate "sample_rate",
+    MaxIters "max_iters",
+}
+
+fn flag(name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    // Also numpy's.
+    value
+        .extract::<bool>()
+        .map_err(|_| Error::invalid(format!("{name}: got {}, expected True or False", shown(value.as_borrowed()))).into())
+}
+
+pub fn overwrite(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    flag("overwrite", value)
+}
+
+pub fn sync(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    flag("sync", value)
+}
+
+/// Rows dropped, by reason.
+pub struct RowsDropped(pub BTreeMap<String, u64>);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for RowsDropped {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let refused = || Error::invalid(format!("rows_dropped: got {}, expected a dict of reasons and numbers of rows", shown(value)));
+        let mut dropped = BTreeMap::new();
+        for (reason, rows) in value.cast::<PyDict>().map_err(|_| refused())?.iter() {
+            let reason = reason.extract::<String>().map_err(|_| refused())?;
+            dropped.insert(reason, whole("rows_dropped", rows.as_borrowed())?);
+        }
+        Ok(Self(dropped))
+    }
+}
+
+/// A model, and nothing that only looks like one.
+pub struct ModelArg(pub PyIvfPqModel);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for ModelArg {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let model = value.extract::<PyIvfPqModel>();
+        model.map(Self).map_err(|_| Error::invalid(format!("model: got {}, expected an IvfPqModel", shown(value))).into())
+    }
 }
 
 /// A path or a URI.
@@ -129,7 +179,9 @@ impl<'a, 'py> FromPyObject<'a, 'py> for SourceArg {
     type Error = PyErr;
 
     fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
-        let json: String = value.py().import("json")?.call_method1("dumps", (value,))?.extract()?;
+        let dumped = value.py().import("json")?.call_method1("dumps", (value,)).and_then(|json| json.extract::<String>());
+        let json = dumped
+            .map_err(|_| Error::invalid(format!("source: got {}, expected the dictionary that describe_source() gives", shown(value))))?;
         serde_json::from_str(&json)
             .map(Self)
             .map_err(|e| Error::invalid(format!("source: {e}; expected the dictionary that describe_source() gives")).into())

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use arrow_array::{UInt8Array, UInt32Array};
 use pyo3::prelude::*;
 
-use super::convert::{FixedSizeListArg, MetricArg, NumSubVectors, to_pyarrow, to_python};
+use super::convert::{
+    FixedSizeListArg, MaxIters, MetricArg, ModelArg, NumSubVectors, SampleRate, TargetPartitionSize, to_pyarrow, to_python,
+};
 use super::runtime::{run, run_apart, run_blocking};
 use crate::encode::{CpuEncoder, Encoder, TrainParams, check_prepared, train_cpu};
 use crate::model::{IvfPqModel, Training, fixed_size_list};
@@ -131,8 +133,17 @@ impl PyIvfPqModel {
     /// -------
     /// IvfPqModel
     #[pyo3(signature = (*, target_partition_size = None, sample_rate = None, max_iters = None))]
-    fn with_training(&self, target_partition_size: Option<u64>, sample_rate: Option<u64>, max_iters: Option<u64>) -> Self {
-        let training = Training { target_partition_size, sample_rate, max_iters };
+    fn with_training(
+        &self,
+        target_partition_size: Option<TargetPartitionSize>,
+        sample_rate: Option<SampleRate>,
+        max_iters: Option<MaxIters>,
+    ) -> Self {
+        let training = Training {
+            target_partition_size: target_partition_size.map(|n| n.0),
+            sample_rate: sample_rate.map(|n| n.0),
+            max_iters: max_iters.map(|n| n.0),
+        };
         Self(Arc::new(self.0.as_ref().clone().with_training((training != Training::default()).then_some(training))))
     }
 
@@ -178,7 +189,8 @@ pub struct PyCpuEncoder(Arc<CpuEncoder>, Arc<IvfPqModel>);
 #[pymethods]
 impl PyCpuEncoder {
     #[new]
-    fn new(py: Python<'_>, model: PyIvfPqModel) -> PyResult<Self> {
+    fn new(py: Python<'_>, model: ModelArg) -> PyResult<Self> {
+        let model = model.0;
         // Values are copied, in the order of the kernels.
         let copied = model.0.clone();
         Ok(Self(Arc::new(run_apart(py, move || Ok(CpuEncoder::new(&copied)))?), model.0))
