@@ -44,6 +44,12 @@ impl Owner {
         (&self.host, self.pid, &self.started) == (&this.host, this.pid, &this.started)
     }
 
+    /// Whether the process is certainly there, and be it stopped. False where that cannot be known from here.
+    pub fn is_alive(&self) -> bool {
+        let here = !self.host.is_empty() && self.host == host();
+        self.is_this() || (here && started(self.pid).is_some_and(|now| now == self.started))
+    }
+
     /// Whether the process is certainly gone. False where that cannot be known from here.
     pub fn is_gone(&self) -> bool {
         if self.host.is_empty() || self.started.is_empty() || self.host != host() {
@@ -118,10 +124,10 @@ mod tests {
         assert_eq!(again, this);
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let other = Owner { pid: child.id(), started: started(child.id()).unwrap(), ..this.clone() };
-        assert!(!other.is_gone() && !other.is_this());
+        assert!(other.is_alive() && !other.is_gone() && !other.is_this());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(other.is_gone());
+        assert!(other.is_gone() && !other.is_alive());
         // Another process with the number of one that is gone.
         assert!(Owner { started: "1".into(), ..this.clone() }.is_gone());
         assert!(!Owner { host: "elsewhere".into(), ..other }.is_gone());

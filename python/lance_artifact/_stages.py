@@ -311,7 +311,9 @@ def finalize(
     The index is built from the version (and branch) the rows were encoded from, and committed on top of the latest one: appends,
     deletes and updates since do no harm, after a compaction, an overwrite or a change of the column it is refused. The rows of the
     artifacts must be the live rows of the fragments covered, each once; those that are missing must have been counted as
-    dropped, or have vectors that Lance does not index. A failure leaves no files behind and the previous index in place.
+    dropped, or have vectors that Lance does not index. A failure leaves no files behind and the previous index in place, with two
+    exceptions that its message names: a commit that could not be taken back, and one that a store may still carry out, whose files stay.
+    A Ctrl-C during the commit is raised when the commit's answer is there, or after ten seconds without one.
 
     Parameters
     ----------

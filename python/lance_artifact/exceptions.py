@@ -23,7 +23,8 @@ __all__ = [
 
 
 class LanceArtifactError(Exception):
-    """Base of every error raised here; raised itself only for a defect, which is worth a report."""
+    """Base of every error raised here; raised itself only for a defect, which is worth a report, and for
+    work that is cut off because the interpreter ends."""
 
 
 class InvalidInputError(LanceArtifactError, ValueError):

@@ -48,7 +48,7 @@ fn fate(marks: Option<&Marks>, newest: SystemTime, now: SystemTime) -> Fate {
     let old = now.duration_since(newest).is_ok_and(|age| age > ABANDONED_AFTER);
     match marks {
         Some(marks) if marks.owner.is_gone() => Fate::Over,
-        Some(marks) if marks.owner.is_this() => Fate::Unknown,
+        Some(marks) if marks.owner.is_alive() => Fate::Unknown,
         _ if old => Fate::Over,
         _ => Fate::Unknown,
     }
