@@ -177,6 +177,17 @@ def test_the_column_goes_at_the_commit(
     latest.optimize.optimize_indices()
 
 
+def test_all_rows_are_deleted_at_the_commit(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    la.create_index(ds, "vector", **BUILD)
+    ds = lance.dataset(ds.uri)
+    before = segment(ds, "vector_idx")
+    at_the_commit(monkeypatch, lambda: lance.dataset(ds.uri).delete("true"))
+    with pytest.raises(la.CommitConflictError, match=r"were deleted by version.*undone"):
+        la.create_index(ds, "vector", replace=True, **BUILD)
+    after = segment(lance.dataset(ds.uri), "vector_idx")
+    assert (after.uuid, set(after.fragment_ids)) == (before.uuid, set(before.fragment_ids))
+
+
 @pytest.mark.parametrize("versions", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("cleaned", [False, True], ids=["", "without old versions"])
 @pytest.mark.parametrize("fragment_ids", [None, [1]], ids=["all fragments", "one fragment"])

@@ -115,7 +115,8 @@ def _take_out(at: Handle, latest: lance.LanceDataset, done: Committed) -> None:
         now = {uuid: coverage(then, uuid) for uuid in old}
         covered = {uuid: fragments for uuid, fragments in now.items() if fragments is not None}
     # Not for fragments that are others by now. Those that are in neither version stay named, as they were.
-    files = _column_files(latest, field).items() ^ _column_files(then or done.base, field).items()
+    compared = done.base if then is None else then
+    files = _column_files(latest, field).items() ^ _column_files(compared, field).items()
     changed = {fragment for fragment, _ in files}
     previous = [
         dataclasses.replace(old[uuid], fragment_ids=cast(Any, fragments - changed))
