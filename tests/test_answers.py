@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ import lance_artifact as la
 from commits import BUILD, ROWS, append, at_the_commit, before_commit, folders, nearest, written
 from conftest import segment, vectors
 from lance_artifact import _commit
+
+
+@pytest.fixture(params=[True, False], ids=["", "restarted"], autouse=True)
+def system_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Libraries may let signals interrupt no system call: a thread that waits in one is not told then."""
+    signal.siginterrupt(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -28,6 +28,9 @@ LOGGER = logging.getLogger("lance_artifact")
 
 T = TypeVar("T")
 
+# Seconds between two looks for signals.
+POLL_SECONDS = 0.05
+
 # Seconds that a Ctrl-C waits for the answer of a commit that was sent.
 ANSWER_SECONDS = 10.0
 
@@ -166,8 +169,10 @@ def to_its_end(work: Callable[[], T], attempt: Attempt) -> T:
         # No thread can be had: signals come when they may.
         return work()
     try:
-        # Not `join`: one that is interrupted takes the thread for ended.
-        ended.wait()
+        # Not `join`: one that is interrupted takes the thread for ended. Not for ever: where a library lets signals interrupt no
+        # system call, one that comes while this waits is only heard afterwards.
+        while not ended.wait(POLL_SECONDS):
+            pass
     except BaseException:
         attempt.interrupted = True
         ended.wait(ANSWER_SECONDS)

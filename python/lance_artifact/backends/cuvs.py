@@ -313,7 +313,14 @@ def _on_a_thread(work: Callable[[Any], Any], progress: Any) -> Any:
     thread = threading.Thread(target=run, name="lance-artifact-train")
     thread.start()
     try:
-        while (step := steps.get()) is not None:
+        while True:
+            # Not for ever: where a library lets signals interrupt no system call, Ctrl-C is only heard between two waits.
+            try:
+                step = steps.get(timeout=0.05)
+            except queue.Empty:
+                continue
+            if step is None:
+                break
             if progress:
                 progress(*step)
     finally:
