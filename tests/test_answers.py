@@ -16,7 +16,7 @@ import lance
 import pytest
 
 import lance_artifact as la
-from commits import BUILD, ROWS, append, at_the_commit, before_commit, folders, nearest, written
+from commits import BUILD, ROWS, append, at_the_commit, before_commit, cleanup, folders, nearest, written
 from conftest import segment, vectors
 from lance_artifact import _commit
 
@@ -151,6 +151,20 @@ def test_an_answer_that_is_lost_and_another_version_after_it(
     latest = lance.dataset(ds.uri)
     assert old not in [s.uuid for i in latest.describe_indices() for s in i.segments]
     assert nearest(latest, vectors(ROWS, 16)[9]) == 9
+
+
+def test_an_answer_that_is_lost_and_a_cleanup_after_it(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version that is the commit is gone, and the latest one has the index: its files stay."""
+
+    def lost(_: str) -> None:
+        append(ds)
+        cleanup(ds)
+        raise OSError("the answer was lost")
+
+    old = segment(ds, "vector_idx").uuid
+    at_the_commit(monkeypatch, after=lost)
+    la.create_index(ds, "vector", replace=True, **BUILD)
+    assert segment(lance.dataset(ds.uri), "vector_idx").uuid != old and is_right(ds)
 
 
 def test_a_commit_that_cannot_be_looked_at(

@@ -11,12 +11,11 @@ from ._arguments import (
     check_hnsw,
     check_sub_vectors,
     check_target,
-    default_partitions,
-    fixed_size_list,
     fragment_list,
     given_model,
     index_type_name,
     metric_name,
+    wanted_partitions,
     whole_number,
 )
 from ._artifacts import check_place, discard_artifact, store_options
@@ -141,12 +140,10 @@ def create_index(
             check_sub_vectors(dimension, num_sub_vectors, num_bits)
             width = num_sub_vectors * num_bits // 8
             rows = handle.count_rows(ids)
-            partitions = num_partitions
-            if ivf_centroids is not None:
-                partitions = len(fixed_size_list("ivf_centroids", ivf_centroids))
-            elif partitions is None:
-                partitions = default_partitions(rows, target_partition_size, sample_rate)
-            check_target(artifact_uri, max(1, partitions), width, memory_limit, storage_options, rows)
+            partitions = wanted_partitions(
+                num_partitions, ivf_centroids, rows, target_partition_size, sample_rate
+            )
+            check_target(artifact_uri, partitions, width, memory_limit, storage_options, rows)
         model = train(
             handle.dataset,
             path,

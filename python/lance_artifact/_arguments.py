@@ -163,6 +163,17 @@ def default_partitions(rows: int, target: int | None, sample_rate: int) -> int:
     return max(1, min(wanted, rows // sample_rate)) if rows < wanted * sample_rate else wanted
 
 
+def wanted_partitions(
+    num_partitions: int | None, ivf_centroids: Any, rows: int, target: int | None, sample_rate: int
+) -> int:
+    """The partitions that a model will have, before it is trained; nonsense is refused by the training's own checks."""
+    if ivf_centroids is not None:
+        return max(1, len(fixed_size_list("ivf_centroids", ivf_centroids)))
+    if num_partitions is not None:
+        return max(1, num_partitions)
+    return default_partitions(rows, target, max(1, sample_rate))
+
+
 def fixed_size_list(what: str, value: Any) -> pa.FixedSizeListArray:
     if isinstance(value, pa.FixedShapeTensorArray):
         value = value.storage

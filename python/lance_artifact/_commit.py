@@ -241,11 +241,13 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
             index_details=segment.details,
         )
         previous = [_index(name, found) for found in checked["previous"]]
-        if attempt.interrupted:
-            break
         # A commit moves the handle on.
         committed = copy.copy(base)
+        # In this order: who interrupts looks at the state only after saying so.
         attempt.state = "sent"
+        if attempt.interrupted:
+            attempt.state = "built"
+            break
         try:
             if loses:
                 committed = _replace(base, index, previous)
@@ -255,15 +257,15 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
             return Committed(committed, base, index, previous)
         except BaseException as error:
             # An answer may be lost on its way: what is there decides.
-            certain, found = _look_for(at, base, segment.uuid)
-            if found is not None:
+            happened, version = _look_for(at, base, segment.uuid)
+            if happened:
                 attempt.state = "committed"
-            elif certain and not _may_come(error, handle):
+            elif happened is False and not _may_come(error, handle):
                 attempt.state = "built"
             if not _is_error(error):
                 raise
-            if found is not None:
-                return Committed(found, base, index, previous)
+            if happened:
+                return Committed(version, base, index, previous)
             if not _is_conflict(error):
                 raise
             # Whether the other change matters is for the next round's comparison to say.
@@ -330,18 +332,22 @@ def _translated(error: BaseException, name: str, attempt: Attempt) -> LanceArtif
 
 def _look_for(
     at: Handle, base: lance.LanceDataset, segment_uuid: str
-) -> tuple[bool, lance.LanceDataset | None]:
-    """Whether it is certain, and the version that is the commit of a segment. Later ones may not have it any more."""
+) -> tuple[bool | None, lance.LanceDataset | None]:
+    """Whether the commit of a segment happened (None: that cannot be known), and the version that it made, if that is still there.
+
+    Later versions may not have the segment any more, and the version itself may be cleaned up already.
+    """
     try:
-        for version in versions_down(at.reopen(None)):
+        latest = at.reopen(None)
+        for version in versions_down(latest):
             if version <= int(base.version):
                 break
             found = at.reopen(version)
             if made_by(found, segment_uuid):
                 return True, found
+        return coverage(latest, segment_uuid) is not None, None
     except Exception:
-        return False, None
-    return True, None
+        return None, None
 
 
 def _few(ids: Any) -> str:

@@ -215,7 +215,7 @@ def _check_artifact_only(args: argparse.Namespace) -> None:
 
 def _check_target(ds: Any, args: argparse.Namespace, options: Any) -> Any:
     """Before training, which may take an hour: whether the artifact can be written. The storage options for it."""
-    from ._arguments import check_target, default_partitions, fragment_list
+    from ._arguments import check_target, fragment_list, wanted_partitions
     from ._artifacts import check_place, store_options
     from ._dataset import Handle
 
@@ -224,8 +224,8 @@ def _check_target(ds: Any, args: argparse.Namespace, options: Any) -> Any:
     options = store_options(handle, args.artifact, options)
     width = max(1, args.num_sub_vectors * args.num_bits // 8)
     rows = handle.count_rows(fragment_list(args.fragment))
-    partitions = args.num_partitions or default_partitions(rows, None, max(1, args.sample_rate))
-    check_target(args.artifact, max(1, partitions), width, args.memory_limit, options, rows)
+    partitions = wanted_partitions(args.num_partitions, None, rows, None, args.sample_rate)
+    check_target(args.artifact, partitions, width, args.memory_limit, options, rows)
     return options
 
 
