@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow_array::{RecordBatch, UInt8Array, UInt32Array, UInt64Array};
-use lance_artifact::artifact::layout::{PART_ID_COLUMN, bucket_schema};
+use lance_artifact::artifact::format::{PART_ID_COLUMN, bucket_schema};
 use lance_artifact::artifact::{BuilderOptions, Encoding, PartitionArtifactBuilder};
 use lance_artifact::model::fixed_size_list;
 use lance_index::vector::v3::shuffler::{Shuffler, TwoFileShuffler};

@@ -8,7 +8,6 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, Float64Type};
 use arrow_array::{Array, ArrayRef, FixedSizeListArray};
 use arrow_schema::{DataType, Field};
-use lance_linalg::distance::DistanceType;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Error, Result};
@@ -22,22 +21,6 @@ pub enum Metric {
 }
 
 impl Metric {
-    pub fn distance_type(self) -> DistanceType {
-        match self {
-            Self::L2 => DistanceType::L2,
-            Self::Cosine => DistanceType::Cosine,
-            Self::Dot => DistanceType::Dot,
-        }
-    }
-
-    /// The distance by which vectors are assigned to partitions. Cosine vectors are normalised first and then L2.
-    pub fn assignment(self) -> DistanceType {
-        match self {
-            Self::L2 | Self::Cosine => DistanceType::L2,
-            Self::Dot => DistanceType::Dot,
-        }
-    }
-
     /// L2 and cosine encode residuals to the centroid; dot encodes the raw vector.
     pub fn encodes_residuals(self) -> bool {
         self != Self::Dot

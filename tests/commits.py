@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from conftest import column, vectors
-from lance_artifact import _stages
+from lance_artifact import _finalize
 
 K, M, DIM, ROWS = 4, 4, 16, 1500
 BUILD: dict[str, Any] = {"num_partitions": K, "num_sub_vectors": M, "sample_rate": 5, "max_iters": 2, "backend": "cpu"}  # fmt: skip
@@ -54,7 +54,7 @@ def written(path: Path, stable: bool, seed: int = 0) -> Any:
 
 def before_commit(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Any]) -> None:
     """Let something happen when the segment is built and not yet committed, once."""
-    commit, done = _stages.commit_segment, []
+    commit, done = _finalize.commit_segment, []
 
     def wrapped(*arguments: Any) -> None:
         if not done:
@@ -62,7 +62,7 @@ def before_commit(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Any]) -> N
             what()
         commit(*arguments)
 
-    monkeypatch.setattr(_stages, "commit_segment", wrapped)
+    monkeypatch.setattr(_finalize, "commit_segment", wrapped)
 
 
 def at_the_commit(

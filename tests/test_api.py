@@ -101,11 +101,11 @@ def test_a_very_sparse_column_is_sampled(write: Any) -> None:
 def test_what_would_fail_after_training_fails_before_it(
     ds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lance_artifact import _api
+    from lance_artifact import _create_index
 
     with la.PartitionArtifactBuilder(tmp_path / "there", num_partitions=1, pq_code_width=1):
         pass
-    monkeypatch.setattr(_api, "train", None)
+    monkeypatch.setattr(_create_index, "train", None)
     for wrong in (
         {"artifact_uri": tmp_path / "there"},
         {"memory_limit": 1000},

@@ -13,7 +13,7 @@ import pytest
 
 import lance_artifact as la
 from conftest import column, command_line, leftovers, vectors
-from lance_artifact import _api, cli
+from lance_artifact import _create_index, cli
 
 K, M, DIM, ROWS = 4, 4, 16, 2000
 TRAINING = command_line(num_partitions=K, num_sub_vectors=M, sample_rate=8, max_iters=2, backend="cpu")
@@ -155,7 +155,7 @@ def test_an_artifact_only_is_checked_before_training(
 def test_arguments_out_of_range(
     wrong: list[str], ds: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_api, "build_artifact", None)
+    monkeypatch.setattr(_create_index, "build_artifact", None)
     code, result = run(capsys, "build", ds.uri, "UPPER", *TRAINING, *wrong)
     assert code == 2, result
     assert lance.dataset(ds.uri).version == 1
@@ -168,7 +168,7 @@ def test_a_part_of_an_index_is_not_replaced_after_training(
     lance.write_dataset(ds.to_table(), ds.uri, mode="append")
     assert run(capsys, "build", ds.uri, "UPPER", *TRAINING)[0] == 0
     before = lance.dataset(ds.uri).version
-    monkeypatch.setattr(_api, "train", None)
+    monkeypatch.setattr(_create_index, "train", None)
     code, result = run(capsys, "build", ds.uri, "UPPER", *TRAINING, "--fragment", "0", "--replace")
     assert code in (2, 9) and "fragment" in result["message"], result
     assert lance.dataset(ds.uri).version == before

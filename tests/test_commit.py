@@ -16,7 +16,7 @@ import pytest
 import lance_artifact as la
 from commits import BUILD, DIM, ROWS, K, append, before_commit, cleanup, folders, nearest, written
 from conftest import leftovers, segment, vectors
-from lance_artifact import _api
+from lance_artifact import _create_index
 
 
 @pytest.fixture(params=[False, True], ids=["addresses", "stable"])
@@ -184,7 +184,7 @@ def test_an_index_that_reaches_further_is_known_before_training(
     ds: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     la.create_index(ds, "vector", **BUILD)
-    monkeypatch.setattr(_api, "train", None)
+    monkeypatch.setattr(_create_index, "train", None)
     with pytest.raises(la.InvalidInputError, match=r"also covers fragments \[1, 2\]"):
         la.create_index(ds, "vector", replace=True, fragment_ids=[0], **BUILD)
     with pytest.raises(la.IndexExistsError):
@@ -231,7 +231,7 @@ def test_a_segment_that_does_not_fit_beside_another(
     else:
         la.create_index(ds, "vector", fragment_ids=[0], **BUILD)
     version = ds.version
-    monkeypatch.setattr(_api, "train", None)
+    monkeypatch.setattr(_create_index, "train", None)
     with pytest.raises(la.InvalidInputError, match="cannot be put beside it"):
         la.create_index(ds, "vector", fragment_ids=[1, 2], replace=True, **{**BUILD, **other})
     monkeypatch.undo()
@@ -282,8 +282,8 @@ def test_an_artifact_that_another_writer_replaced_is_not_deleted(ds: Any, tmp_pa
 LEAVE = """
 import os, sys
 import lance, lance_artifact as la
-import lance_artifact._stages as stages
-stages.commit_segment = lambda *a: os.kill(os.getpid(), 9)
+import lance_artifact._finalize as module
+module.commit_segment = lambda *a: os.kill(os.getpid(), 9)
 la.create_index(lance.dataset(sys.argv[1]), "vector", num_partitions=4, num_sub_vectors=4, sample_rate=5, max_iters=2, backend="cpu")
 """
 

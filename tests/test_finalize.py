@@ -253,8 +253,8 @@ ds = lance.dataset(sys.argv[1]); a = la.Artifact.open(sys.argv[2])
 def kill():
     time.sleep(float(sys.argv[3])); os._exit(9)
 threading.Thread(target=kill, daemon=True).start()
-import lance_artifact._stages as stages
-stages.commit_segment = lambda *a: time.sleep(60)
+import lance_artifact._finalize as module
+module.commit_segment = lambda *a: time.sleep(60)
 la.finalize(ds, "vector", a)
 """
     for delay in ("0.0", "0.01", "0.05", "0.3"):

@@ -150,18 +150,18 @@ def test_a_stale_handle_does_not_touch_what_took_its_place(what: str, tmp_path: 
 
 
 def test_written_anew_between_build_and_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lance_artifact import _stages
+    from lance_artifact import _finalize
 
     uri = str(tmp_path / "t.lance")
     ds = lance.write_dataset(table(ROWS, 1), uri)
-    commit = _stages.commit_segment
+    commit = _finalize.commit_segment
 
     def removed_first(*arguments: Any) -> None:
         shutil.rmtree(uri)
         lance.write_dataset(table(ROWS, 2), uri)
         commit(*arguments)
 
-    monkeypatch.setattr(_stages, "commit_segment", removed_first)
+    monkeypatch.setattr(_finalize, "commit_segment", removed_first)
     with pytest.raises(la.CommitConflictError):
         la.create_index(ds, "vector", **BUILD)
     fresh = lance.dataset(uri)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import lance_artifact as la
 from conftest import column, leftovers, vectors
-from lance_artifact import _register, _stages
+from lance_artifact import _build_artifact, _finalize, _register
 from lance_artifact._checked import CHECKS
 
 K, M, DIM, ROWS = 4, 4, 16, 600
@@ -326,8 +326,8 @@ def test_anything_at_all(
         raise Built
 
     with monkeypatch.context() as patched:
-        patched.setattr(_stages, "PartitionArtifactBuilder", built)
-        patched.setattr(_stages.core, "build_segment", built)
+        patched.setattr(_build_artifact, "PartitionArtifactBuilder", built)
+        patched.setattr(_finalize.core, "build_segment", built)
         try:
             function(**{**arguments, what: data.draw(anything)})
         except (la.LanceArtifactError, Built) as error:

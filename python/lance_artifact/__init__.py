@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from . import _versions as _versions  # first: whether pylance is one that works
 from . import backends, exceptions
-from ._api import build_artifact, create_index, describe_source, finalize, train
+from ._build_artifact import build_artifact, describe_source
+from ._create_index import create_index
+from ._finalize import finalize
 from ._lance_artifact import (
     Artifact,
     CpuEncoder,
@@ -20,6 +22,7 @@ from ._lance_artifact import (
 )
 from ._register import register, unregister
 from ._scan import PreparedVectors, prepared_vectors
+from ._train import train
 from .backends import (
     Availability,
     Backend,

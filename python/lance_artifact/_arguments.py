@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,12 @@ from ._model import as_fixed_size_list
 from ._process import temporary_artifact
 from .backends import Backend, TrainParams
 from .exceptions import InvalidInputError
+
+if TYPE_CHECKING:
+    from lance.progress import IndexProgress
+
+StorageOptions = dict[str, str] | Callable[[], dict[str, str] | None]
+Progress = bool | Callable[["IndexProgress"], Any]
 
 LOGGER = logging.getLogger("lance_artifact")
 

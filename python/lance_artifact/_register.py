@@ -13,10 +13,12 @@ import lance
 from lance.dataset import LanceDataset
 from lance.indices import IndicesBuilder
 
-from . import _api
 from ._arguments import given_model
 from ._checked import check
+from ._create_index import create_index
+from ._finalize import finalize
 from ._lance_artifact import Artifact
+from ._train import train
 from .backends import resolve_accelerator
 from .exceptions import ArtifactMismatchError, InvalidInputError
 
@@ -117,7 +119,7 @@ def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments
             "accelerator: the artifact is encoded already; pass one of accelerator and precomputed_partition_artifact_uri"
         )
     if uri is None:
-        return _api.create_index(
+        return create_index(
             self,
             column,
             index_type,
@@ -160,7 +162,7 @@ def _finalize(
             raise ArtifactMismatchError(
                 f"{what}: got {got}, the artifact {opened.uri} was encoded with {getattr(expected, what)}"
             )
-    return _api.finalize(
+    return finalize(
         dataset,
         column,
         opened,
@@ -191,7 +193,7 @@ def _wrap_prepare(original: Any) -> Any:
         metric = kwargs.pop("distance_type", "l2")
         column = self.column[0] if isinstance(self.column, list) else self.column
         subvectors = self._normalize_pq_params(num_subvectors, self.dimension)
-        model = _api.train(
+        model = train(
             self.dataset,
             column,
             metric=metric,

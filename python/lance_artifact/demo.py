@@ -14,7 +14,9 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from . import _api
+from ._build_artifact import build_artifact
+from ._finalize import finalize
+from ._train import train
 from .backends import resolve_backend
 from .exceptions import LanceArtifactError
 
@@ -209,13 +211,11 @@ def run(
     common: dict[str, Any] = {"backend": chosen, "progress": progress}
     with _PeakMemory() as memory:
         with stage("train"):
-            model = _api.train(ds, "vector", num_partitions=PARTITIONS, num_sub_vectors=SUB_VECTORS, **common)
+            model = train(ds, "vector", num_partitions=PARTITIONS, num_sub_vectors=SUB_VECTORS, **common)
         with stage("encode_and_write_artifact"):
-            artifact = _api.build_artifact(ds, "vector", model, output / "artifact", **common)
+            artifact = build_artifact(ds, "vector", model, output / "artifact", **common)
         with stage("finalize"):
-            _api.finalize(
-                ds, "vector", artifact, name="artifact_idx", progress=progress, backend_name=chosen.name
-            )
+            finalize(ds, "vector", artifact, name="artifact_idx", progress=progress, backend_name=chosen.name)
     build_seconds = round(sum(seconds[s] for s in ("train", "encode_and_write_artifact", "finalize")), 3)
     random = np.random.default_rng(7)
     picked = np.sort(random.choice(rows, min(QUERIES, rows), replace=False))

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use arrow_array::{FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array};
 use futures::{StreamExt, TryStreamExt};
 
+use super::encoder::{Encoded, Encoder};
 use super::prepare::Dropped;
 use super::source::VectorSource;
-use super::{Encoded, Encoder};
-use crate::artifact::layout::bucket_schema;
+use crate::artifact::format::bucket_schema;
 use crate::artifact::{PartitionArtifactBuilder, RowCounts};
 use crate::error::{Error, Result};
 use crate::model::{Metric, fixed_size_list};
-use crate::threads::spawn;
+use crate::sync::spawn;
 
 /// Batches being encoded at once. Each is encoded by all cores; a second one fills the gaps at its ends.
 const BATCHES_IN_FLIGHT: usize = 2;

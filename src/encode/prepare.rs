@@ -8,10 +8,10 @@ use arrow_array::types::{Float16Type, Float32Type, Float64Type};
 use arrow_array::{Array, ArrayRef, ArrowPrimitiveType, BooleanArray, FixedSizeListArray, PrimitiveArray, UInt64Array};
 use arrow_buffer::NullBuffer;
 use half::f16;
-use lance_linalg::kernels::{Normalizable, normalize};
 use num_traits::Float;
 
 use crate::error::{Error, Result};
+use crate::lance::kernels::{Normalizable, normalize};
 use crate::model::{ElementType, Metric, fixed_size_list, flat_values};
 
 /// Rows dropped, by reason.

@@ -6,16 +6,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow_array::{Array, UInt64Array};
-use lance::Dataset;
-use lance::dataset::ProjectionRequest;
-use lance::dataset::rowids::load_row_id_sequence;
-use lance_core::utils::deletion::DeletionVector;
-
 use crate::artifact::Artifact;
-use crate::encode::{VectorColumn, prepare};
+use crate::encode::prepare;
 use crate::error::{Error, Result};
+use crate::lance::dataset::{Dataset, VectorColumn};
 use crate::model::Metric;
+use arrow_array::UInt64Array;
 
 /// Row ids are looked up by their upper half (the fragment of an address), then by blocks of 65,536.
 const BLOCK_BITS: u32 = 16;
@@ -36,8 +32,8 @@ struct RowSet {
 
 fn place(row_id: u64) -> (u32, usize, usize, u64) {
     let low = row_id & u64::from(u32::MAX);
-    let within = low & ((1 << BLOCK_BITS) - 1);
-    ((row_id >> 32) as u32, (low >> BLOCK_BITS) as usize, (within / 64) as usize, 1 << (within % 64))
+    let row = low & ((1 << BLOCK_BITS) - 1);
+    ((row_id >> 32) as u32, (low >> BLOCK_BITS) as usize, (row / 64) as usize, 1 << (row % 64))
 }
 
 impl RowSet {
@@ -123,42 +119,12 @@ pub struct Coverage {
     rows: RowSet,
 }
 
-/// The row ids of the live rows of a fragment, as runs of consecutive ones.
-async fn live_row_ids(dataset: &Dataset, fragment_id: u32, mut each: impl FnMut(Range<u64>)) -> Result<()> {
-    let fragment = dataset
-        .get_fragment(fragment_id as usize)
-        .ok_or_else(|| Error::mismatch(format!("fragment {fragment_id} is not in the dataset at version {}", dataset.version().version)))?;
-    let deleted = fragment.get_deletion_vector().await?;
-    if !dataset.manifest().uses_stable_row_ids() {
-        let end = fragment.physical_rows().await? as u64;
-        let first = u64::from(fragment_id) << 32;
-        let mut start = 0;
-        for gone in deleted.iter().flat_map(|deleted| deleted.to_sorted_iter()).map(u64::from).take_while(|gone| *gone < end) {
-            each(first + start..first + gone);
-            start = gone + 1;
-        }
-        each(first + start..first + end);
-        return Ok(());
-    }
-    let ids = load_row_id_sequence(dataset, fragment.metadata()).await?;
-    let is_live = |offset: u32| !deleted.as_deref().is_some_and(|deleted: &DeletionVector| deleted.contains(offset));
-    let mut run = 0..0;
-    for (_, id) in (0u32..).zip(ids.iter()).filter(|(offset, _)| is_live(*offset)) {
-        if id != run.end {
-            each(std::mem::replace(&mut run, id..id));
-        }
-        run.end = id + 1;
-    }
-    each(run);
-    Ok(())
-}
-
 impl Coverage {
     /// The fragments must be the dataset's.
     pub async fn try_new(dataset: &Dataset, fragment_ids: &[u32]) -> Result<Self> {
         let mut rows = RowSet::default();
         for id in fragment_ids {
-            live_row_ids(dataset, *id, |run| rows.insert(run)).await?;
+            dataset.live_row_ids(*id, |run| rows.insert(run)).await?;
         }
         Ok(Self { dataset: dataset.clone(), fragment_ids: fragment_ids.to_vec(), rows })
     }
@@ -179,14 +145,14 @@ impl Coverage {
     async fn explain(&self, row_id: u64) -> Result<Error> {
         let mut live = false;
         for id in &self.fragment_ids {
-            live_row_ids(&self.dataset, *id, |run| live |= run.contains(&row_id)).await?;
+            self.dataset.live_row_ids(*id, |run| live |= run.contains(&row_id)).await?;
         }
         if live {
             return Ok(Error::corrupt(format!("row id {row_id} is in the artifacts twice; every row must be encoded exactly once")));
         }
-        let version = self.dataset.version().version;
+        let version = self.dataset.version();
         let fragments = shown(&self.fragment_ids);
-        Ok(Error::mismatch(if self.dataset.manifest().uses_stable_row_ids() {
+        Ok(Error::mismatch(if self.dataset.has_stable_row_ids() {
             format!(
                 "stable row id {row_id} is not a row of the fragments being indexed ({fragments}) that is live at version {version}; was it \
                  encoded from another dataset, version or fragment?"
@@ -220,12 +186,7 @@ impl Coverage {
         let mut missing = missing.peekable();
         while missing.peek().is_some() {
             let ids: Vec<u64> = missing.by_ref().take(step).collect();
-            let projection = ProjectionRequest::from_columns([column.path.as_str()], self.dataset.schema());
-            let batch = self.dataset.take_rows(&ids, projection).await?;
-            let vectors = column.extract(&batch)?;
-            if vectors.len() != ids.len() {
-                return Err(Error::internal(format!("{} rows were read, {} were asked for", vectors.len(), ids.len())));
-            }
+            let vectors = self.dataset.take_rows(&ids, column).await?;
             let kept = prepare(&UInt64Array::from(ids), &vectors, metric)?.row_ids;
             usable += kept.len() as u64;
             examples.extend(kept.values().iter().take(SHOWN.saturating_sub(examples.len())));
@@ -246,13 +207,14 @@ impl Coverage {
         for id in &self.fragment_ids {
             let mut of_fragment = Vec::new();
             let mut seen = false;
-            live_row_ids(&self.dataset, *id, |run| {
-                if !seen {
-                    seen = run.clone().any(|row_id| !self.rows.contains(row_id));
-                    of_fragment.extend(run);
-                }
-            })
-            .await?;
+            self.dataset
+                .live_row_ids(*id, |run| {
+                    if !seen {
+                        seen = run.clone().any(|row_id| !self.rows.contains(row_id));
+                        of_fragment.extend(run);
+                    }
+                })
+                .await?;
             if !seen {
                 missing.append(&mut of_fragment);
             }

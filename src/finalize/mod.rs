@@ -1,15 +1,16 @@
-//! Artifacts and a dataset in, an index segment out. The only place that touches Lance's index builder.
+//! Artifacts and a dataset in, an index segment out.
+//!
+//! What may enter: what must agree before a build (`agree`, `coverage`) and before a commit (`commit`), the partitions on their way
+//! into a segment (`partitions`, `windows`, `transpose`), and `seam`, the only place outside `lance` that names Lance.
 
-mod checks;
+mod agree;
 mod commit;
 mod coverage;
-mod details;
-mod ivf_pq;
-mod leftovers;
+mod partitions;
+mod seam;
 mod segment;
-mod shuffle_reader;
 mod transpose;
+mod windows;
 
-pub use commit::{CommitBase, Previous, changed_since, check_commit, missing_files};
-pub use segment::{IndexType, Segment, SegmentRequest, build_segment, discard_segment, open_artifacts};
-pub use shuffle_reader::{ArtifactShuffler, PartitionArtifactShuffleReader};
+pub use commit::{CommitBase, changed_since, check_commit, missing_files};
+pub use segment::{Segment, SegmentRequest, build_segment, open_artifacts};

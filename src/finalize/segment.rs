@@ -2,43 +2,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use arrow_array::RecordBatch;
-use lance::Dataset;
-use lance::index::vector::builder::IvfIndexBuilder;
-use lance_file::version::ConcreteFileVersion;
-use lance_index::progress::IndexBuildProgress;
-use lance_index::vector::hnsw::HNSW;
-use lance_index::vector::hnsw::builder::HnswBuildParams;
-use lance_index::vector::ivf::storage::IvfModel;
-use lance_index::vector::pq::ProductQuantizer;
-use lance_index::vector::v3::subindex::IvfSubIndex;
-use lance_linalg::distance::DistanceType;
-
-use super::checks::{agree_on_fragments, agree_on_model, agree_on_rows, model_fits_column};
+use super::agree::{agree_on_fragments, agree_on_model, agree_on_rows, model_fits_column};
 use super::coverage::Coverage;
-use super::details::index_details;
-use super::ivf_pq::SegmentFiles;
-use super::leftovers::{mark, remove_leftovers};
-use super::shuffle_reader::{ArtifactShuffler, PartitionArtifactShuffleReader};
-use crate::artifact::layout::bucket_schema;
-use crate::artifact::{Artifact, StorageOptions};
-use crate::encode::VectorColumn;
+use super::partitions::Partitions;
+use super::seam::build_hnsw;
+use super::windows::write_segment;
+use crate::artifact::Artifact;
 use crate::error::{Error, Result};
-use crate::model::{IvfPqModel, Metric, Training, fixed_size_list};
-use crate::threads::spawn;
-
-/// The index types that one artifact can become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IndexType {
-    IvfPq,
-    /// With an HNSW graph over each partition's codes: edges per node, and candidates kept while building.
-    IvfHnswPq {
-        m: usize,
-        ef_construction: usize,
-    },
-}
+use crate::lance::StorageOptions;
+use crate::lance::dataset::{Dataset, VectorColumn};
+use crate::lance::segment::{IndexType, SegmentFolder, SegmentWriter, index_details};
+use crate::model::{IvfPqModel, Metric, Training};
+use crate::progress::Progress;
+use crate::sync::spawn;
 
 /// What to make of which artifacts.
 pub struct SegmentRequest {
@@ -80,7 +57,7 @@ pub struct Segment {
 }
 
 /// Check everything, then build. A failure leaves no files behind.
-pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn IndexBuildProgress>) -> Result<Segment> {
+pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn Progress>) -> Result<Segment> {
     let column = VectorColumn::resolve(&request.dataset, &request.column)?;
     if request.artifacts.is_empty() {
         return Err(Error::invalid("artifacts: got none, expected at least one"));
@@ -100,138 +77,72 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn IndexBuild
     }
     let coverage = Arc::new(Coverage::try_new(&request.dataset, &fragment_ids).await?);
     agree_on_rows(&request.artifacts, &coverage)?;
-    let reader = PartitionArtifactShuffleReader::try_new(request.artifacts.clone(), model.code_width(), coverage.clone())?;
-    let num_rows = reader.num_rows();
-    remove_leftovers(&request.dataset).await;
+    let partitions = Arc::new(Partitions::try_new(request.artifacts.clone(), model.code_width(), coverage.clone())?);
+    let num_rows = partitions.num_rows();
+    SegmentFolder::remove_leftovers(&request.dataset).await;
+    let folder = SegmentFolder::of(&request.dataset, &request.uuid).await?;
     let result = async {
-        let store = request.dataset.object_store(None).await?;
-        let folder = request.dataset.indices_dir().join(request.uuid.as_str());
-        mark(&store, &folder).await?;
-        let files = build_files(&request, &column, &model, reader, progress).await?;
+        folder.mark().await?;
+        let files = build_files(&request, &column, &folder, &model, partitions, progress).await?;
         coverage.check_missing(&column, model.metric(), &request.artifacts).await?;
-        if request.sync && store.has_direct_local_paths() {
-            sync_files(lance_io::local::to_local_path(&folder).into(), &files).await?;
+        if let Some(folder) = folder.local().filter(|_| request.sync) {
+            sync_files(folder, &files).await?;
         }
         Ok::<_, Error>(files)
     };
     let files = match result.await {
         Ok(files) => files,
         Err(error) => {
-            if let Err(left) = discard_segment(&request.dataset, &request.uuid).await {
+            if let Err(left) = folder.remove().await {
                 return Err(error.context(format!("(and the unfinished segment {} could not be removed: {left})", request.uuid)));
             }
             return Err(error);
         }
     };
     let training = request.training.or_else(|| request.artifacts.iter().find_map(|a| a.manifest().training));
-    let details = index_details(&model, training, request.index_type, request.hints)?;
+    let (details_type_url, details) = index_details(&model, training, request.index_type, request.hints)?;
     Ok(Segment {
         uuid: request.uuid,
         metric: model.metric(),
         field_id: column.field_id,
-        dataset_version: request.dataset.version().version,
+        dataset_version: request.dataset.version(),
         fragment_ids,
-        index_version: match request.index_type {
-            IndexType::IvfPq => lance_index::IndexType::IvfPq.version(),
-            IndexType::IvfHnswPq { .. } => lance_index::IndexType::IvfHnswPq.version(),
-        },
-        details_type_url: details.type_url,
-        details: details.value,
+        index_version: request.index_type.version(),
+        details_type_url,
+        details,
         files,
         num_rows,
         bytes_read: request.artifacts.iter().map(|a| a.files().bytes_read()).sum(),
     })
 }
 
-/// Delete the files of a segment that was not committed.
-pub async fn discard_segment(dataset: &Dataset, uuid: &str) -> Result<()> {
-    let store = dataset.object_store(None).await?;
-    match store.remove_dir_all(dataset.indices_dir().join(uuid)).await {
-        Ok(()) => Ok(()),
-        Err(lance_core::Error::NotFound { .. }) => Ok(()),
-        Err(e) => Err(Error::from(e).context(format!("removing the unfinished index segment {uuid}"))),
-    }
-}
-
 async fn build_files(
     request: &SegmentRequest,
     column: &VectorColumn,
-    model: &IvfPqModel,
-    reader: PartitionArtifactShuffleReader,
-    progress: Arc<dyn IndexBuildProgress>,
+    folder: &SegmentFolder,
+    model: &Arc<IvfPqModel>,
+    partitions: Arc<Partitions>,
+    progress: Arc<dyn Progress>,
 ) -> Result<Vec<(String, u64)>> {
-    let (num_rows, rows_read) = (reader.num_rows(), reader.rows_read());
     let files = match request.index_type {
         IndexType::IvfPq => {
-            let store = request.dataset.object_store(None).await?;
-            let folder = request.dataset.indices_dir().join(request.uuid.as_str());
-            // As Lance does: indexes of datasets in the first format have files of the second.
-            let version = match request.dataset.manifest().data_storage_format.lance_file_format() {
-                ConcreteFileVersion::V1 => ConcreteFileVersion::V2_0,
-                version => version,
-            };
-            SegmentFiles { store: &store, folder, version, model }.write(reader, progress.as_ref()).await?
+            let segment = SegmentWriter::create(&request.dataset, folder.clone(), model.clone()).await?;
+            write_segment(segment, partitions.clone(), progress.as_ref()).await?
         }
         IndexType::IvfHnswPq { m, ef_construction } => {
-            let params = HnswBuildParams::default().num_edges(m).ef_construction(ef_construction);
-            build::<HNSW>(request, column, model, reader, params, progress).await?
+            build_hnsw(&request.dataset, &column.path, folder, model, partitions.clone(), (m, ef_construction), progress).await?
         }
     };
-    if rows_read.load(Ordering::Relaxed) != num_rows {
-        return Err(Error::internal(format!("the index builder read {} rows of {num_rows}", rows_read.load(Ordering::Relaxed))));
+    let (read, num_rows) = (partitions.rows_read(), partitions.num_rows());
+    if read != num_rows {
+        return Err(Error::internal(format!("the index builder read {read} rows of {num_rows}")));
     }
     // The builder checks nothing: count the rows that reached the file.
-    let stored = stored_rows(request).await?;
+    let stored = folder.stored_rows().await?;
     if stored != num_rows {
         return Err(Error::internal(format!("the index segment holds {stored} rows, the artifacts {num_rows}")));
     }
     Ok(files)
-}
-
-async fn build<S: IvfSubIndex + 'static>(
-    request: &SegmentRequest,
-    column: &VectorColumn,
-    model: &IvfPqModel,
-    reader: PartitionArtifactShuffleReader,
-    params: S::BuildParams,
-    progress: Arc<dyn IndexBuildProgress>,
-) -> Result<Vec<(String, u64)>> {
-    let quantizer =
-        ProductQuantizer::new(model.num_sub_vectors(), model.num_bits(), model.dimension(), model.codebook().clone(), DistanceType::L2);
-    let mut builder = IvfIndexBuilder::<S, ProductQuantizer>::new(
-        request.dataset.clone(),
-        column.path.clone(),
-        request.dataset.indices_dir().join(request.uuid.as_str()),
-        model.metric().distance_type(),
-        Box::new(ArtifactShuffler::new(reader)),
-        None,
-        None,
-        params,
-        None,
-    )?;
-    // Lance makes a graph over the centroids of a large model before it calls the shuffler, and never uses it here: let it
-    // see one centroid until the reader is in place. A stream without any batch would give an empty index: one of no rows.
-    let stand_in = fixed_size_list(model.centroids().values().slice(0, model.dimension()), model.dimension())?;
-    builder.with_ivf(IvfModel::new(stand_in, None)).with_quantizer(quantizer).with_progress(progress);
-    let empty = RecordBatch::new_empty(bucket_schema(model.code_width()));
-    builder.shuffle_data(Some(futures::stream::iter([Ok(empty)]))).await?;
-    builder.with_ivf(IvfModel::new(model.centroids().clone(), None));
-    let summary = Box::pin(builder.build()).await?;
-    Ok(summary.files.into_iter().map(|file| (file.path, file.size_bytes)).collect())
-}
-
-async fn stored_rows(request: &SegmentRequest) -> Result<u64> {
-    use lance_encoding::decoder::DecoderPlugins;
-    use lance_file::reader::{FileReader, FileReaderOptions};
-    use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
-
-    let store = request.dataset.object_store(None).await?;
-    let path = request.dataset.indices_dir().join(request.uuid.as_str()).join(lance_index::INDEX_AUXILIARY_FILE_NAME);
-    let scheduler = ScanScheduler::new(store.clone(), SchedulerConfig::max_bandwidth(&store));
-    let file = scheduler.open_file(&path, &lance_io::utils::CachedFileSize::unknown()).await?;
-    let cache = lance_core::cache::LanceCache::no_cache();
-    let reader = FileReader::try_open(file, None, Arc::<DecoderPlugins>::default(), &cache, FileReaderOptions::default()).await?;
-    Ok(reader.num_rows())
 }
 
 /// Make the files of a segment durable, and the names of them and of the folder above.

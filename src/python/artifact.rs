@@ -13,8 +13,8 @@ use super::model::PyIvfPqModel;
 use super::runtime::run;
 use super::storage::{StorageOptionsArg, parts};
 use crate::artifact::{Artifact, PartitionReader};
-use crate::encode::TrainProgress;
 use crate::error::Error;
+use crate::progress::Progress;
 
 #[pyclass(name = "Artifact", module = "lance_artifact", frozen, from_py_object)]
 #[derive(Clone)]

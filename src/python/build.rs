@@ -15,9 +15,10 @@ use super::convert::{MetricArg, to_pyarrow, to_python};
 use super::dataset::PyDataset;
 use super::model::PyIvfPqModel;
 use super::runtime::run;
-use crate::encode::{CpuEncoder, Dropped, TrainProgress, VectorSource, encode_into};
+use crate::encode::{CpuEncoder, Dropped, VectorSource, encode_into};
 use crate::error::{Error, Result};
-use crate::threads::spawn;
+use crate::progress::Progress;
+use crate::sync::spawn;
 
 /// A vector column of a dataset.
 #[pyclass(name = "_VectorSource", module = "lance_artifact._lance_artifact", frozen)]
@@ -28,7 +29,7 @@ impl PyVectorSource {
     #[new]
     #[pyo3(signature = (dataset, column, *, fragment_ids = None))]
     fn new(dataset: &PyDataset, column: &str, fragment_ids: Option<Vec<u32>>) -> PyResult<Self> {
-        let dataset = dataset.dataset.as_ref().clone();
+        let dataset = dataset.dataset.clone();
         Ok(Self(Arc::new(VectorSource::try_new(dataset, column, fragment_ids.as_deref())?)))
     }
 

@@ -9,15 +9,16 @@ use pyo3::types::PyType;
 
 use super::artifact::PyArtifact;
 use super::convert::{
-    CodeWidth, ExpectedRows, MemoryLimit, ModelArg, NumBuckets, NumPartitions, RowsDropped, RowsSeen, SourceArg, UriArg, overwrite,
-    record_batches, sync,
+    CodeWidth, ExpectedRows, MemoryLimit, NumBuckets, NumPartitions, RowsDropped, RowsSeen, SourceArg, UriArg, overwrite, record_batches,
+    sync,
 };
 use super::exit::{self, Entry};
+use super::model::ModelArg;
 use super::runtime::{clean_up_blocking, run, run_blocking};
 use super::storage::{StorageOptionsArg, parts};
 use crate::artifact::{Artifact, BuilderOptions, Encoding, PartitionArtifactBuilder, RowCounts};
 use crate::error::Error;
-use crate::threads::spawn;
+use crate::sync::spawn;
 
 #[pyclass(name = "PartitionArtifactBuilder", module = "lance_artifact", frozen)]
 /// Streams encoded batches into a partition artifact, in bounded memory and one pass.

@@ -10,7 +10,6 @@ use pyo3::types::{PyBool, PyDict};
 use pyo3_arrow::PyArray;
 use pyo3_arrow::input::AnyRecordBatch;
 
-use super::model::PyIvfPqModel;
 use crate::artifact::Source;
 use crate::error::Error;
 use crate::model::Metric;
@@ -28,7 +27,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for MetricArg {
     }
 }
 
-fn shown(value: Borrowed<'_, '_, PyAny>) -> String {
+pub fn shown(value: Borrowed<'_, '_, PyAny>) -> String {
     let text = value.py().import("builtins").and_then(|b| b.call_method1("ascii", (value,))).and_then(|t| t.extract::<String>());
     let kind = value.get_type().name().map(|name| name.to_string()).unwrap_or_default();
     format!("{} ({kind})", text.map_or("?".into(), |text| text.chars().take(80).collect::<String>()))
@@ -103,18 +102,6 @@ impl<'a, 'py> FromPyObject<'a, 'py> for RowsDropped {
             dropped.insert(reason, whole("rows_dropped", rows.as_borrowed())?);
         }
         Ok(Self(dropped))
-    }
-}
-
-/// A model, and nothing that only looks like one.
-pub struct ModelArg(pub PyIvfPqModel);
-
-impl<'a, 'py> FromPyObject<'a, 'py> for ModelArg {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
-        let model = value.extract::<PyIvfPqModel>();
-        model.map(Self).map_err(|_| Error::invalid(format!("model: got {}, expected an IvfPqModel", shown(value))).into())
     }
 }
 

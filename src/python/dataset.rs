@@ -3,19 +3,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use lance::Dataset;
 use pyo3::prelude::*;
 
 use super::runtime::run;
 use super::storage::accessor;
-use crate::encode::{DatasetHandle, parse_manifest};
 use crate::error::Error;
+use crate::lance::dataset::{Dataset, DatasetHandle, DatasetManifest};
 
 /// The dataset that a pylance handle shows, opened again and found to be the same.
 #[pyclass(name = "_Dataset", module = "lance_artifact._lance_artifact", frozen)]
 pub struct PyDataset {
     pub handle: Arc<DatasetHandle>,
-    pub dataset: Arc<Dataset>,
+    pub dataset: Dataset,
 }
 
 #[pymethods]
@@ -36,12 +35,12 @@ impl PyDataset {
         let handle = Arc::new(DatasetHandle::try_new(uri, manifest, options, base_storage_options.unwrap_or_default())?);
         let opened = handle.clone();
         let dataset = run(py, None, |_, cancel| async move { cancel.race(opened.open()).await })?;
-        Ok(Self { handle, dataset: Arc::new(dataset) })
+        Ok(Self { handle, dataset })
     }
 
     /// Whether the version that a serialized manifest describes is in the store as it is described; None where it is gone.
     fn is_there(&self, py: Python<'_>, manifest: &[u8]) -> PyResult<Option<bool>> {
-        let handle = self.handle.at(parse_manifest(manifest)?);
+        let handle = self.handle.at(DatasetManifest::parse(manifest)?);
         run(py, None, |_, cancel| async move {
             cancel
                 .race(async {
@@ -57,12 +56,12 @@ impl PyDataset {
 
     /// The id of the field of a path.
     fn field_id(&self, path: &str) -> Option<i32> {
-        self.dataset.schema().field(path).map(|field| field.id)
+        self.dataset.field_id(path)
     }
 
     /// The path of a field in this version.
     fn path_of(&self, field_id: i32) -> Option<String> {
-        self.dataset.schema().field_path(field_id).ok()
+        self.dataset.field_path(field_id).ok()
     }
 
     /// Without credentials; of the branch.

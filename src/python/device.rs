@@ -14,9 +14,9 @@ use super::dlpack;
 use super::exit::{self, Entry};
 use super::model::PyIvfPqModel;
 use super::runtime::run;
-use crate::encode::TrainProgress;
 use crate::encode::device::{Cuda, CurrentContext, Device, DeviceEncoder, DeviceEncoding, Tensor, TensorElement, encode_on_devices};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 
 /// What of CUDA is on this machine, asked of the driver itself. Starts no device unless `free_memory`.
 #[pyfunction]

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use pyo3::marker::Ungil;
 use pyo3::prelude::*;
 
-use super::runtime::Cancel;
+use super::cancel::Cancel;
 use crate::artifact::PartitionArtifactBuilder;
 use crate::error::{Error, Result};
-use crate::threads::Background;
+use crate::sync::Background;
 
 /// How long work in progress may take to wind up, and builders to be aborted.
 const WIND_UP: Duration = Duration::from_secs(10);

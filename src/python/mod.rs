@@ -4,6 +4,7 @@ mod allocator;
 mod artifact;
 mod build;
 mod builder;
+mod cancel;
 mod convert;
 mod dataset;
 mod device;

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use arrow_array::{UInt8Array, UInt32Array};
 use pyo3::prelude::*;
 
-use super::convert::{
-    FixedSizeListArg, MaxIters, MetricArg, ModelArg, NumSubVectors, SampleRate, TargetPartitionSize, to_pyarrow, to_python,
-};
+use super::convert::{FixedSizeListArg, MaxIters, MetricArg, NumSubVectors, SampleRate, TargetPartitionSize, shown, to_pyarrow, to_python};
 use super::runtime::{run, run_apart, run_blocking};
 use crate::encode::{CpuEncoder, Encoder, TrainParams, check_prepared, train_cpu};
+use crate::error::Error;
 use crate::model::{IvfPqModel, Training, fixed_size_list};
-use crate::threads::spawn;
+use crate::sync::spawn;
 
 #[pyclass(name = "IvfPqModel", module = "lance_artifact", frozen, from_py_object)]
 #[derive(Clone)]
@@ -175,6 +174,18 @@ impl PyIvfPqModel {
         let make = py.import("lance_artifact._model")?.getattr("_unpickle_model")?;
         let state = (model.ivf_centroids(py)?, model.pq_codebook(py)?, model.metric(), model.num_sub_vectors(), model.training(py)?);
         Ok((make, state.into_pyobject(py)?.into_any()))
+    }
+}
+
+/// A model, and nothing that only looks like one.
+pub struct ModelArg(pub PyIvfPqModel);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for ModelArg {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let model = value.extract::<PyIvfPqModel>();
+        model.map(Self).map_err(|_| Error::invalid(format!("model: got {}, expected an IvfPqModel", shown(value))).into())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-use crate::owner::Owner;
+use crate::io::Owner;
 
 /// The marks of this process, as JSON.
 #[pyfunction]

@@ -4,16 +4,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use lance_index::progress::IndexBuildProgress;
 use pyo3::prelude::*;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
 
+use super::cancel::Cancel;
 use super::exit::{self, Entry, Inside};
-use crate::encode::TrainProgress;
 use crate::error::{Error, Result};
-use crate::threads::{self, Background};
+use crate::progress::Progress;
+use crate::sync::{self, Background};
 
 /// How often a waiting call looks for signals.
 const POLL: Duration = Duration::from_millis(50);
@@ -45,7 +43,7 @@ fn make(ruined: &mut Option<Error>) -> Result<Runtime> {
     let workers = number("TOKIO_WORKER_THREADS").unwrap_or(cores);
     let shared = number("RAYON_NUM_THREADS").unwrap_or(cores);
     // Lance's pool has a worker, and blocking threads, of which one is enough to go on.
-    threads::check_available(workers + BLOCKING_THREADS + shared + 2 + OTHER_THREADS)?;
+    sync::check_available(workers + BLOCKING_THREADS + shared + 2 + OTHER_THREADS)?;
     let made = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .max_blocking_threads((4 * cores).clamp(32, 512))
@@ -53,13 +51,13 @@ fn make(ruined: &mut Option<Error>) -> Result<Runtime> {
         .enable_all()
         .thread_name("lance-artifact")
         .build()
-        .map_err(|e| threads::refused(&e))?;
+        .map_err(|e| sync::refused(&e))?;
     // From here on a refusal, by a limit that others reached since the check, cannot be mended in this process.
-    let started = threads::caught(|| {
+    let started = sync::caught(|| {
         if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(shared).build_global()
             && let Some(io) = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<std::io::Error>())
         {
-            return Err(threads::refused(io));
+            return Err(sync::refused(io));
         }
         let all = Arc::new(tokio::sync::Barrier::new(BLOCKING_THREADS));
         made.block_on(async {
@@ -70,11 +68,11 @@ fn make(ruined: &mut Option<Error>) -> Result<Runtime> {
                 })
                 .collect();
             let ours = futures::future::try_join_all(waiting);
-            let lances = lance_core::utils::tokio::spawn_cpu(|| Ok::<_, Error>(()));
+            let lances = crate::lance::builds::start_threads();
             let both = async { (ours.await, lances.await) };
             match tokio::time::timeout(START, both).await {
                 Ok((ours, lances)) => lances.and(ours.map(|_| ()).map_err(Error::from)),
-                Err(_) => Err(threads::refused(&std::io::ErrorKind::TimedOut.into())),
+                Err(_) => Err(sync::refused(&std::io::ErrorKind::TimedOut.into())),
             }
         })
     });
@@ -106,38 +104,6 @@ pub fn runtime() -> Result<&'static Runtime> {
     }
 }
 
-/// Tells background work to stop.
-#[derive(Clone)]
-pub struct Cancel(Arc<watch::Sender<bool>>);
-
-impl Cancel {
-    fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(false)))
-    }
-
-    pub fn is_set(&self) -> bool {
-        *self.0.borrow()
-    }
-
-    pub fn set(&self) {
-        self.0.send_replace(true);
-    }
-
-    /// For work that has to wind up in order: true once it is cancelled.
-    pub fn subscribe(&self) -> watch::Receiver<bool> {
-        self.0.subscribe()
-    }
-
-    /// Run `work` until it ends or is cancelled; then it is dropped where it waits.
-    pub async fn race<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let mut cancelled = self.0.subscribe();
-        tokio::select! {
-            result = work => result,
-            _ = cancelled.wait_for(|set| *set) => Err(Error::Interrupted("interrupted".into())),
-        }
-    }
-}
-
 /// A step of progress, on its way to the caller's thread.
 enum Event {
     Start(String, Option<u64>, String),
@@ -152,13 +118,7 @@ pub struct Reporter {
     cancel: Cancel,
 }
 
-impl std::fmt::Debug for Reporter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Reporter")
-    }
-}
-
-impl TrainProgress for Reporter {
+impl Progress for Reporter {
     fn start(&self, stage: &str, total: Option<u64>, unit: &str) {
         let _ = self.events.send(Event::Start(stage.into(), total, unit.into()));
     }
@@ -173,31 +133,6 @@ impl TrainProgress for Reporter {
 
     fn check(&self) -> Result<()> {
         if self.cancel.is_set() { Err(Error::Interrupted("interrupted".into())) } else { Ok(()) }
-    }
-}
-
-/// Lance's builder reports its stages here. Its training and shuffling do nothing in a finalizer and are not shown.
-#[async_trait]
-impl IndexBuildProgress for Reporter {
-    async fn stage_start(&self, stage: &str, total: Option<u64>, unit: &str) -> lance_core::Result<()> {
-        if stage == "merge_partitions" {
-            self.start(stage, total, unit);
-        }
-        Ok(())
-    }
-
-    async fn stage_progress(&self, stage: &str, completed: u64) -> lance_core::Result<()> {
-        if stage == "merge_partitions" {
-            self.advance(stage, completed);
-        }
-        Ok(())
-    }
-
-    async fn stage_complete(&self, stage: &str) -> lance_core::Result<()> {
-        if stage == "merge_partitions" {
-            self.complete(stage);
-        }
-        Ok(())
     }
 }
 
@@ -363,7 +298,7 @@ fn block_inside<T: Send + 'static>(py: Python<'_>, inside: &Inside, work: impl F
             py.check_signals()?;
         }
     } else {
-        inside.detach(py, || threads::caught(work))
+        inside.detach(py, || sync::caught(work))
     };
     give_back(py, inside, started);
     Ok(result?)

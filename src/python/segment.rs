@@ -12,11 +12,10 @@ use super::dataset::PyDataset;
 use super::model::PyIvfPqModel;
 use super::runtime::{clean_up, run};
 use super::storage::{StorageOptionsArg, parts};
-use crate::encode::parse_manifest;
 use crate::error::Error;
-use crate::finalize::{
-    IndexType, Segment, SegmentRequest, build_segment as build, changed_since, check_commit, discard_segment as discard, missing_files,
-};
+use crate::finalize::{Segment, SegmentRequest, build_segment as build, changed_since, check_commit, missing_files};
+use crate::lance::dataset::{Dataset, DatasetManifest};
+use crate::lance::segment::{IndexType, SegmentFolder};
 
 /// A finished segment, not yet committed.
 #[pyclass(name = "_Segment", module = "lance_artifact._lance_artifact", frozen)]
@@ -71,7 +70,7 @@ impl PySegment {
     /// latest version in the store, else a dict: the column's path, the ids of fragments that came after the rows' version, and
     /// the segments of that name. Raises where it cannot.
     fn check_commit<'py>(&self, py: Python<'py>, dataset: &PyDataset, base: &[u8], name: String) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let base = parse_manifest(base)?;
+        let base = DatasetManifest::parse(base)?;
         let (handle, built_from, segment) = (dataset.handle.clone(), dataset.dataset.clone(), self.0.clone());
         let checked = run(py, None, |_, cancel| async move {
             cancel.race(async { check_commit(&handle, &built_from, &base, &segment, &name).await }).await
@@ -98,7 +97,7 @@ impl PySegment {
     /// What changed between the version it was built from and another one, a serialized manifest, so that it is no index of that
     /// one; in words. None where nothing did.
     fn changed_since(&self, py: Python<'_>, dataset: &PyDataset, now: &[u8]) -> PyResult<Option<String>> {
-        let now = parse_manifest(now)?;
+        let now = DatasetManifest::parse(now)?;
         let (handle, then, segment) = (dataset.handle.clone(), dataset.dataset.clone(), self.0.clone());
         run(py, None, |_, cancel| async move { cancel.race(changed_since(&handle, &then, now, &segment)).await })
     }
@@ -137,7 +136,7 @@ pub fn build_segment(
     };
     let training = model.as_ref().and_then(|model| model.0.training());
     let request = SegmentRequest {
-        dataset: dataset.dataset.as_ref().clone(),
+        dataset: dataset.dataset.clone(),
         column,
         artifacts: artifacts.into_iter().map(|a| a.artifact).collect(),
         model: model.map(|m| m.0),
@@ -160,6 +159,10 @@ pub fn build_segment(
     Ok(PySegment(segment))
 }
 
+async fn discard(dataset: &Dataset, uuid: &str) -> Result<(), Error> {
+    SegmentFolder::of(dataset, uuid).await?.remove().await
+}
+
 /// Delete the files of a segment that was not committed.
 #[pyfunction]
 pub fn discard_segment(py: Python<'_>, dataset: &PyDataset, uuid: String) -> PyResult<()> {
@@ -172,5 +175,5 @@ pub fn discard_segment(py: Python<'_>, dataset: &PyDataset, uuid: String) -> PyR
 #[pyo3(signature = (uri, storage_options = None))]
 pub fn delete_artifact(py: Python<'_>, uri: String, storage_options: Option<StorageOptionsArg>) -> PyResult<()> {
     let (storage_options, _) = parts(storage_options);
-    clean_up(py, async move { crate::artifact::delete(&uri, storage_options.as_ref()).await })
+    clean_up(py, async move { crate::artifact::delete_artifact(&uri, storage_options.as_ref()).await })
 }

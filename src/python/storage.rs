@@ -1,47 +1,31 @@
 //! Storage options that are renewed where they came from: vended credentials end after an hour, builds do not.
 
 use std::collections::HashMap;
-use std::fmt::{Debug, Formatter};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use lance_io::object_store::{StorageOptionsAccessor, StorageOptionsProvider};
 use pyo3::prelude::*;
 
-use crate::artifact::StorageOptions;
-use crate::error::Error;
-use crate::threads::spawn;
+use crate::error::{Error, Result};
+use crate::lance::{OptionsSource, StorageOptions, renewed_options, static_options};
+use crate::sync::spawn;
 
 /// A Python callable that gives a dictionary, or None.
-struct Renewal {
-    call: Arc<Py<PyAny>>,
-    id: String,
-}
-
-impl Debug for Renewal {
-    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Renewal")
-    }
-}
+struct Renewal(Arc<Py<PyAny>>);
 
 #[async_trait]
-impl StorageOptionsProvider for Renewal {
-    async fn fetch_storage_options(&self) -> lance_core::Result<Option<HashMap<String, String>>> {
-        let call = self.call.clone();
-        let fetched = spawn(move || {
+impl OptionsSource for Renewal {
+    async fn fetch(&self) -> Result<Option<HashMap<String, String>>> {
+        let call = self.0.clone();
+        spawn(move || {
             let given = Python::try_attach(|py| call.call0(py)?.extract::<Option<HashMap<String, String>>>(py));
             match given {
                 Some(Ok(options)) => Ok(options),
                 Some(Err(error)) => Err(Error::Storage(format!("storage_options: they ended and could not be renewed: {error}"))),
                 None => Err(Error::Interrupted("the interpreter is ending".into())),
             }
-        });
-        Ok(fetched.await?)
-    }
-
-    fn provider_id(&self) -> String {
-        self.id.clone()
+        })
+        .await
     }
 }
 
@@ -75,13 +59,8 @@ pub fn parts(given: Option<StorageOptionsArg>) -> (Option<StorageOptions>, Optio
 /// Options as they are now; `renew` is asked again when they end (`expires_at_millis`).
 pub fn accessor(options: Option<HashMap<String, String>>, renew: Option<Py<PyAny>>) -> Option<StorageOptions> {
     let options = options.filter(|options| !options.is_empty())?;
-    Some(Arc::new(match renew {
-        None => StorageOptionsAccessor::with_static_options(options),
-        Some(renew) => {
-            // Stores are shared by those whose providers have the same name.
-            static NEXT: AtomicU64 = AtomicU64::new(0);
-            let id = format!("lance-artifact-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-            StorageOptionsAccessor::with_initial_and_provider(options, Arc::new(Renewal { call: Arc::new(renew), id }))
-        }
-    }))
+    Some(match renew {
+        None => static_options(options),
+        Some(renew) => renewed_options(options, Box::new(Renewal(Arc::new(renew)))),
+    })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow_array::{FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
 use lance_artifact::Error;
-use lance_artifact::artifact::layout::bucket_schema;
+use lance_artifact::artifact::format::bucket_schema;
 use lance_artifact::artifact::{Artifact, BuilderOptions, Encoding, PartitionArtifactBuilder, row_ids_and_codes};
 use lance_artifact::model::fixed_size_list;
 

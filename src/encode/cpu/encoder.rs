@@ -12,15 +12,12 @@ use arrow_array::{Array, FixedSizeListArray, UInt32Array};
 use arrow_buffer::{Buffer, ScalarBuffer};
 use arrow_schema::DataType;
 use half::f16;
-use lance_index::vector::kmeans::compute_partitions_arrow_array;
-use lance_index::vector::pq::ProductQuantizer;
-use lance_index::vector::quantizer::Quantization;
-use lance_linalg::distance::DistanceType;
 use rayon::prelude::*;
 
 use super::nearest::{Codewords, Form, Nearest};
-use crate::encode::{Encoded, Encoder};
+use crate::encode::encoder::{Encoded, Encoder};
 use crate::error::{Error, Result};
+use crate::lance::kernels::{Quantizer, assign};
 use crate::model::{ElementType, IvfPqModel, Metric, fixed_size_list, flat_values};
 
 /// Rows encoded by one thread at a time: they and their residuals stay in its cache.
@@ -35,7 +32,7 @@ const ROUNDING: f32 = 6e-8;
 /// The embedded encoder, and the oracle for the others.
 pub struct CpuEncoder {
     model: IvfPqModel,
-    quantizer: ProductQuantizer,
+    quantizer: Quantizer,
     centroids: ScalarBuffer<f32>,
     partitions: Distinct,
     /// One for each sub-vector.
@@ -83,9 +80,7 @@ fn value_bytes(list: &FixedSizeListArray) -> Buffer {
 
 impl CpuEncoder {
     pub fn new(model: &IvfPqModel) -> Self {
-        // Codes are the L2-nearest codewords for every metric, as in Lance's own build.
-        let quantizer =
-            ProductQuantizer::new(model.num_sub_vectors(), model.num_bits(), model.dimension(), model.codebook().clone(), DistanceType::L2);
+        let quantizer = Quantizer::new(model);
         let dimension = model.dimension();
         let centroids = as_float32(model.centroids());
         let form = if model.metric() == Metric::Dot { Form::Dot } else { Form::L2 };
@@ -149,7 +144,7 @@ impl CpuEncoder {
         let mut part_ids: Vec<u32> = found.iter().map(|n| n.index).collect();
         if !doubtful.is_empty() {
             let rows = take(vectors, &doubtful)?;
-            let decided = assign(self.model.centroids(), &rows, self.model.metric().assignment())?;
+            let decided = assign(self.model.centroids(), &rows, self.model.metric())?;
             for (row, part_id) in doubtful.iter().zip(decided) {
                 part_ids[*row as usize] = part_id;
             }
@@ -222,7 +217,7 @@ impl CpuEncoder {
                 chosen
             };
             let decided = self.quantizer.quantize(&input)?;
-            let decided = flat_values(decided.as_fixed_size_list());
+            let decided = flat_values(&decided);
             for (row, code) in doubtful.iter().zip(decided.as_primitive::<UInt8Type>().values().chunks_exact(code_width)) {
                 codes[*row as usize * code_width..][..code_width].copy_from_slice(code);
             }
@@ -283,21 +278,6 @@ pub fn as_float32(vectors: &FixedSizeListArray) -> ScalarBuffer<f32> {
 fn take(vectors: &FixedSizeListArray, rows: &[u32]) -> Result<FixedSizeListArray> {
     let taken = arrow_select::take::take(vectors, &UInt32Array::from(rows.to_vec()), None)?;
     fixed_size_list(flat_values(taken.as_fixed_size_list()), vectors.value_length() as usize)
-}
-
-/// The nearest centroid of each vector, by Lance's exhaustive search.
-fn assign(centroids: &FixedSizeListArray, vectors: &FixedSizeListArray, distance: DistanceType) -> Result<Vec<u32>> {
-    let (part_ids, _) = compute_partitions_arrow_array(centroids, vectors, distance)?;
-    part_ids
-        .into_iter()
-        .map(|id| {
-            id.ok_or_else(|| {
-                Error::invalid(
-                    "a vector is so far from every centroid that all its distances overflow to infinity; scale the column or remove the vector",
-                )
-            })
-        })
-        .collect()
 }
 
 /// `vector - centroid`, in the element type of both.

@@ -225,28 +225,40 @@ pub fn assign(vectors: &[f32], dimension: usize, codewords: &Codewords, labels: 
 /// A part with fewer vectors for each cluster tells nothing about where they belong.
 const LEAST_EACH: usize = 24;
 
-/// A stage of [`progressive`]: one part in so many of the sample, at most so many iterations, and as many left for later.
-pub type Stage = (usize, usize, usize);
+/// Some of the iterations of [`progressive`].
+#[derive(Debug, Clone, Copy)]
+pub struct Pass {
+    /// On one part in so many of the sample.
+    part: usize,
+    /// At most.
+    iterations: usize,
+    /// To be left for later passes.
+    later: usize,
+}
+
+const fn pass(part: usize, iterations: usize, later: usize) -> Pass {
+    Pass { part, iterations, later }
+}
 
 /// For centroids, of which one iteration on all vectors is long: the sample grows with the clusters, so that operations grow by
 /// their square. The more there are, the fewer iterations, of which those on a part place most. Against a hierarchy even one pass
 /// in all finds far better centroids where clusters overlap, and about as good ones elsewhere (`docs/performance.md`).
-pub fn of_centroids(clusters: usize) -> &'static [Stage] {
+pub fn of_centroids(clusters: usize) -> &'static [Pass] {
     match clusters {
-        0..=2048 => &[(8, usize::MAX, 12), (2, 6, 6), (1, 6, 0)],
-        2049..=16_384 => &[(4, 8, 2), (1, 2, 0)],
-        _ => &[(8, 4, 1), (2, 1, 0)],
+        0..=2048 => const { &[pass(8, usize::MAX, 12), pass(2, 6, 6), pass(1, 6, 0)] },
+        2049..=16_384 => const { &[pass(4, 8, 2), pass(1, 2, 0)] },
+        _ => const { &[pass(8, 4, 1), pass(2, 1, 0)] },
     }
 }
 
 /// For the codewords of a sub-vector.
-pub const OF_CODEWORDS: &[Stage] = &[(4, usize::MAX, 8), (1, 8, 0)];
+pub const OF_CODEWORDS: &[Pass] = &[pass(4, usize::MAX, 8), pass(1, 8, 0)];
 
 /// Most iterations on a part of the sample, which comes in random order, and the last few, which settle the rest, on more of
 /// it and then all.
 pub fn progressive(
     lloyd: Lloyd,
-    stages: &[Stage],
+    passes: &[Pass],
     vectors: &[f32],
     dimension: usize,
     check: &(dyn Fn(usize) -> Result<()> + Sync),
@@ -255,13 +267,13 @@ pub fn progressive(
     let mut random = SmallRng::seed_from_u64(lloyd.seed);
     let mut centroids: Option<Vec<f32>> = None;
     let mut done = 0;
-    for (part, most, later) in within(stages, rows, lloyd.clusters) {
+    for Pass { part, iterations, later } in large_enough(passes, rows, lloyd.clusters) {
         let left = lloyd.iterations.saturating_sub(done);
         if left == 0 && centroids.is_some() {
             break;
         }
         let sample = &vectors[..rows / part * dimension];
-        let iterations = most.min(left.saturating_sub(later)).max(1);
+        let iterations = iterations.min(left.saturating_sub(later)).max(1);
         let told = |iteration: usize| check(done + iteration);
         let found = match centroids.take() {
             None => Lloyd { iterations, ..lloyd }.run(sample, dimension, &told)?,
@@ -272,25 +284,25 @@ pub fn progressive(
     }
     match centroids {
         Some(centroids) => Ok(Clustering { centroids, iterations: done }),
-        None => Err(Error::internal("k-means without a stage")),
+        None => Err(Error::internal("k-means without a pass")),
     }
 }
 
-/// The stages whose part of `rows` vectors is large enough to place the clusters; the first of them does the iterations of those
+/// The passes whose part of `rows` vectors is large enough to place the clusters; the first of them does the iterations of those
 /// left out too. Where no part is, the whole sample does them all.
-fn within(stages: &[Stage], rows: usize, clusters: usize) -> Vec<Stage> {
-    let mut kept: Vec<Stage> = Vec::with_capacity(stages.len());
+fn large_enough(passes: &[Pass], rows: usize, clusters: usize) -> Vec<Pass> {
+    let mut kept: Vec<Pass> = Vec::with_capacity(passes.len());
     let mut left_out = 0usize;
-    for (part, most, later) in stages {
-        if *part > 1 && rows / part < clusters * LEAST_EACH {
-            left_out = left_out.saturating_add(*most);
+    for pass in passes {
+        if pass.part > 1 && rows / pass.part < clusters * LEAST_EACH {
+            left_out = left_out.saturating_add(pass.iterations);
         } else {
-            kept.push((*part, most.saturating_add(std::mem::take(&mut left_out)), *later));
+            kept.push(Pass { iterations: pass.iterations.saturating_add(std::mem::take(&mut left_out)), ..*pass });
         }
     }
     if left_out > 0 {
-        // Parts grow from stage to stage: what is left out at the end was left out from the start.
-        kept.push((1, left_out, 0));
+        // Parts grow from pass to pass: what is left out at the end was left out from the start.
+        kept.push(pass(1, left_out, 0));
     }
     kept
 }
@@ -341,21 +353,25 @@ mod tests {
         assert_eq!(run(1), run(7));
     }
 
+    fn iterations(passes: &[Pass]) -> usize {
+        passes.iter().fold(0, |sum, pass| sum.saturating_add(pass.iterations))
+    }
+
     #[test]
     fn thin_samples_get_all_clusters_and_the_iterations_of_every_stage() {
-        for (stages, clusters) in [(of_centroids(100), 100), (of_centroids(5000), 100), (of_centroids(20_000), 100), (OF_CODEWORDS, 100)] {
-            let planned = stages.iter().fold(0usize, |sum, (_, most, _)| sum.saturating_add(*most));
+        for (passes, clusters) in [(of_centroids(100), 100), (of_centroids(5000), 100), (of_centroids(20_000), 100), (OF_CODEWORDS, 100)] {
+            let planned = iterations(passes);
             for each in [1, 20, 47, 48, 100, 191, 192, 300] {
-                let kept = within(stages, clusters * each, clusters);
-                assert_eq!(kept.iter().fold(0usize, |sum, (_, most, _)| sum.saturating_add(*most)), planned, "{each} each");
-                assert!(kept.iter().all(|(part, ..)| *part == 1 || each / part >= LEAST_EACH));
+                let kept = large_enough(passes, clusters * each, clusters);
+                assert_eq!(iterations(&kept), planned, "{each} each");
+                assert!(kept.iter().all(|pass| pass.part == 1 || each / pass.part >= LEAST_EACH));
             }
             let vectors = blobs(clusters * 30, 4, 50);
-            let found = progressive(lloyd(clusters, false), stages, &vectors, 4, &|_| Ok(())).unwrap();
+            let found = progressive(lloyd(clusters, false), passes, &vectors, 4, &|_| Ok(())).unwrap();
             assert_eq!(found.centroids.len(), clusters * 4);
             assert!(found.iterations <= 30);
             let once = Lloyd { iterations: 1, ..lloyd(clusters, false) };
-            assert_eq!(progressive(once, stages, &vectors, 4, &|_| Ok(())).unwrap().iterations, 1);
+            assert_eq!(progressive(once, passes, &vectors, 4, &|_| Ok(())).unwrap().iterations, 1);
         }
     }
 

@@ -472,13 +472,14 @@ mod tests {
     fn exact_is_bit_by_bit_what_lance_computes() {
         let (dimension, count) = (8, 256);
         let (vectors, codewords) = (random(500 * dimension, 3), random(count * dimension, 4));
-        let prepared = lance_linalg::distance::l2::L2Prepared::new(&codewords, dimension);
+        let prepared = crate::lance::kernels::ReferenceDistances::new(&codewords, dimension);
         for isa in isas() {
             let mut out = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; 500];
             Codewords::with_isa(&codewords, dimension, Form::Exact, isa).nearest(&vectors, &mut out);
             for (vector, found) in vectors.chunks_exact(dimension).zip(&out) {
-                assert_eq!(prepared.nearest(vector), Some(found.index));
-                assert_eq!(prepared.distances(vector)[found.index as usize], found.distance);
+                let (nearest, distances) = prepared.of(vector);
+                assert_eq!(nearest, Some(found.index));
+                assert_eq!(distances[found.index as usize], found.distance);
             }
         }
     }

@@ -13,15 +13,16 @@ use rayon::prelude::*;
 use super::encoder::as_float32;
 use super::kmeans::{Lloyd, OF_CODEWORDS, assign, of_centroids, progressive};
 use super::nearest::{Codewords, Form};
-use crate::encode::{TrainParams, TrainProgress};
+use crate::encode::params::TrainParams;
 use crate::error::{Error, Result};
 use crate::model::{ElementType, IvfPqModel, Metric, fixed_size_list};
+use crate::progress::Progress;
 
 /// Magnitudes whose squares, and sums of them, are far from the ends of float32.
 const COMFORT: std::ops::RangeInclusive<f64> = 1e-12..=1e12;
 
 /// Train centroids and codebook on `sample`: prepared vectors in random order, at least `num_partitions` and `2^num_bits`.
-pub fn train(sample: &FixedSizeListArray, metric: Metric, params: &TrainParams, progress: &dyn TrainProgress) -> Result<IvfPqModel> {
+pub fn train(sample: &FixedSizeListArray, metric: Metric, params: &TrainParams, progress: &dyn Progress) -> Result<IvfPqModel> {
     let dimension = sample.value_length() as usize;
     params.validate(dimension)?;
     let element_type = ElementType::try_from(&sample.value_type())?;
@@ -92,13 +93,7 @@ fn in_type(values: Vec<f32>, scale: f64, element_type: ElementType, width: usize
 }
 
 /// K-means is told apart from who watches it: that one is called from here, and cannot hold it up.
-fn train_centroids(
-    vectors: &[f32],
-    dimension: usize,
-    metric: Metric,
-    params: &TrainParams,
-    progress: &dyn TrainProgress,
-) -> Result<Vec<f32>> {
+fn train_centroids(vectors: &[f32], dimension: usize, metric: Metric, params: &TrainParams, progress: &dyn Progress) -> Result<Vec<f32>> {
     let spherical = metric == Metric::Dot;
     let lloyd = Lloyd { clusters: params.num_partitions, iterations: params.max_iters, seed: params.seed, spherical };
     let check = |iteration: usize| {
@@ -124,7 +119,7 @@ fn residuals(vectors: &[f32], dimension: usize, centroids: &FixedSizeListArray, 
 }
 
 /// One k-means for each sub-vector, side by side; the flat codebook `[sub_vector][code][sub_dimension]`.
-fn train_codebook(vectors: &[f32], dimension: usize, params: &TrainParams, progress: &dyn TrainProgress) -> Result<Vec<f32>> {
+fn train_codebook(vectors: &[f32], dimension: usize, params: &TrainParams, progress: &dyn Progress) -> Result<Vec<f32>> {
     let width = dimension / params.num_sub_vectors;
     let codes = 1usize << params.num_bits;
     let done = AtomicU64::new(0);

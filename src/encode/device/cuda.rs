@@ -8,7 +8,8 @@ use std::sync::Arc;
 use cudarc::driver::result as cu;
 use cudarc::driver::sys;
 
-use super::{Device, DeviceMemory};
+use super::api::Device;
+use super::tensor::DeviceMemory;
 use crate::error::{Error, Result};
 
 /// A device as the driver describes it.

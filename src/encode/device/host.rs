@@ -2,7 +2,8 @@
 
 use std::cell::UnsafeCell;
 
-use super::{Device, DeviceMemory};
+use super::api::Device;
+use super::tensor::DeviceMemory;
 use crate::error::{Error, Result};
 
 /// A device of ordinary memory, of at most `capacity` bytes for one allocation.

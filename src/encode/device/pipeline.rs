@@ -9,15 +9,16 @@ use std::time::Instant;
 use futures::{Stream, StreamExt};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
-use super::slot::Slot;
-use super::{Device, DeviceEncoder, Sizing, TensorElement};
+use super::api::{Device, DeviceEncoder};
+use super::slot::{Sizing, Slot};
+use super::tensor::TensorElement;
 use crate::artifact::{PartitionArtifactBuilder, RowCounts};
-use crate::encode::VectorSource;
 use crate::encode::prepare::Dropped;
-use crate::encode::source::Scanned;
+use crate::encode::source::VectorSource;
 use crate::error::{Error, Result};
+use crate::lance::dataset::ScannedRows;
 use crate::model::Metric;
-use crate::threads::spawn;
+use crate::sync::spawn;
 
 /// Slots of a device: one in each stage, and one waiting so that none starves.
 const SLOTS: usize = 4;
@@ -63,7 +64,7 @@ type Sink = dyn Fn(&arrow_array::RecordBatch) -> Result<()> + Send + Sync;
 /// What the lanes of several devices share.
 struct Shared {
     plan: DeviceEncoding,
-    scanned: Mutex<mpsc::Receiver<Result<Scanned>>>,
+    scanned: Mutex<mpsc::Receiver<Result<ScannedRows>>>,
     /// Set by the caller.
     interrupted: watch::Receiver<bool>,
     /// Set by a lane that failed, for the others.
@@ -84,7 +85,7 @@ impl Shared {
     }
 
     /// The next scanned rows; `None` at the end, or where the lanes are to stop.
-    async fn next(&self) -> Result<Option<Scanned>> {
+    async fn next(&self) -> Result<Option<ScannedRows>> {
         let (mut interrupted, mut failed) = (self.interrupted.clone(), self.failed.subscribe());
         let next = async { self.scanned.lock().await.recv().await.transpose() };
         tokio::select! {
@@ -124,7 +125,7 @@ pub async fn encode_on_devices<D: Device>(
 }
 
 pub(super) async fn run<D: Device>(
-    scan: impl Stream<Item = Result<Scanned>> + Send + 'static,
+    scan: impl Stream<Item = Result<ScannedRows>> + Send + 'static,
     plan: DeviceEncoding,
     devices: Vec<(D, Box<dyn DeviceEncoder<D>>)>,
     sink: Box<Sink>,
@@ -255,7 +256,7 @@ async fn fill_stage<D: Device>(
 ) -> Result<(f64, f64)> {
     let stream = Arc::new(stream);
     let (mut waited, mut filling) = (0.0, 0.0);
-    let mut left: Option<Scanned> = None;
+    let mut left: Option<ScannedRows> = None;
     let mut ended = false;
     while !ended {
         // `None`: a later stage ended, and has the reason.

@@ -7,11 +7,12 @@ use arrow_array::{ArrayRef, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
 use half::f16;
 use rayon::prelude::*;
 
-use super::{Device, Tensor, TensorElement};
-use crate::artifact::layout::bucket_schema;
+use super::api::Device;
+use super::tensor::{Tensor, TensorElement};
+use crate::artifact::format::bucket_schema;
 use crate::encode::prepare::{Dropped, VectorsMut, prepare_into};
-use crate::encode::source::Scanned;
 use crate::error::{Error, Result};
+use crate::lance::dataset::ScannedRows;
 use crate::model::{Metric, fixed_size_list};
 
 /// Vector bytes of a slot where memory allows: enough to hide what a batch costs besides its bytes.
@@ -123,7 +124,7 @@ impl<D: Device> Slot<D> {
 
     /// Filter, normalise and copy scanned rows into the pinned input, on all cores, each row read once. `scanned` has at
     /// most [`Self::capacity`] rows.
-    pub fn fill(&mut self, scanned: &[Scanned], metric: Metric) -> Result<Dropped> {
+    pub fn fill(&mut self, scanned: &[ScannedRows], metric: Metric) -> Result<Dropped> {
         let Sizing { dimension, element, .. } = self.sizing;
         let row_bytes = dimension * element.byte_width();
         // Every piece has room for all its rows; what it drops is a gap, which the copy to the device closes.

@@ -13,22 +13,23 @@ use tokio::sync::watch;
 use super::pipeline::run;
 use super::*;
 use crate::encode::prepare::Dropped;
-use crate::encode::source::Scanned;
+use crate::error::{Error, Result};
+use crate::lance::dataset::ScannedRows;
 use crate::model::Metric;
 
 const DIMENSION: usize = 4;
 const WIDTH: usize = 2;
 
 /// Rows `first..first + rows`, whose elements are their ids; every seventh is null.
-fn scanned(first: u64, rows: u64) -> Scanned {
+fn scanned(first: u64, rows: u64) -> ScannedRows {
     let vectors = (first..first + rows).map(|i| (i % 7 != 3).then(|| vec![Some(i as f32); DIMENSION]));
-    Scanned {
+    ScannedRows {
         row_ids: UInt64Array::from_iter_values(first..first + rows),
         vectors: FixedSizeListArray::from_iter_primitive::<Float32Type, _, _>(vectors, DIMENSION as i32),
     }
 }
 
-fn scan(batches: u64, rows: u64) -> impl Stream<Item = Result<Scanned>> + Send + 'static {
+fn scan(batches: u64, rows: u64) -> impl Stream<Item = Result<ScannedRows>> + Send + 'static {
     stream::iter((0..batches).map(move |b| Ok(scanned(b * rows, rows))))
 }
 
@@ -96,7 +97,7 @@ fn lane(encoder: Echo) -> Lane {
 
 /// Run, and collect the row ids in the order in which they come out; each must have its own partition and code.
 fn encode(
-    scan: impl Stream<Item = Result<Scanned>> + Send + 'static,
+    scan: impl Stream<Item = Result<ScannedRows>> + Send + 'static,
     batch_rows: usize,
     lanes: Vec<Lane>,
 ) -> Result<(Vec<u64>, Dropped, Vec<DeviceReport>)> {
@@ -224,7 +225,7 @@ fn cosine_is_normalised_on_the_way_and_float64_narrowed() {
         [Some(vec![Some(3.0), Some(0.0), Some(4.0), Some(0.0)]), Some(vec![Some(0.0); 4]), Some(vec![Some(0.0), Some(2.0), None, None])],
         DIMENSION as i32,
     );
-    let batch = Scanned { row_ids: UInt64Array::from_iter_values(0..3), vectors };
+    let batch = ScannedRows { row_ids: UInt64Array::from_iter_values(0..3), vectors };
     let sizing = Sizing { rows: 3, dimension: DIMENSION, element: TensorElement::Float32, code_width: WIDTH };
     let device = Arc::new(HostDevice { capacity: 1 << 20 });
     let mut slot = slot::Slot::allocate(&device, sizing).unwrap();
@@ -236,6 +237,6 @@ fn cosine_is_normalised_on_the_way_and_float64_narrowed() {
     let row = unsafe { std::slice::from_raw_parts(vectors.address() as *const f32, DIMENSION) };
     assert_eq!(row, [0.6, 0.0, 0.8, 0.0]);
     let huge = FixedSizeListArray::from_iter_primitive::<arrow_array::types::Float64Type, _, _>([Some(vec![Some(1e300); 4])], 4);
-    let batch = Scanned { row_ids: UInt64Array::from(vec![0]), vectors: huge };
+    let batch = ScannedRows { row_ids: UInt64Array::from(vec![0]), vectors: huge };
     assert!(matches!(slot.fill(&[batch], Metric::L2).unwrap_err(), Error::InvalidInput(_)));
 }

@@ -1,0 +1,134 @@
+"""`finalize`: artifacts in, a committed index out."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import _lance_artifact as core
+from ._arguments import Progress, StorageOptions, fragment_list, index_type_name, metric_name
+from ._artifacts import common_version, covered, open_artifacts
+from ._calls import awaited
+from ._checked import checked
+from ._commit import Attempt, Wanted, check_name, commit_segment
+from ._dataset import Handle, vector_column
+from ._lance_artifact import Artifact, IvfPqModel
+from ._process import terminable
+from ._progress import reporter
+
+if TYPE_CHECKING:
+    import lance
+
+
+@terminable()
+@awaited
+@checked
+def finalize(
+    dataset: lance.LanceDataset | str | Path,
+    column: str,
+    artifacts: Artifact | str | Path | Iterable[Artifact | str | Path],
+    *,
+    model: IvfPqModel | None = None,
+    name: str | None = None,
+    replace: bool = False,
+    index_type: str = "IVF_PQ",
+    metric: str | None = None,
+    fragment_ids: Sequence[int] | None = None,
+    m: int = 20,
+    ef_construction: int = 150,
+    storage_options: StorageOptions | None = None,
+    sync: bool = False,
+    progress: Progress = False,
+    backend_name: str | None = None,
+) -> lance.LanceDataset:
+    """Make a Lance index of artifacts and commit it through the dataset's handle, which sees it afterwards.
+
+    The index is built from the version (and branch) the rows were encoded from, and committed on top of the latest one: appends,
+    deletes and updates since do no harm, after a compaction, an overwrite or a change of the column it is refused. The rows of the
+    artifacts must be the live rows of the fragments covered, each once; those that are missing must have been counted as
+    dropped, or have vectors that Lance does not index. A failure leaves no files behind and the previous index in place, with two
+    exceptions that its message names: a commit that could not be taken back, and one that a store may still carry out, whose files stay.
+    A Ctrl-C during the commit is raised when the commit's answer is there, or after ten seconds without one.
+
+    Parameters
+    ----------
+    dataset : lance.LanceDataset, LanceDB table, or path
+    column : str
+    artifacts : Artifact, path, URI, or several of them
+        Encoded with one model from fragments that do not overlap.
+    model : IvfPqModel, optional
+        Needed where the artifacts hold none; must match otherwise.
+    name : str, optional
+        Default ``f"{column}_idx"``.
+    replace : bool, default False
+    index_type : {"IVF_PQ", "IVF_HNSW_PQ"}
+    metric : str, optional
+        Must match the model's.
+    fragment_ids : sequence of int, optional
+        The fragments the index covers. Needed where an artifact does not say which it was encoded from (it was written without
+        ``source=``); those that say it must say the same.
+    m, ef_construction : int, default 20 and 150
+        Of the HNSW graphs of IVF_HNSW_PQ.
+    storage_options : dict, or callable that gives one, optional
+        For artifacts given by URI; as in `build_artifact`.
+    sync : bool, default False
+        Wait until the index's files are on the local disk before they are committed. Lance itself leaves that to the system.
+    progress : bool or callable, default False
+    backend_name : str, optional
+        Recorded in the index details.
+
+    Returns
+    -------
+    lance.LanceDataset
+        The handle given (or one opened from the path), at the version that has the index.
+
+    Raises
+    ------
+    ArtifactMismatchError
+        Artifacts, model, column, dataset or fragments do not fit each other.
+    CorruptArtifactError
+        An artifact breaks a promise of its manifest.
+    CommitConflictError
+        The dataset moved on in a way that the index cannot follow, or its coverage would be smaller than intended.
+    IndexExistsError
+        There is an index of that name and replace is False.
+    """
+    handle = Handle.of(dataset)
+    path, _ = vector_column(handle, column)
+    index_type = index_type_name(index_type)
+    name = name or f"{path}_idx"
+    ids = fragment_list(fragment_ids)
+    opened = open_artifacts(handle, artifacts, storage_options)
+    at = handle.at(common_version(handle, opened))
+    metrics = [m.metric for m in (model, *(a.model for a in opened)) if m is not None]
+    wanted = Wanted(name, replace, handle.field_id(path), path, index_type, metrics[0] if metrics else None)
+    path = at.path_of(wanted.field_id, path)
+    check_name(handle.latest(), wanted, covered(at, opened, ids), at.fragments_since())
+    attempt = Attempt(handle, at, str(uuid.uuid4()))
+    hints = {"lance_artifact.version": core.__version__}
+    if backend_name:
+        hints["lance_artifact.backend"] = backend_name
+    try:
+        segment = core.build_segment(
+            at.core,
+            path,
+            opened,
+            attempt.uuid,
+            model=model,
+            metric=None if metric is None else metric_name(metric),
+            index_type=index_type,
+            m=m,
+            ef_construction=ef_construction,
+            fragment_ids=ids,
+            hints=hints,
+            sync=sync,
+            progress=reporter(progress),
+        )
+        commit_segment(attempt, wanted, segment)
+    except BaseException:
+        # Ctrl-C may come between the two, when neither is there to clean up, and so may sys.exit() in a callback.
+        attempt.discard()
+        raise
+    return handle.user

@@ -1,0 +1,331 @@
+//! `manifest.json`: what it says and the checks that need no other file.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+use super::checksum::to_hex;
+use super::layout::{FORMAT_VERSION, MANIFEST_FILE, METADATA_FILE};
+use crate::error::{Error, Result};
+use crate::io::{HIDDEN_PREFIX, check_relative_path};
+use crate::lance::file::Written;
+use crate::model::{IvfPqModel, Training};
+
+/// How `checksum` values are computed; readers that do not know the name skip them.
+pub const CHECKSUM_KIND: &str = "xxh3-64-row-sum";
+
+/// A run of one partition's rows in a bucket file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowRange {
+    /// First row, counted from the start of the file.
+    pub offset: u64,
+    pub num_rows: u64,
+}
+
+/// A range, and whose it is. In the order of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PartitionRange {
+    pub offset: u64,
+    pub num_rows: u64,
+    pub partition: usize,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PartitionEntry {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    pub num_rows: u64,
+    #[serde(default)]
+    pub ranges: Vec<RowRange>,
+    /// 16 hexadecimal digits; see [`CHECKSUM_KIND`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    pub num_rows: u64,
+    pub size_bytes: u64,
+    /// Bytes at the end of the file that `tail_checksum` is over: its metadata.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail_bytes: Option<u64>,
+    /// xxh3-64, 16 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail_checksum: Option<String>,
+}
+
+impl FileEntry {
+    /// Of a file that was just written.
+    pub fn of(written: Written) -> Self {
+        let (tail_checksum, tail_bytes) = written.tail.map(|(checksum, bytes)| (to_hex(checksum), bytes)).unzip();
+        Self { num_rows: written.num_rows, size_bytes: written.size_bytes, tail_bytes, tail_checksum }
+    }
+}
+
+/// Rows seen by the encoder, written to the artifact, and dropped by reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowCounts {
+    pub seen: u64,
+    pub written: u64,
+    #[serde(default)]
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// Where the rows came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Without credentials.
+    pub dataset_uri: String,
+    pub version: u64,
+    /// Of the dataset; absent for main.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    pub column: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field_id: Option<i32>,
+    pub fragment_ids: Vec<u32>,
+    pub stable_row_ids: bool,
+    /// Over the names of the column's data files: tells a dataset from another one, wherever it was moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_files: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelSummary {
+    pub metric: String,
+    pub dtype: String,
+    pub dimension: usize,
+    pub num_sub_vectors: usize,
+    pub num_bits: u32,
+    pub fingerprint: String,
+}
+
+impl From<&IvfPqModel> for ModelSummary {
+    fn from(model: &IvfPqModel) -> Self {
+        Self {
+            metric: model.metric().to_string(),
+            dtype: model.element_type().to_string(),
+            dimension: model.dimension(),
+            num_sub_vectors: model.num_sub_vectors(),
+            num_bits: model.num_bits(),
+            fingerprint: model.fingerprint().to_string(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriterInfo {
+    pub name: String,
+    pub version: String,
+}
+
+fn default_metadata_file() -> Option<String> {
+    Some(METADATA_FILE.to_string())
+}
+
+/// The parsed manifest. Only `version`, `num_partitions` and `partitions` are required of other writers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    pub version: u32,
+    pub num_partitions: usize,
+    #[serde(default)]
+    pub num_buckets: Option<usize>,
+    /// The model's file; `null` says that there is none, and a manifest that says nothing means [`METADATA_FILE`].
+    #[serde(default = "default_metadata_file")]
+    pub metadata_file: Option<String>,
+    #[serde(default)]
+    pub total_loss: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pq_code_width: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum_kind: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelSummary>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<Training>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<RowCounts>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<WriterInfo>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<BTreeMap<String, FileEntry>>,
+    pub partitions: Vec<PartitionEntry>,
+}
+
+impl Manifest {
+    /// Parse and check everything that can be checked without opening another file.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        // The version first: a later format may differ in every other key.
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let version: Version =
+            serde_json::from_slice(bytes).map_err(|e| Error::corrupt(format!("manifest: not the JSON of a partition artifact: {e}")))?;
+        if version.version != FORMAT_VERSION {
+            return Err(Error::corrupt(format!(
+                "manifest: format version {} is not known, expected {FORMAT_VERSION}; upgrade lance-artifact if it is newer",
+                version.version
+            )));
+        }
+        let manifest: Self =
+            serde_json::from_slice(bytes).map_err(|e| Error::corrupt(format!("manifest: not the JSON of a version 1 artifact: {e}")))?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// The model's file, or `None` where the artifact holds none, whatever may lie beside it.
+    pub fn metadata_file(&self) -> Option<&str> {
+        self.metadata_file.as_deref()
+    }
+
+    /// Every file of the artifact but the manifest. No manifest can name the files that hold a target's state.
+    pub fn names(&self) -> BTreeSet<String> {
+        let partitions = self.partitions.iter().filter_map(|partition| partition.path.as_deref());
+        let described = self.files.iter().flat_map(|files| files.keys().map(String::as_str));
+        let hidden = |name: &str| name.rsplit('/').next().is_some_and(|last| last.to_ascii_lowercase().starts_with(HIDDEN_PREFIX));
+        let names = partitions.chain(described).chain(self.metadata_file());
+        names.filter(|name| !name.eq_ignore_ascii_case(MANIFEST_FILE) && !hidden(name)).map(str::to_string).collect()
+    }
+
+    pub fn num_rows(&self) -> u64 {
+        self.partitions.iter().map(|p| p.num_rows).sum()
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.num_partitions == 0 {
+            return Err(Error::corrupt("manifest: num_partitions is 0"));
+        }
+        if self.partitions.len() != self.num_partitions {
+            return Err(Error::corrupt(format!(
+                "manifest: {} entries in partitions, expected num_partitions = {}",
+                self.partitions.len(),
+                self.num_partitions
+            )));
+        }
+        if self.pq_code_width.is_some_and(|width| width == 0 || i32::try_from(width).is_err()) {
+            return Err(Error::corrupt(format!("manifest: pq_code_width is {:?}, expected 1 to {}", self.pq_code_width, i32::MAX)));
+        }
+        if let Some(file) = self.metadata_file() {
+            check_relative_path(file)?;
+        } else if self.model.is_some() {
+            return Err(Error::corrupt("manifest: it describes a model, and its metadata_file is null"));
+        }
+        for path in self.files.iter().flatten().map(|(path, _)| path) {
+            check_relative_path(path)?;
+        }
+        let mut total = 0u64;
+        for (id, partition) in self.partitions.iter().enumerate() {
+            let mut rows = 0u64;
+            for range in &partition.ranges {
+                if range.num_rows == 0 || range.offset.checked_add(range.num_rows).is_none() {
+                    return Err(Error::corrupt(format!("manifest: partition {id} has an empty or overflowing range {range:?}")));
+                }
+                rows = rows
+                    .checked_add(range.num_rows)
+                    .ok_or_else(|| Error::corrupt(format!("manifest: the rows of partition {id} overflow")))?;
+            }
+            if rows != partition.num_rows {
+                return Err(Error::corrupt(format!("manifest: partition {id} says {} rows, its ranges hold {rows}", partition.num_rows)));
+            }
+            // Lance counts the rows of a partition in 32 bits.
+            if rows > u64::from(u32::MAX) {
+                return Err(Error::corrupt(format!(
+                    "manifest: partition {id} has {rows} rows, more than an index partition can hold ({})",
+                    u32::MAX
+                )));
+            }
+            total = total.checked_add(rows).ok_or_else(|| Error::corrupt("manifest: the number of rows overflows"))?;
+            if rows > 0 && partition.checksum.is_none() && self.checksum_kind.as_deref() == Some(CHECKSUM_KIND) {
+                return Err(Error::corrupt(format!("manifest: partition {id} has no checksum, but checksum_kind is {CHECKSUM_KIND}")));
+            }
+            match (&partition.path, rows) {
+                (None, 0) => {}
+                (None, _) => return Err(Error::corrupt(format!("manifest: partition {id} has {rows} rows and no path"))),
+                (Some(path), _) => check_relative_path(path)?,
+            }
+        }
+        if let Some(counts) = &self.rows {
+            if counts.written != total {
+                return Err(Error::corrupt(format!("manifest: rows.written is {}, the partitions hold {total}", counts.written)));
+            }
+            let accounted = counts.dropped.values().try_fold(counts.written, |sum, rows| sum.checked_add(*rows));
+            if accounted != Some(counts.seen) {
+                return Err(Error::corrupt(format!(
+                    "manifest: rows.seen is {}, expected the {} written and the dropped ones ({:?}); rows that a writer leaves out must be \
+                     counted, or \"rows\" left out",
+                    counts.seen, counts.written, counts.dropped
+                )));
+            }
+        }
+        self.check_overlaps()
+    }
+
+    /// No row of a file may be claimed twice. Gaps are reported by `verify`.
+    fn check_overlaps(&self) -> Result<()> {
+        for (path, mut ranges) in self.ranges_by_file() {
+            ranges.sort_unstable();
+            for pair in ranges.windows(2) {
+                if let [before, after] = pair
+                    && before.offset + before.num_rows > after.offset
+                {
+                    return Err(Error::corrupt(format!(
+                        "manifest: ranges of partitions {} and {} overlap in {path} (rows {}..{} and from {})",
+                        before.partition,
+                        after.partition,
+                        before.offset,
+                        before.offset + before.num_rows,
+                        after.offset
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Per file: every range.
+    pub fn ranges_by_file(&self) -> HashMap<&str, Vec<PartitionRange>> {
+        let mut files: HashMap<&str, Vec<PartitionRange>> = HashMap::new();
+        for (id, partition) in self.partitions.iter().enumerate() {
+            if let Some(path) = &partition.path {
+                let ranges = files.entry(path).or_default();
+                ranges.extend(partition.ranges.iter().map(|r| PartitionRange { offset: r.offset, num_rows: r.num_rows, partition: id }));
+            }
+        }
+        files
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(more: &str) -> Result<Manifest> {
+        let entry = r#"{"path": "partitions/x.lance", "num_rows": 1, "ranges": [{"offset": 0, "num_rows": 1}]}"#;
+        Manifest::parse(format!(r#"{{"version": 1, "num_partitions": 1, "partitions": [{entry}]{more}}}"#).as_bytes())
+    }
+
+    #[test]
+    fn no_model_is_said() {
+        assert_eq!(parse("").unwrap().metadata_file(), Some(METADATA_FILE));
+        assert_eq!(parse(r#", "metadata_file": null"#).unwrap().metadata_file(), None);
+        assert_eq!(parse(r#", "metadata_file": "m.lance""#).unwrap().metadata_file(), Some("m.lance"));
+        let model =
+            r#""model": {"metric": "l2", "dtype": "float32", "dimension": 4, "num_sub_vectors": 2, "num_bits": 8, "fingerprint": ""}"#;
+        assert!(matches!(parse(&format!(r#", "metadata_file": null, {model}"#)), Err(Error::CorruptArtifact(_))));
+        let none = parse(r#", "metadata_file": null"#).unwrap();
+        let again = Manifest::parse(&serde_json::to_vec(&none).unwrap()).unwrap();
+        assert_eq!(again.metadata_file(), None);
+    }
+
+    #[test]
+    fn names_are_those_of_files_that_may_be_deleted() {
+        let files = r#", "files": {"b.lance": {"num_rows": 1, "size_bytes": 1}, "manifest.json": {"num_rows": 1, "size_bytes": 1},
+            ".lance-artifact-claim": {"num_rows": 1, "size_bytes": 1}}"#;
+        let names: Vec<String> = parse(files).unwrap().names().into_iter().collect();
+        assert_eq!(names, ["b.lance", METADATA_FILE, "partitions/x.lance"]);
+        assert!(!parse(r#", "metadata_file": null"#).unwrap().names().contains(METADATA_FILE));
+    }
+}

@@ -1,0 +1,302 @@
+//! Open files of an artifact: each is opened once, checked, and read by ranges of rows.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, FixedSizeListArray, RecordBatch};
+use arrow_schema::{DataType, Field, Schema};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+
+use super::flat_file::{FlatFile, Place};
+use crate::artifact::format::{FileEntry, PART_ID_COLUMN, PQ_CODE_COLUMN, ROW_ID_COLUMN, from_hex};
+use crate::error::{Error, Result};
+use crate::io::{Store, files_left};
+use crate::lance::LanceStore;
+use crate::lance::file::{Expected, LanceFile, LanceFiles, local_read_error};
+use crate::model::item_field;
+
+/// An open bucket file.
+#[derive(Debug)]
+pub struct BucketFile {
+    num_rows: u64,
+    pub code_width: usize,
+    pub has_part_ids: bool,
+    access: Access,
+}
+
+#[derive(Debug)]
+enum Access {
+    Flat(FlatFile),
+    /// Another writer's, which Lance decodes.
+    Encoded(Box<LanceFile>),
+}
+
+impl BucketFile {
+    pub fn num_rows(&self) -> u64 {
+        self.num_rows
+    }
+}
+
+/// Ranges to read of one file.
+struct FileRead {
+    file: String,
+    bucket: Arc<BucketFile>,
+    ranges: Vec<Range<u64>>,
+}
+
+/// What was read of one of the files asked for.
+struct FileRows {
+    /// Of the file among those asked for.
+    index: usize,
+    batches: Vec<RecordBatch>,
+}
+
+/// Files opened, or read from an object store, at once for one window.
+const CONCURRENT_FILES: usize = 16;
+
+/// Shares in which the local files of one window are read.
+const LOCAL_READS: usize = 8;
+
+/// Local files that this process has open for reading at any moment, however many artifacts it reads, each by one thread: fewer
+/// where it may not open many.
+static LOCAL_FILES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new((files_left() / 3).clamp(1, 32))));
+
+/// Bytes of row ids and codes that are decoded at once.
+const DECODED_BYTES: usize = 4 << 20;
+
+/// The most rows for a byte of a file. Rows differ in their row ids, and no encoding tells one from the next in less than a bit.
+const ROWS_PER_BYTE: u64 = 8;
+
+async fn local_permit() -> Result<OwnedSemaphorePermit> {
+    LOCAL_FILES.clone().acquire_owned().await.map_err(|_| Error::internal("the semaphore of local files is closed"))
+}
+
+type Slot = Arc<OnceCell<Arc<BucketFile>>>;
+
+/// The files of one artifact.
+#[derive(Debug)]
+pub struct BucketFiles {
+    store: Store,
+    files: LanceFiles,
+    /// What the manifest says of each file.
+    entries: BTreeMap<String, FileEntry>,
+    open: Mutex<HashMap<String, Slot>>,
+    /// Bytes of rows read without the scheduler.
+    local_bytes: Arc<AtomicU64>,
+}
+
+impl BucketFiles {
+    /// Call within a Tokio runtime.
+    pub fn new(store: &LanceStore, entries: BTreeMap<String, FileEntry>) -> Self {
+        Self { store: store.files.clone(), files: LanceFiles::new(store), entries, open: Mutex::default(), local_bytes: Arc::default() }
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Bytes read so far, of rows and of headers.
+    pub fn bytes_read(&self) -> u64 {
+        self.files.bytes_read() + self.local_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether reads are requests to a server.
+    pub fn is_remote(&self) -> bool {
+        self.store.local_root().is_none()
+    }
+
+    async fn open(&self, file: &str) -> Result<LanceFile> {
+        let mut expected = Expected::default();
+        if let Some(entry) = self.entries.get(file) {
+            expected.size_bytes = Some(entry.size_bytes);
+            if let (Some(bytes), Some(checksum)) = (entry.tail_bytes, &entry.tail_checksum) {
+                let checksum = from_hex(checksum).ok_or_else(|| {
+                    Error::corrupt(format!(
+                        "{file} of {}: the manifest has the checksum {checksum:?} for it, which is none",
+                        self.store.uri()
+                    ))
+                })?;
+                expected.tail = Some((bytes, checksum));
+            }
+        }
+        self.files.open(file, expected).await
+    }
+
+    /// The only row of a small file, with its schema metadata.
+    pub async fn read_row(&self, file: &str) -> Result<(HashMap<String, String>, RecordBatch)> {
+        self.open(file).await?.read_row().await
+    }
+
+    /// Open a bucket file, or answer with the one that is open.
+    pub async fn bucket(&self, file: &str) -> Result<Arc<BucketFile>> {
+        let slot = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.entry(file.to_string()).or_default().clone()
+        };
+        slot.get_or_try_init(|| async {
+            let _permit = if self.store.local_root().is_some() { Some(local_permit().await?) } else { None };
+            let opened = self.open(file).await?;
+            let corrupt = |what: String| Error::corrupt(format!("{file} of {}: {what}", self.store.uri()));
+            let column = |name: &str| opened.schema().column_with_name(name).map(|(_, field)| field);
+            let wrong = |name: &str, field: Option<&Field>, expected: &str| {
+                corrupt(format!(
+                    "column {name:?} is {}, expected {expected}",
+                    field.map_or("missing".to_string(), |f| f.data_type().to_string())
+                ))
+            };
+            match column(ROW_ID_COLUMN) {
+                Some(field) if field.data_type() == &DataType::UInt64 => {}
+                other => return Err(wrong(ROW_ID_COLUMN, other, "uint64")),
+            }
+            let has_part_ids = match column(PART_ID_COLUMN) {
+                None => false,
+                Some(field) if field.data_type() == &DataType::UInt32 => true,
+                other => return Err(wrong(PART_ID_COLUMN, other, "uint32")),
+            };
+            let code_width = match column(PQ_CODE_COLUMN).map(Field::data_type) {
+                Some(DataType::FixedSizeList(item, width)) if item.data_type() == &DataType::UInt8 && *width > 0 => *width as usize,
+                _ => return Err(wrong(PQ_CODE_COLUMN, column(PQ_CODE_COLUMN), "fixed_size_list<uint8>")),
+            };
+            let (num_rows, size) = (opened.num_rows(), opened.size());
+            if num_rows > size.saturating_mul(ROWS_PER_BYTE) {
+                return Err(corrupt(format!("it claims {num_rows} rows in {size} bytes, which cannot hold as many row ids")));
+            }
+            let place = match self.store.local_root() {
+                Some(root) => Place::Local(root.join(file)),
+                None => Place::Store(Box::new(opened.byte_reader())),
+            };
+            let access = match FlatFile::of(place, &opened, code_width, has_part_ids) {
+                Some(flat) => Access::Flat(flat),
+                None => Access::Encoded(Box::new(opened)),
+            };
+            Ok(Arc::new(BucketFile { num_rows, code_width, has_part_ids, access }))
+        })
+        .await
+        .cloned()
+    }
+
+    /// Read ranges of rows of several files, all at once. The ranges of a file must be sorted and apart; they come in as few
+    /// batches as the file gives: `_rowid`, `__pq_code`, and `__ivf_part_id` where asked for.
+    pub async fn read_ranges(&self, requests: Vec<(&str, Vec<Range<u64>>)>, part_ids: bool) -> Result<Vec<Vec<RecordBatch>>> {
+        let mut opening: Vec<BoxFuture<'_, Result<FileRead>>> = Vec::with_capacity(requests.len());
+        for (file, ranges) in requests {
+            opening.push(self.open_ranges(file, ranges).boxed());
+        }
+        let reads: Vec<FileRead> = futures::stream::iter(opening).buffered(CONCURRENT_FILES).try_collect().await?;
+        let mut read = vec![Vec::new(); reads.len()];
+        let mut local = Vec::new();
+        let mut reading: Vec<BoxFuture<'_, Result<Vec<FileRows>>>> = Vec::new();
+        for (index, file) in reads.into_iter().enumerate() {
+            match &file.bucket.access {
+                Access::Flat(FlatFile { place: Place::Local(_), .. }) => local.push((index, file)),
+                _ => reading.push(async move { Ok(vec![FileRows { index, batches: self.read_file(file, part_ids).await? }]) }.boxed()),
+            }
+        }
+        // A few threads read many files each: a task for every one of them costs more than its read.
+        let each = local.len().div_ceil(LOCAL_READS).max(1);
+        while !local.is_empty() {
+            let files = local.split_off(local.len().saturating_sub(each));
+            reading.push(self.read_local(files, part_ids).boxed());
+        }
+        let mut reading = futures::stream::iter(reading).buffer_unordered(CONCURRENT_FILES);
+        while let Some(files) = reading.try_next().await? {
+            for FileRows { index, batches } in files {
+                read[index] = batches;
+            }
+        }
+        Ok(read)
+    }
+
+    async fn open_ranges(&self, file: &str, ranges: Vec<Range<u64>>) -> Result<FileRead> {
+        let bucket = self.bucket(file).await?;
+        if let Some(last) = ranges.last()
+            && last.end > bucket.num_rows()
+        {
+            return Err(Error::corrupt(format!(
+                "{file} of {} has {} rows, the manifest claims rows up to {}",
+                self.store.uri(),
+                bucket.num_rows(),
+                last.end
+            )));
+        }
+        Ok(FileRead { file: file.to_string(), bucket, ranges })
+    }
+
+    async fn read_local(&self, files: Vec<(usize, FileRead)>, part_ids: bool) -> Result<Vec<FileRows>> {
+        let (store, bytes_read) = (self.store.clone(), self.local_bytes.clone());
+        let permit = local_permit().await?;
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let mut read = Vec::with_capacity(files.len());
+            for (index, FileRead { file, bucket, ranges }) in files {
+                if let Access::Flat(flat) = &bucket.access
+                    && let Place::Local(path) = &flat.place
+                {
+                    let (batches, bytes) =
+                        flat.read_local(path, &ranges, part_ids && bucket.has_part_ids).map_err(|e| local_read_error(e, &file, &store))?;
+                    bytes_read.fetch_add(bytes, Ordering::Relaxed);
+                    read.push(FileRows { index, batches });
+                }
+            }
+            Ok(read)
+        })
+        .await?
+    }
+
+    async fn read_file(&self, read: FileRead, part_ids: bool) -> Result<Vec<RecordBatch>> {
+        let FileRead { file, bucket, ranges } = read;
+        let part_ids = part_ids && bucket.has_part_ids;
+        let rows: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+        let batches = match &bucket.access {
+            Access::Flat(flat) => match &flat.place {
+                Place::Store(store) => flat.read(store, &ranges, part_ids).await?,
+                Place::Local(path) => flat.read_local(path, &ranges, part_ids).map_err(|e| local_read_error(e, &file, &self.store))?.0,
+            },
+            Access::Encoded(encoded) => {
+                let mut columns = vec![ROW_ID_COLUMN, PQ_CODE_COLUMN];
+                columns.extend(part_ids.then_some(PART_ID_COLUMN));
+                // A page of a few bytes may stand for any number of rows: they are not decoded all at once, and what is no code or
+                // no row id is not collected.
+                let most = u32::try_from(DECODED_BYTES / (12 + bucket.code_width)).unwrap_or(u32::MAX).max(1);
+                encoded.decode(ranges.into(), columns, most, |batch| canonical(&batch)).await?
+            }
+        };
+        let got: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        if got as u64 != rows {
+            return Err(Error::corrupt(format!("{file} of {}: {got} rows were read, {rows} were asked for", self.store.uri())));
+        }
+        Ok(batches)
+    }
+}
+
+/// Lance's index builder is strict about the inner field of the codes; other writers of this format are not.
+fn canonical(batch: &RecordBatch) -> Result<RecordBatch> {
+    let schema = batch.schema();
+    let mut fields = Vec::with_capacity(batch.num_columns());
+    let mut columns = Vec::with_capacity(batch.num_columns());
+    for (field, column) in schema.fields().iter().zip(batch.columns()) {
+        let column = match column.data_type() {
+            DataType::FixedSizeList(_, width) => {
+                let codes = column.as_fixed_size_list();
+                if codes.values().null_count() > 0 {
+                    return Err(Error::corrupt(format!("column {:?} holds nulls", field.name())));
+                }
+                let values = crate::model::flat_values(codes);
+                let nulls = codes.nulls().cloned();
+                Arc::new(FixedSizeListArray::try_new(item_field(DataType::UInt8), *width, values, nulls)?) as _
+            }
+            _ => column.clone(),
+        };
+        if column.null_count() > 0 {
+            return Err(Error::corrupt(format!("column {:?} holds {} nulls", field.name(), column.null_count())));
+        }
+        fields.push(Field::new(field.name(), column.data_type().clone(), false));
+        columns.push(column);
+    }
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
+}

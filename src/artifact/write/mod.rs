@@ -1,0 +1,13 @@
+//! Artifacts as they are written: rows are staged, sorted by partition, appended to bucket files, and published.
+
+mod batch;
+mod bucket;
+mod buckets;
+mod builder;
+mod plan;
+mod stage;
+mod target;
+
+pub use builder::{BuilderOptions, Encoding, PartitionArtifactBuilder};
+pub use plan::{MemoryPlan, default_limit};
+pub use target::delete_artifact;

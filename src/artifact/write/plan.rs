@@ -1,0 +1,305 @@
+//! The writer's memory, planned before the first row: how the limit is shared between staging, sorting and writing, and how
+//! many files that and the process's limit on open files leave room for.
+
+use crate::artifact::format::DEFAULT_MAX_BUCKETS;
+use crate::error::{Error, Result};
+use crate::io::{LOCAL_BUFFER_BYTES, MAX_PARTS, MIN_PART_BYTES};
+
+const DEFAULT_LIMIT: u64 = 1 << 30;
+/// What the process needs per open bucket file beside its buffer: the Lance writer and its page list.
+const FILE_OVERHEAD: usize = 16 * 1024;
+/// What is kept per partition until the manifest is written: its ranges, rows and checksum.
+const PARTITION_OVERHEAD: usize = 104;
+/// Fewer staged rows than this make runs too short to be worth reading.
+const MIN_STAGE_ROWS: usize = 4096;
+
+/// Larger runs are written in several pages.
+const MAX_CHUNK_BYTES: usize = 2 << 20;
+
+/// Parts of an upload that are rows: the others are for the file's own metadata, which lists its pages.
+const ROW_PARTS: u64 = MAX_PARTS as u64 - MAX_PARTS as u64 / 64;
+/// Parts where nobody said how many rows will come: larger ones delay an upload for nothing.
+const MAX_UNPLANNED_PART_BYTES: usize = 64 << 20;
+/// Sizes of parts are multiples of this.
+const PART_STEP: usize = 64 * 1024;
+
+/// Files that are left for others than the builder: the dataset's, sockets, what Python opens.
+const OTHER_FILES: usize = 24;
+
+/// What a plan is made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    pub limit: u64,
+    pub code_width: usize,
+    pub num_partitions: usize,
+    /// As many as are useful and fit, where it is not given.
+    pub num_buckets: Option<usize>,
+    /// Rows that will come, about.
+    pub expected_rows: Option<u64>,
+    /// Bucket files are uploads.
+    pub uploads: bool,
+    pub threads: usize,
+    /// Files that the process may still open.
+    pub files_left: usize,
+}
+
+/// Shares of a memory limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    pub limit: u64,
+    pub num_buckets: usize,
+    /// Bytes of one part of an upload, of which an open file holds two.
+    pub part_bytes: usize,
+    /// Rows that one bucket file can take.
+    pub file_rows: u64,
+    /// Rows of one stage. Two stages exist: one fills while the other is grouped and written.
+    pub stage_rows: usize,
+    /// Rows of a stage that room is made for at the start.
+    pub first_rows: usize,
+    /// Rows handed to a file at once.
+    pub chunk_rows: usize,
+    /// Threads that gather, hash and write.
+    pub threads: usize,
+}
+
+/// 1 GiB or a quarter of the machine's memory, whichever is less.
+pub fn default_limit() -> u64 {
+    total_memory().map_or(DEFAULT_LIMIT, |total| DEFAULT_LIMIT.min(total / 4))
+}
+
+#[cfg(target_os = "linux")]
+fn total_memory() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let line = read("/proc/meminfo")?.lines().find(|l| l.starts_with("MemTotal:"))?.to_string();
+    let total = line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024;
+    // A container may have less than the machine.
+    let cgroup = read("/sys/fs/cgroup/memory.max").and_then(|max| max.trim().parse::<u64>().ok());
+    Some(cgroup.map_or(total, |max| max.min(total)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn total_memory() -> Option<u64> {
+    None
+}
+
+impl MemoryPlan {
+    /// Choose the files, the size of their parts and the stages; refuse what cannot end well.
+    pub fn choose(wanted: &Wanted) -> Result<Self> {
+        let (partitions, fit) = (wanted.num_partitions, wanted.files_left.saturating_sub(OTHER_FILES));
+        if fit == 0 {
+            return Err(Error::Storage(format!(
+                "this process may open {} more files, and a build needs {} beside those of the artifact; raise the limit (ulimit -n)",
+                wanted.files_left, OTHER_FILES
+            )));
+        }
+        let num_buckets = match wanted.num_buckets {
+            Some(given) if given == 0 || given > partitions => {
+                return Err(Error::invalid(format!("num_buckets: got {given}, expected 1 to num_partitions = {partitions}")));
+            }
+            Some(given) if given > fit => {
+                return Err(Error::invalid(format!(
+                    "num_buckets: got {given}, expected at most {fit}: each is an open file, and this process may open {} more, of which \
+                     {OTHER_FILES} are for others; raise the limit (ulimit -n) or lower num_buckets",
+                    wanted.files_left
+                )));
+            }
+            Some(given) => given,
+            None => {
+                let open_file_bytes = if wanted.uploads { 2 * MIN_PART_BYTES } else { LOCAL_BUFFER_BYTES };
+                partitions.min(DEFAULT_MAX_BUCKETS).min(fit).min(Self::max_buckets(wanted.limit, open_file_bytes))
+            }
+        };
+        let needed = match Self::of_buckets(wanted, num_buckets) {
+            Ok(plan) => return Ok(plan),
+            Err(needed) => needed.next_multiple_of(1 << 20),
+        };
+        let rows = match wanted.expected_rows {
+            Some(rows) if wanted.uploads => format!(" and about {rows} rows in uploads of at most {MAX_PARTS} parts"),
+            _ => String::new(),
+        };
+        // The most buckets that would do.
+        let (mut fits, mut fails) = (0, num_buckets);
+        while fails - fits > 1 {
+            let middle = fits + (fails - fits) / 2;
+            if Self::of_buckets(wanted, middle).is_ok() { fits = middle } else { fails = middle }
+        }
+        let lower = if fits > 0 { format!(" or lower num_buckets to {fits}") } else { String::new() };
+        Err(Error::invalid(format!(
+            "memory_limit: got {} bytes, expected at least {needed} for {partitions} partitions in {num_buckets} buckets with codes of {} bytes{rows}; raise memory_limit{lower}",
+            wanted.limit, wanted.code_width
+        )))
+    }
+
+    /// The plan for so many buckets, or the limit that they need.
+    fn of_buckets(wanted: &Wanted, num_buckets: usize) -> std::result::Result<Self, u64> {
+        if !wanted.uploads {
+            return Self::of_files(wanted, num_buckets, LOCAL_BUFFER_BYTES, u64::MAX);
+        }
+        let row_bytes = wanted.code_width as u64 + 12;
+        let of_parts = |part_bytes: usize| {
+            let file_rows = ROW_PARTS.saturating_mul(part_bytes as u64) / row_bytes;
+            Self::of_files(wanted, num_buckets, part_bytes.saturating_mul(2), file_rows).map(|plan| Self { part_bytes, ..plan })
+        };
+        let Some(rows) = wanted.expected_rows else {
+            let share = usize::try_from(wanted.limit / 8).unwrap_or(usize::MAX) / num_buckets / PART_STEP * PART_STEP;
+            let part_bytes = share.clamp(MIN_PART_BYTES, MAX_UNPLANNED_PART_BYTES);
+            return of_parts(part_bytes).or_else(|_| of_parts(MIN_PART_BYTES));
+        };
+        // Buckets are not of one size: room for several times the mean, or for everything in one.
+        let part_bytes = |times: u64| {
+            let rows = rows.div_ceil(num_buckets as u64).saturating_mul(times).min(rows);
+            let bytes = u128::from(rows) * u128::from(row_bytes);
+            let part = usize::try_from(bytes.div_ceil(u128::from(ROW_PARTS))).unwrap_or(usize::MAX / 4);
+            part.max(MIN_PART_BYTES).next_multiple_of(PART_STEP)
+        };
+        for times in [4, 3] {
+            let part_bytes = part_bytes(times);
+            if (part_bytes as u64).saturating_mul(2 * num_buckets as u64) <= wanted.limit / 2
+                && let Ok(plan) = of_parts(part_bytes)
+            {
+                return Ok(plan);
+            }
+        }
+        of_parts(part_bytes(2))
+    }
+
+    /// Share the limit between two stages, the sort and the threads that write to open files of `open_file_bytes` each.
+    fn of_files(wanted: &Wanted, num_buckets: usize, open_file_bytes: usize, file_rows: u64) -> std::result::Result<Self, u64> {
+        let (limit, threads) = (wanted.limit, wanted.threads);
+        let row_bytes = 8 + 4 + wanted.code_width;
+        let fixed = num_buckets
+            .saturating_mul(open_file_bytes.saturating_add(FILE_OVERHEAD))
+            .saturating_add(wanted.num_partitions * (PARTITION_OVERHEAD + 4 * (threads + 2)));
+        let usable = usize::try_from(limit).unwrap_or(usize::MAX);
+        // A gathered chunk per thread, which is to stay in its cache, and as much again for what its growth leaves behind.
+        let chunk_bytes = (usable / (16 * threads)).clamp(64 * 1024, MAX_CHUNK_BYTES);
+        let writing = threads * 2 * chunk_bytes;
+        let per_row = 2 * row_bytes + 4;
+        let stage_rows = usable.saturating_sub(fixed.saturating_add(writing)) / per_row;
+        if stage_rows < MIN_STAGE_ROWS {
+            // Writing takes an eighth, or the smallest chunks where an eighth is less.
+            let staged = fixed.saturating_add(MIN_STAGE_ROWS * per_row);
+            return Err((staged / 7).saturating_mul(8).saturating_add(64).max(staged.saturating_add(threads * 2 * 64 * 1024)) as u64);
+        }
+        // Rows of a stage are counted in 32 bits.
+        let stage_rows = stage_rows.min(u32::MAX as usize / 2);
+        let expected = wanted.expected_rows.map_or(stage_rows, |rows| usize::try_from(rows).unwrap_or(usize::MAX));
+        Ok(Self {
+            limit,
+            num_buckets,
+            part_bytes: MIN_PART_BYTES,
+            file_rows,
+            stage_rows,
+            first_rows: stage_rows.min(expected),
+            chunk_rows: (chunk_bytes / row_bytes).max(1),
+            threads,
+        })
+    }
+
+    /// The most buckets whose open files take at most a quarter of the limit.
+    fn max_buckets(limit: u64, open_file_bytes: usize) -> usize {
+        (usize::try_from(limit / 4).unwrap_or(usize::MAX) / (open_file_bytes + FILE_OVERHEAD)).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCAL: Wanted = Wanted {
+        limit: 1 << 30,
+        code_width: 64,
+        num_partitions: 1024,
+        num_buckets: None,
+        expected_rows: None,
+        uploads: false,
+        threads: 4,
+        files_left: 1000,
+    };
+
+    fn used(wanted: &Wanted, plan: &MemoryPlan) -> u64 {
+        let row = 12 + wanted.code_width;
+        let open = if wanted.uploads { 2 * plan.part_bytes } else { LOCAL_BUFFER_BYTES };
+        let writing = plan.threads * 2 * plan.chunk_rows * row;
+        (plan.stage_rows * (2 * row + 4) + writing + plan.num_buckets * (open + FILE_OVERHEAD)) as u64
+    }
+
+    fn number_after(error: &str, words: &str) -> u64 {
+        let rest = error.split(words).nth(1).unwrap_or_else(|| panic!("{error}"));
+        rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
+    }
+
+    #[test]
+    fn shares_stay_below_the_limit() {
+        for limit in [32u64 << 20, 256 << 20, 1 << 30, 8 << 30] {
+            for (code_width, num_partitions, buckets, threads) in [(64, 1024, 256, 4), (8, 65536, 256, 16), (96, 16, 16, 1)] {
+                for (uploads, expected_rows) in [(false, None), (true, None), (true, Some(1_000)), (true, Some(20_000_000_000))] {
+                    let num_buckets = (!uploads).then_some(buckets);
+                    let wanted = Wanted { limit, code_width, num_partitions, num_buckets, uploads, expected_rows, threads, ..LOCAL };
+                    match MemoryPlan::choose(&wanted) {
+                        Ok(plan) => assert!(used(&wanted, &plan) <= limit, "{wanted:?} {plan:?} uses {}", used(&wanted, &plan)),
+                        Err(error) => {
+                            assert!(limit < 64 << 20 || expected_rows > Some(1_000), "{wanted:?}: {error}");
+                            let needed = number_after(&error.to_string(), "at least ");
+                            let wanted = Wanted { limit: needed, num_buckets: Some(wanted.num_buckets.unwrap_or(1)), ..wanted };
+                            assert!(uploads || MemoryPlan::choose(&wanted).is_ok(), "{wanted:?}: {error}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_refused_with_what_works() {
+        for wanted in [
+            Wanted { limit: 1 << 20, num_buckets: Some(256), ..LOCAL },
+            Wanted { limit: 128 << 20, num_buckets: Some(256), uploads: true, ..LOCAL },
+            Wanted { limit: 128 << 20, num_buckets: Some(64), uploads: true, expected_rows: Some(4_000_000_000), ..LOCAL },
+            Wanted { limit: 512 << 20, num_buckets: Some(16), uploads: true, expected_rows: Some(90_000_000_000), ..LOCAL },
+        ] {
+            let error = MemoryPlan::choose(&wanted).unwrap_err().to_string();
+            let limit = number_after(&error, "at least ");
+            assert!(MemoryPlan::choose(&Wanted { limit, ..wanted }).is_ok(), "{error}");
+            if error.contains("lower num_buckets") {
+                let num_buckets = Some(number_after(&error, "lower num_buckets to ") as usize);
+                assert!(MemoryPlan::choose(&Wanted { num_buckets, ..wanted }).is_ok(), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_take_the_rows_that_are_expected_and_more() {
+        let row = 76;
+        for (rows, limit) in [(1_000u64, 1u64 << 30), (1_000_000_000, 1 << 30), (20_000_000_000, 1 << 30), (100_000_000_000, 8 << 30)] {
+            let wanted = Wanted { limit, uploads: true, expected_rows: Some(rows), ..LOCAL };
+            let plan = MemoryPlan::choose(&wanted).unwrap();
+            let mean = rows.div_ceil(plan.num_buckets as u64);
+            assert!(plan.file_rows >= (2 * mean).min(rows), "{plan:?}");
+            assert!(plan.part_bytes >= 5 << 20 && plan.file_rows * row <= 10_000 * plan.part_bytes as u64, "{plan:?}");
+        }
+        // Where memory allows, buckets may be four times the mean; where nobody said how many rows come, parts are as large as
+        // a share of the limit allows.
+        let ample = MemoryPlan::choose(&Wanted { limit: 64 << 30, uploads: true, expected_rows: Some(100_000_000_000), ..LOCAL }).unwrap();
+        assert!(ample.file_rows >= 4 * 100_000_000_000u64.div_ceil(ample.num_buckets as u64));
+        let unknown = MemoryPlan::choose(&Wanted { limit: 4 << 30, num_buckets: Some(16), uploads: true, ..LOCAL }).unwrap();
+        assert_eq!((unknown.part_bytes, unknown.file_rows), (32 << 20, 9844 * (32 << 20) / 76));
+    }
+
+    #[test]
+    fn files_fit_the_limit_on_open_files() {
+        assert_eq!(MemoryPlan::choose(&LOCAL).unwrap().num_buckets, 256);
+        let few = Wanted { files_left: 50, ..LOCAL };
+        assert_eq!(MemoryPlan::choose(&few).unwrap().num_buckets, 26);
+        let error = MemoryPlan::choose(&Wanted { num_buckets: Some(64), ..few }).unwrap_err().to_string();
+        assert!(error.contains("at most 26") && error.contains("ulimit -n"), "{error}");
+        assert!(matches!(MemoryPlan::choose(&Wanted { files_left: 20, ..LOCAL }), Err(Error::Storage(_))));
+    }
+
+    #[test]
+    fn only_what_the_rows_need_is_reserved_at_first() {
+        let plan = MemoryPlan::choose(&Wanted { expected_rows: Some(50_000), ..LOCAL }).unwrap();
+        assert_eq!(plan.first_rows, 50_000);
+        assert_eq!(plan.stage_rows, MemoryPlan::choose(&LOCAL).unwrap().stage_rows);
+    }
+}

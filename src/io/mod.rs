@@ -1,0 +1,19 @@
+//! Bytes: stores, URIs (true and shown), local files, uploads, checksummed tails, and whose a file is.
+//!
+//! What may enter: what would be the same for any bytes. Nothing in here knows what they mean, or Lance.
+
+mod file;
+mod limits;
+mod local;
+mod owner;
+mod store;
+mod tail;
+mod uri;
+
+pub use file::{FileSink, LOCAL_BUFFER_BYTES, MAX_PARTS, MIN_PART_BYTES, Uploads};
+pub use limits::files_left;
+pub use local::{HIDDEN_PREFIX, LOCK_FILE, Lock, parents_of_new, sync_dir};
+pub use owner::Owner;
+pub use store::{Condition, Entry, Seen, Store, check_relative_path};
+pub use tail::TailRecorder;
+pub use uri::{has_scheme, without_credentials};

@@ -1,0 +1,111 @@
+//! A column, scanned in order in bounded memory.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt64Type;
+use arrow_array::{FixedSizeListArray, RecordBatch, UInt64Array};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use lance::dataset::fragment::{BaseSchedulers, FileFragment, FragReadConfig};
+use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
+use lance_table::format::Fragment;
+
+use super::column::VectorColumn;
+use super::version::Dataset;
+use crate::error::{Error, Result};
+
+/// Scanned rows, not yet filtered.
+#[derive(Debug, Clone)]
+pub struct ScannedRows {
+    pub row_ids: UInt64Array,
+    pub vectors: FixedSizeListArray,
+}
+
+impl ScannedRows {
+    fn of(batch: &RecordBatch, column: &VectorColumn) -> Result<Self> {
+        let row_ids = batch
+            .column_by_name(lance_core::ROW_ID)
+            .and_then(|c| c.as_primitive_opt::<UInt64Type>())
+            .ok_or_else(|| Error::internal("a scanned batch has no row ids"))?;
+        Ok(Self { row_ids: row_ids.clone(), vectors: column.extract(batch)? })
+    }
+
+    pub fn len(&self) -> usize {
+        self.row_ids.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.row_ids.is_empty()
+    }
+
+    /// `rows` rows from `first` on, without a copy.
+    pub fn slice(&self, first: usize, rows: usize) -> Self {
+        Self { row_ids: self.row_ids.slice(first, rows), vectors: self.vectors.slice(first, rows) }
+    }
+}
+
+/// How much a scan holds at once.
+#[derive(Debug, Clone, Copy)]
+pub struct ScanOptions {
+    pub batch_rows: u32,
+    /// Batches read ahead.
+    pub ahead: usize,
+}
+
+impl Dataset {
+    /// The rows of a column in some fragments, in order.
+    ///
+    /// Reads ranges of rows rather than Lance's scan, which reads whole pages: of a table written in one piece those are as
+    /// large as its files, and several at a time.
+    pub async fn scan(
+        &self,
+        column: &VectorColumn,
+        fragment_ids: &[u32],
+        options: ScanOptions,
+    ) -> Result<impl Stream<Item = Result<ScannedRows>> + Send + use<>> {
+        let (dataset, path, rows) = (self.0.clone(), column.path.clone(), options.batch_rows);
+        let chosen: HashSet<u64> = fragment_ids.iter().map(|id| u64::from(*id)).collect();
+        let fragments: Vec<Fragment> = dataset.manifest().fragments.iter().filter(|f| chosen.contains(&f.id)).cloned().collect();
+        let store = dataset.object_store(None).await?;
+        let scheduler = ScanScheduler::new(store.clone(), SchedulerConfig::max_bandwidth(&store));
+        let bases = BaseSchedulers::max_bandwidth();
+        let opened = stream::iter(fragments)
+            .map(move |fragment| {
+                let (dataset, path) = (dataset.clone(), path.clone());
+                let (scheduler, bases) = (scheduler.clone(), bases.clone());
+                async move {
+                    let projection = dataset.schema().project(&[path])?;
+                    let fragment = FileFragment::new(dataset, fragment);
+                    let config = FragReadConfig::default().with_row_id(true).with_scan_scheduler(scheduler).with_base_schedulers(bases);
+                    let physical_rows = fragment.physical_rows().await? as u32;
+                    Ok::<_, Error>((Arc::new(fragment.open(&projection, config).await?), physical_rows))
+                }
+            })
+            // The next fragment's metadata comes while this one is read.
+            .buffered(2);
+        let ranges = opened
+            .map_ok(move |(reader, physical_rows)| {
+                let starts = (0..physical_rows).step_by(rows as usize);
+                stream::iter(starts.map(move |start| Ok::<_, Error>((reader.clone(), start..physical_rows.min(start + rows)))))
+            })
+            .try_flatten();
+        let column = column.clone();
+        Ok(ranges
+            .map(move |range| {
+                let column = column.clone();
+                async move {
+                    let (reader, range) = range?;
+                    // A task of its own: decoding is work, and the reader of the stream may be busy.
+                    tokio::spawn(async move {
+                        let batches = reader.take_range(range, rows).await?.buffered(1).try_collect::<Vec<_>>().await?;
+                        batches.iter().filter(|b| b.num_rows() > 0).map(|b| ScannedRows::of(b, &column)).collect::<Result<Vec<_>>>()
+                    })
+                    .await?
+                }
+            })
+            .buffered(options.ahead)
+            .map_ok(|batches| stream::iter(batches.into_iter().map(Ok)))
+            .try_flatten())
+    }
+}

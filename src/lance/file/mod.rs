@@ -1,0 +1,9 @@
+//! Lance files: written page by page without an encoder, opened without trusting what they say, read by ranges.
+
+mod flat;
+mod read;
+mod write;
+
+pub use flat::{FlatColumn, FlatType};
+pub use read::{ByteReader, Expected, LanceFile, LanceFiles, local_read_error};
+pub use write::{FlatFileWriter, Written, index_file, write_row};

@@ -1,0 +1,243 @@
+//! Files as they are read: each opened once, its end looked at before it is decoded, and decoded where nothing it does can do harm.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_schema::Schema;
+use bytes::Bytes;
+use futures::TryStreamExt;
+use lance_core::cache::LanceCache;
+use lance_encoding::decoder::{DecoderPlugins, FilterExpression};
+use lance_file::reader::{FileReader, FileReaderOptions};
+use lance_io::ReadBatchParams;
+use lance_io::scheduler::{FileScheduler, ScanScheduler, SchedulerConfig};
+use lance_io::utils::CachedFileSize;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::flat::{FlatColumn, FlatType};
+use crate::error::{Error, Result};
+use crate::io::Store;
+use crate::lance::LanceStore;
+
+/// Bytes of the footer that ends every Lance file: three positions, two counts, two version numbers, the magic.
+const FOOTER_BYTES: usize = 40;
+
+/// What somebody else says of a file.
+#[derive(Debug, Clone, Default)]
+pub struct Expected {
+    pub size_bytes: Option<u64>,
+    /// Bytes at the end, and their `xxh3_64`.
+    pub tail: Option<(u64, u64)>,
+}
+
+/// The Lance files of a place.
+#[derive(Debug)]
+pub struct LanceFiles {
+    store: Store,
+    scheduler: Arc<ScanScheduler>,
+}
+
+/// A Lance file that is open.
+#[derive(Debug)]
+pub struct LanceFile {
+    store: Store,
+    name: String,
+    file: FileScheduler,
+    reader: FileReader,
+    schema: Schema,
+    size: u64,
+}
+
+/// Reads bytes of a file of a store.
+#[derive(Debug, Clone)]
+pub struct ByteReader {
+    store: Store,
+    name: String,
+    file: FileScheduler,
+}
+
+impl LanceFiles {
+    /// Call within a Tokio runtime.
+    pub fn new(store: &LanceStore) -> Self {
+        let config = SchedulerConfig::max_bandwidth(&store.store);
+        Self { store: store.files.clone(), scheduler: ScanScheduler::new(store.store.clone(), config) }
+    }
+
+    /// Bytes read so far, headers included; of local files without those that were read around it.
+    pub fn bytes_read(&self) -> u64 {
+        self.scheduler.stats().bytes_read
+    }
+
+    pub async fn open(&self, name: &str, expected: Expected) -> Result<LanceFile> {
+        let path = self.store.path(name)?;
+        let scheduler = self.scheduler.clone();
+        let (file, reader, schema, size) = panics_caught(name, &self.store, async move {
+            let file = scheduler.open_file(&path, &CachedFileSize::unknown()).await?;
+            let size = check_tail(&file, &expected).await?;
+            let plugins = Arc::<DecoderPlugins>::default();
+            let reader = FileReader::try_open(file.clone(), None, plugins, &LanceCache::no_cache(), FileReaderOptions::default()).await?;
+            // Its conversion panics on damaged type names.
+            let schema = Schema::from(reader.schema().as_ref());
+            Ok((file, reader, schema, size))
+        })
+        .await?;
+        Ok(LanceFile { store: self.store.clone(), name: name.to_string(), file, reader, schema, size })
+    }
+}
+
+impl LanceFile {
+    pub fn num_rows(&self) -> u64 {
+        self.reader.num_rows()
+    }
+
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub fn byte_reader(&self) -> ByteReader {
+        ByteReader { store: self.store.clone(), name: self.name.clone(), file: self.file.clone() }
+    }
+
+    /// Where the values of some columns lie, or `None` where one is encoded, or they have not the same pages.
+    pub fn flat_columns(&self, columns: &[(&str, FlatType)]) -> Option<Vec<FlatColumn>> {
+        let infos = &self.reader.metadata().column_infos;
+        // One column of the file for each field, as long as none has columns of its own.
+        if infos.len() != self.schema.fields().len() {
+            return None;
+        }
+        let column = |(name, kind): &(&str, FlatType)| FlatColumn::of(infos.get(self.schema.index_of(name).ok()?)?, *kind, self.size);
+        let columns = columns.iter().map(column).collect::<Option<Vec<_>>>()?;
+        columns.iter().all(|c| c.num_rows() == self.num_rows() && c.same_pages(&columns[0])).then_some(columns)
+    }
+
+    /// The only row of a small file, with its schema metadata.
+    pub async fn read_row(self) -> Result<(HashMap<String, String>, RecordBatch)> {
+        let Self { store, name, reader, .. } = self;
+        if reader.num_rows() != 1 {
+            return Err(Error::corrupt(format!("{name} of {}: {} rows, expected one", store.uri(), reader.num_rows())));
+        }
+        let metadata = reader.schema().metadata.clone();
+        let batch = panics_caught(&name, &store, async move {
+            let stream = reader.read_stream(ReadBatchParams::RangeFull, 1, 1, FilterExpression::no_filter()).await?;
+            let schema = stream.schema();
+            let batches: Vec<RecordBatch> = stream.try_collect().await?;
+            Ok(arrow_select::concat::concat_batches(&schema, &batches)?)
+        })
+        .await?;
+        Ok((metadata, batch))
+    }
+
+    /// Decode ranges of rows, at most `rows_at_once`; each batch is handed to `each` before there is a next one.
+    pub async fn decode(
+        &self,
+        ranges: Arc<[Range<u64>]>,
+        columns: Vec<&'static str>,
+        rows_at_once: u32,
+        each: impl Fn(RecordBatch) -> Result<RecordBatch> + Send + 'static,
+    ) -> Result<Vec<RecordBatch>> {
+        let reader = self.reader.clone();
+        panics_caught(&self.name, &self.store, async move {
+            let version = reader.metadata().version();
+            let projection = lance_file::versions::reader_projection_from_column_names(version, reader.schema(), &columns)?;
+            let ranges = ReadBatchParams::Ranges(ranges);
+            let mut stream = reader.read_stream_projected(ranges, rows_at_once, 2, projection, FilterExpression::no_filter()).await?;
+            let mut batches = Vec::new();
+            while let Some(batch) = stream.try_next().await? {
+                batches.push(each(batch)?);
+            }
+            Ok(batches)
+        })
+        .await
+    }
+}
+
+impl ByteReader {
+    pub async fn read(&self, ranges: Vec<Range<u64>>) -> Result<Vec<Bytes>> {
+        let file = self.file.clone();
+        panics_caught(&self.name, &self.store, async move { file.submit_request(ranges, 0).await }).await
+    }
+}
+
+/// Turn a failed read into the error that fits: what the store could not give is `Storage`, everything else is a file that
+/// is not what its manifest says.
+fn read_error(error: lance_core::Error, file: &str, store: &Store) -> Error {
+    let what = format!("reading {file} of {}", store.uri());
+    // Lance says IO of undecodable metadata too: only what the store itself said is a storage error.
+    let from_store = match &error {
+        lance_core::Error::IO { source, .. } => {
+            match (source.downcast_ref::<std::io::Error>(), source.downcast_ref::<object_store::Error>()) {
+                (Some(io), _) => {
+                    !matches!(io.kind(), std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData)
+                }
+                (_, Some(object)) => !matches!(object, object_store::Error::NotFound { .. }),
+                _ => false,
+            }
+        }
+        lance_core::Error::Timeout { .. } => true,
+        _ => false,
+    };
+    match Error::from(error) {
+        Error::Interrupted(m) => Error::Interrupted(m),
+        other if from_store => Error::Storage(format!("{what}: {other}")),
+        other => Error::corrupt(format!("{what}: the file is missing, cut or damaged: {other}")),
+    }
+}
+
+/// The error of a local file that was read around Lance.
+pub fn local_read_error(error: std::io::Error, file: &str, store: &Store) -> Error {
+    read_error(lance_core::Error::from(error), file, store)
+}
+
+/// Look at the end of a file before it is decoded: a damaged count would ask for more memory than there is, which no caller
+/// can catch. Where there is a checksum of the file's metadata, nothing damaged gets past.
+async fn check_tail(file: &FileScheduler, expected: &Expected) -> lance_core::Result<u64> {
+    let corrupt = |what: String| lance_core::Error::from(Error::corrupt(what));
+    let reader = file.reader();
+    let size = reader.size().await?;
+    if let Some(expected) = expected.size_bytes
+        && expected != size as u64
+    {
+        return Err(corrupt(format!("the file has {size} bytes, the manifest says {expected}")));
+    }
+    if size < FOOTER_BYTES {
+        return Err(corrupt(format!("the file has {size} bytes, fewer than the footer of a Lance file")));
+    }
+    let checked = expected.tail.and_then(|(bytes, checksum)| Some((usize::try_from(bytes).ok()?, checksum)));
+    let tail_bytes = checked.map_or(FOOTER_BYTES, |(bytes, _)| bytes.clamp(FOOTER_BYTES, size));
+    let tail = reader.get_range(size - tail_bytes..size).await?;
+    if checked.is_some_and(|(_, checksum)| xxh3_64(&tail) != checksum) {
+        return Err(corrupt("the file's metadata does not have the checksum that the manifest says".into()));
+    }
+    let footer = &tail[tail.len() - FOOTER_BYTES..];
+    let number = |at: usize, bytes: usize| footer[at..at + bytes].iter().rev().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    let (positions, counts) = ([number(0, 8), number(8, 8), number(16, 8)], number(24, 4) + number(28, 4));
+    if &footer[36..] != b"LANC" || positions.iter().any(|p| *p > size as u64) || counts * 16 > size as u64 {
+        return Err(corrupt("the footer is not that of a Lance file, or is damaged".into()));
+    }
+    Ok(size as u64)
+}
+
+/// Run a read in a task of its own: Lance's decoders may panic on damaged bytes, and that must end as an error.
+async fn panics_caught<T: Send + 'static>(
+    file: &str,
+    store: &Store,
+    work: impl Future<Output = lance_core::Result<T>> + Send + 'static,
+) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result.map_err(|e| read_error(e, file, store)),
+        Err(e) if e.is_panic() => {
+            let panic = e.into_panic();
+            let message =
+                panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
+            Err(Error::corrupt(format!("reading {file} of {}: the file cannot be decoded ({message})", store.uri())))
+        }
+        Err(_) => Err(Error::Interrupted(format!("reading {file} of {} was cancelled", store.uri()))),
+    }
+}

@@ -1,0 +1,85 @@
+//! What an index says of itself in the manifest: all that stock Lance writes there, because it goes by it later. A plain
+//! `optimize_indices` of an index without its target partition size, for one, puts new rows into ever larger partitions.
+
+use std::collections::HashMap;
+
+use lance_index::pb;
+use lance_index::pb::vector_index_details::{Compression, ProductQuantization};
+use lance_index::vector::hnsw::builder::HnswBuildParams;
+use lance_index::vector::ivf::IvfBuildParams;
+use lance_index::vector::pq::PQBuildParams;
+
+use crate::error::{Error, Result};
+use crate::model::{IvfPqModel, Metric, Training};
+
+/// The index types that one artifact can become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IndexType {
+    IvfPq,
+    /// With an HNSW graph over each partition's codes: edges per node, and candidates kept while building.
+    IvfHnswPq {
+        m: usize,
+        ef_construction: usize,
+    },
+}
+
+impl IndexType {
+    /// The version of its format.
+    pub fn version(self) -> i32 {
+        match self {
+            Self::IvfPq => lance_index::IndexType::IvfPq.version(),
+            Self::IvfHnswPq { .. } => lance_index::IndexType::IvfHnswPq.version(),
+        }
+    }
+}
+
+/// The details of an index of `model`: type URL and bytes. `hints` is provenance beside what stock has.
+pub fn index_details(
+    model: &IvfPqModel,
+    training: Option<Training>,
+    index_type: IndexType,
+    mut hints: HashMap<String, String>,
+) -> Result<(String, Vec<u8>)> {
+    let metric = match model.metric() {
+        Metric::L2 => pb::VectorMetricType::L2,
+        Metric::Cosine => pb::VectorMetricType::Cosine,
+        Metric::Dot => pb::VectorMetricType::Dot,
+    };
+    let training = training.unwrap_or_default();
+    let (ivf, pq) = (IvfBuildParams::default(), PQBuildParams::default());
+    let mut hint = |key: &str, value: String| {
+        hints.entry(format!("lance.{key}")).or_insert(value);
+    };
+    if let Some(max_iters) = training.max_iters {
+        hint("ivf.max_iters", max_iters.to_string());
+        hint("pq.max_iters", max_iters.to_string());
+    }
+    if let Some(sample_rate) = training.sample_rate {
+        hint("ivf.sample_rate", sample_rate.to_string());
+        hint("pq.sample_rate", sample_rate.to_string());
+    }
+    hint("ivf.shuffle_partition_batches", ivf.shuffle_partition_batches.to_string());
+    hint("ivf.shuffle_partition_concurrency", ivf.shuffle_partition_concurrency.to_string());
+    hint("pq.kmeans_redos", pq.kmeans_redos.to_string());
+    hint("skip_transpose", false.to_string());
+    let hnsw = match index_type {
+        IndexType::IvfPq => None,
+        IndexType::IvfHnswPq { m, ef_construction } => {
+            let params = HnswBuildParams::default().num_edges(m).ef_construction(ef_construction);
+            hint("hnsw.prefetch_distance", params.prefetch_distance.map_or("none".into(), |distance| distance.to_string()));
+            Some((&params).into())
+        }
+    };
+    let details = pb::VectorIndexDetails {
+        metric_type: metric.into(),
+        target_partition_size: training.target_partition_size.unwrap_or_default(),
+        hnsw_index_config: hnsw,
+        compression: Some(Compression::Pq(ProductQuantization {
+            num_bits: model.num_bits(),
+            num_sub_vectors: model.num_sub_vectors() as u32,
+        })),
+        runtime_hints: hints,
+    };
+    let details = prost_types::Any::from_msg(&details).map_err(|e| Error::internal(format!("index details: {e}")))?;
+    Ok((details.type_url, details.value))
+}

@@ -1,0 +1,127 @@
+//! The folder of a segment: whose an unfinished one is, and what a killed build left.
+//!
+//! The folder holds the marks of the process that builds it until right before the commit, which lists the folder. The next build
+//! removes folders whose builder is certainly gone; those without marks, or of processes elsewhere, are left to Lance's own cleanup,
+//! which takes them after seven days.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lance::index::DatasetIndexExt;
+use lance_core::cache::LanceCache;
+use lance_encoding::decoder::DecoderPlugins;
+use lance_file::reader::{FileReader, FileReaderOptions};
+use lance_io::object_store::ObjectStore;
+use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
+use lance_io::traits::Writer;
+use object_store::path::Path;
+
+use crate::error::{Error, Result};
+use crate::io::Owner;
+use crate::lance::dataset::Dataset;
+use crate::lance::file::index_file;
+
+const OWNER_FILE: &str = ".lance-artifact-owner";
+
+/// Where the files of one segment are, or are about to be.
+#[derive(Debug, Clone)]
+pub struct SegmentFolder {
+    store: Arc<ObjectStore>,
+    path: Path,
+    uuid: String,
+}
+
+impl SegmentFolder {
+    pub async fn of(dataset: &Dataset, uuid: &str) -> Result<Self> {
+        let store = dataset.0.object_store(None).await?;
+        Ok(Self { store, path: dataset.0.indices_dir().join(uuid), uuid: uuid.to_string() })
+    }
+
+    /// As Lance's index builder wants it.
+    pub fn as_lance(&self) -> Path {
+        self.path.clone()
+    }
+
+    /// Where it is on this machine's disk.
+    pub fn local(&self) -> Option<PathBuf> {
+        self.store.has_direct_local_paths().then(|| lance_io::local::to_local_path(&self.path).into())
+    }
+
+    fn owner_file(&self) -> Path {
+        self.path.clone().join(OWNER_FILE)
+    }
+
+    /// Leave marks before anything is written.
+    pub async fn mark(&self) -> Result<()> {
+        if let Some(folder) = self.local() {
+            // On this thread: a write that goes on elsewhere would make the folder again after a cancelled build has removed it.
+            std::fs::create_dir_all(&folder)?;
+            return Ok(std::fs::write(folder.join(OWNER_FILE), Owner::this().to_json())?);
+        }
+        self.store.put(&self.owner_file(), Owner::this().to_json().as_bytes()).await?;
+        Ok(())
+    }
+
+    /// Take the marks away: what is in the folder now is the segment.
+    pub async fn unmark(&self) -> Result<()> {
+        match self.store.delete(&self.owner_file()).await {
+            Ok(()) | Err(lance_core::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(Error::from(e).context("removing the marks of an unfinished segment")),
+        }
+    }
+
+    /// Bytes of a file, or `None` where it is not there.
+    pub async fn size(&self, name: &str) -> Result<Option<u64>> {
+        match self.store.size(&self.path.clone().join(name)).await {
+            Ok(size) => Ok(Some(size)),
+            Err(lance_core::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(Error::from(e).context(format!("looking for {name} of index segment {}", self.uuid))),
+        }
+    }
+
+    /// Rows that the file of codes says it has.
+    pub async fn stored_rows(&self) -> Result<u64> {
+        let path = self.path.clone().join(lance_index::INDEX_AUXILIARY_FILE_NAME);
+        let scheduler = ScanScheduler::new(self.store.clone(), SchedulerConfig::max_bandwidth(&self.store));
+        let file = scheduler.open_file(&path, &lance_io::utils::CachedFileSize::unknown()).await?;
+        let (plugins, cache) = (Arc::<DecoderPlugins>::default(), LanceCache::no_cache());
+        Ok(FileReader::try_open(file, None, plugins, &cache, FileReaderOptions::default()).await?.num_rows())
+    }
+
+    /// Delete what is in it, if anything is.
+    pub async fn remove(&self) -> Result<()> {
+        match self.store.remove_dir_all(self.path.clone()).await {
+            Ok(()) | Err(lance_core::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(Error::from(e).context(format!("removing the unfinished index segment {}", self.uuid))),
+        }
+    }
+
+    pub(super) async fn create(&self, name: &str) -> Result<Box<dyn Writer>> {
+        match self.local() {
+            Some(folder) => index_file(folder.join(name)),
+            None => Ok(self.store.create(&self.path.clone().join(name)).await?),
+        }
+    }
+
+    /// Remove the segments that killed builds left in a dataset; how many there were. Nothing depends on it: what cannot be listed
+    /// or removed stays.
+    pub async fn remove_leftovers(dataset: &Dataset) -> usize {
+        let Ok(store) = dataset.0.object_store(None).await else { return 0 };
+        let Ok(folders) = store.read_dir(dataset.0.indices_dir()).await else { return 0 };
+        let Ok(committed) = dataset.0.load_indices().await else { return 0 };
+        let committed: HashSet<String> = committed.iter().map(|index| index.uuid.to_string()).collect();
+        let mut removed = 0;
+        for uuid in folders.into_iter().filter(|name| uuid::Uuid::parse_str(name).is_ok() && !committed.contains(name)) {
+            if let Ok(folder) = Self::of(dataset, &uuid).await {
+                removed += usize::from(folder.remove_if_gone().await);
+            }
+        }
+        removed
+    }
+
+    async fn remove_if_gone(&self) -> bool {
+        let Ok(marks) = self.store.read_one_all(&self.owner_file()).await else { return false };
+        Owner::parse(&marks).is_some_and(|owner| owner.is_gone()) && self.remove().await.is_ok()
+    }
+}

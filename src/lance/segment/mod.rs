@@ -1,0 +1,11 @@
+//! Index segments: their folders, their two files, and what an index says of itself in the dataset's manifest.
+
+mod committed;
+mod details;
+mod folder;
+mod writer;
+
+pub use committed::CommittedSegment;
+pub use details::{IndexType, index_details};
+pub use folder::SegmentFolder;
+pub use writer::{EncodedRows, PageEncoder, SegmentWriter};
