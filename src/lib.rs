@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented))]
 
 pub mod artifact;
+pub mod budget;
 pub mod encode;
 pub mod error;
 pub mod finalize;

@@ -268,6 +268,12 @@ impl IvfPqModel {
     }
 
     /// `num_partitions` rows of `fixed_size_list<T>[dimension]`.
+    /// Bytes of centroids and codebook.
+    pub fn num_bytes(&self) -> usize {
+        flat_values(&self.centroids).len() * self.element_type.byte_width()
+            + flat_values(&self.codebook).len() * self.element_type.byte_width()
+    }
+
     pub fn centroids(&self) -> &FixedSizeListArray {
         &self.centroids
     }

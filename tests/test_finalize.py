@@ -347,7 +347,7 @@ def test_many_artifacts_with_few_open_files(ds: Any, model: la.IvfPqModel, tmp_p
     many = la.IvfPqModel(centroids, model.pq_codebook, num_sub_vectors=M)
     shards = [
         la.build_artifact(
-            ds, "vector", many, tmp_path / f"shard{fragment.fragment_id}", backend="cpu",
+            ds, "vector", many, tmp_path / f"shard{fragment.fragment_id}", backend="cpu", num_buckets=64,
             fragment_ids=[fragment.fragment_id],
         )
         for fragment in ds.get_fragments()

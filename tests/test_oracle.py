@@ -89,9 +89,10 @@ def test_segment_files_say_what_stock_says(version: str, bits: int, write: Any, 
         assert len(files[0].columns) == len(files[1].columns)
 
 
+@pytest.mark.parametrize("memory_limit", [None, 14 << 20])
 @pytest.mark.parametrize("version", ["legacy", "2.0", "2.1", "2.2"])
-def test_segments_of_several_windows(version: str, tmp_path: Any) -> None:
-    """Partitions larger than what the finalizer prepares at once, and empty ones between them."""
+def test_segments_of_several_windows(version: str, memory_limit: int | None, tmp_path: Any) -> None:
+    """Partitions larger than what the finalizer prepares at once, and than what it may hold, and empty ones between them."""
     rows, width = 200_000, 64
     rng = np.random.default_rng(4)
     ds = lance.write_dataset(
@@ -115,7 +116,7 @@ def test_segments_of_several_windows(version: str, tmp_path: Any) -> None:
                     [pa.array(ids[now]), pa.array(parts[now]), flat], ["_rowid", "__ivf_part_id", "__pq_code"]
                 )
             )
-    la.finalize(ds, "vector", builder.artifact)
+    la.finalize(ds, "vector", builder.artifact, memory_limit=memory_limit)
     found = stored(ds, "vector_idx")
     assert [len(p) for p in found] == np.bincount(parts, minlength=10).tolist()
     for partition, there in enumerate(found):

@@ -32,10 +32,9 @@ def open_artifacts(handle: Handle, artifacts: Any, storage_options: Any) -> list
     several = [artifacts] if isinstance(artifacts, (Artifact, str, Path)) else list(artifacts)
     if not several:
         raise InvalidInputError("artifacts: got none, expected at least one Artifact, path or URI")
-    opened = [
-        a if isinstance(a, Artifact) else Artifact.open(str(a), store_options(handle, a, storage_options))
-        for a in several
-    ]
+    uris = [str(a) for a in several if not isinstance(a, Artifact)]
+    there = iter(Artifact._open_all([(uri, store_options(handle, uri, storage_options)) for uri in uris]))
+    opened = [a if isinstance(a, Artifact) else next(there) for a in several]
     seen: set[str] = set()
     for artifact in opened:
         if artifact.uri in seen:
@@ -45,7 +44,7 @@ def open_artifacts(handle: Handle, artifacts: Any, storage_options: Any) -> list
 
 
 def common_version(handle: Handle, artifacts: list[Artifact]) -> int:
-    versions = {a.manifest["source"]["version"]: a.uri for a in artifacts if "source" in a.manifest}
+    versions = {source["version"]: a.uri for a in artifacts if (source := a._source) is not None}
     if len(versions) > 1:
         raise ArtifactMismatchError(
             f"the artifacts were encoded from different versions of the dataset: {versions}; encode all shards at one version"
@@ -57,9 +56,11 @@ def covered(at: Handle, artifacts: list[Artifact], fragment_ids: list[int] | Non
     """The fragments that an index of these artifacts is to cover, as far as that is known."""
     if fragment_ids is not None:
         return fragment_ids
-    if any("source" not in a.manifest for a in artifacts):
+    sources = [a._source for a in artifacts]
+    known = [source for source in sources if source is not None]
+    if len(known) < len(sources):
         return at.fragment_ids()
-    return [i for a in artifacts for i in a.manifest["source"]["fragment_ids"]]
+    return [i for source in known for i in source["fragment_ids"]]
 
 
 def discard_artifact(artifact: Artifact, uri: str, storage_options: Any) -> None:

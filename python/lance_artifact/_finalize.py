@@ -40,6 +40,7 @@ def finalize(
     ef_construction: int = 150,
     storage_options: StorageOptions | None = None,
     sync: bool = False,
+    memory_limit: int | None = None,
     progress: Progress = False,
     backend_name: str | None = None,
 ) -> lance.LanceDataset:
@@ -75,6 +76,9 @@ def finalize(
         For artifacts given by URI; as in `build_artifact`.
     sync : bool, default False
         Wait until the index's files are on the local disk before they are committed. Lance itself leaves that to the system.
+    memory_limit : int, optional
+        Bytes that the call may hold, beside what the process had before; default half of the memory that this machine, or its
+        container, has free. An IVF_HNSW_PQ index is built by Lance, which holds up to 512 MiB of its own.
     progress : bool or callable, default False
     backend_name : str, optional
         Recorded in the index details.
@@ -124,6 +128,7 @@ def finalize(
             fragment_ids=ids,
             hints=hints,
             sync=sync,
+            memory_limit=memory_limit,
             progress=reporter(progress),
         )
         commit_segment(attempt, wanted, segment)

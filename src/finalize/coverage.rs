@@ -129,6 +129,12 @@ impl Coverage {
         Ok(Self { dataset: dataset.clone(), fragment_ids: fragment_ids.to_vec(), rows })
     }
 
+    /// Bytes of memory.
+    pub fn held_bytes(&self) -> u64 {
+        let blocks = self.rows.blocks.values().flatten().flatten().count() as u64;
+        blocks * (BLOCK_WORDS * size_of::<u64>()) as u64
+    }
+
     /// Live rows of the fragments.
     pub fn live_rows(&self) -> u64 {
         self.rows.len

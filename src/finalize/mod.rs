@@ -6,6 +6,7 @@
 mod agree;
 mod commit;
 mod coverage;
+mod large;
 mod partitions;
 mod seam;
 mod segment;
@@ -13,4 +14,4 @@ mod transpose;
 mod windows;
 
 pub use commit::{CommitBase, changed_since, check_commit, missing_files};
-pub use segment::{Segment, SegmentRequest, build_segment, open_artifacts};
+pub use segment::{Segment, SegmentRequest, build_segment};

@@ -1,16 +1,16 @@
 //! The partitions of one or many artifacts of the same model, read window by window, only the recorded ranges.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use futures::future::try_join_all;
 
 use super::coverage::Coverage;
 use crate::artifact::format::partition_schema;
-use crate::artifact::{Artifact, row_ids_and_codes};
+use crate::artifact::{Artifact, PartitionReader, PartitionRows};
 use crate::error::{Error, Result};
 
 /// What the artifacts of an index hold, partition by partition.
@@ -85,6 +85,17 @@ impl Partitions {
         windows
     }
 
+    /// Rows of a window.
+    pub fn rows_of(&self, window: Range<usize>) -> u64 {
+        self.sizes.get(window).map_or(0, |sizes| sizes.iter().sum())
+    }
+
+    /// One partition, some bytes of rows at a time, checked.
+    pub fn slices(&self, partition: usize, slice_bytes: u64) -> Slices<'_> {
+        let readers = self.artifacts.iter().map(|artifact| PartitionReader::of(artifact.clone(), partition, slice_bytes)).collect();
+        Slices { partitions: self, readers }
+    }
+
     /// The window of at most `max_bytes` of rows, or one partition, that begins with a partition; and its rows.
     pub fn window_from(&self, start: usize, max_bytes: usize) -> (Range<usize>, u64) {
         let budget = (max_bytes / self.row_bytes()) as u64;
@@ -99,24 +110,47 @@ impl Partitions {
         (start..end, rows)
     }
 
-    /// The rows of each partition of a window, checked.
-    pub async fn read(&self, window: Range<usize>) -> Result<Vec<Vec<RecordBatch>>> {
+    /// The rows of a window, checked, artifact by artifact.
+    pub async fn read(&self, window: Range<usize>) -> Result<Vec<PartitionRows>> {
         let read = try_join_all(self.artifacts.iter().map(|artifact| artifact.read_partitions(window.clone()))).await?;
-        let mut partitions: Vec<Vec<RecordBatch>> = vec![Vec::new(); window.len()];
-        for artifact in read {
-            for (all, batches) in partitions.iter_mut().zip(artifact) {
-                all.extend(batches);
-            }
+        for rows in &read {
+            self.check(rows).await?;
         }
-        for batch in partitions.iter().flatten() {
-            self.coverage.check(row_ids_and_codes(batch).0).await?;
-            self.rows_read.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+
+    async fn check(&self, rows: &PartitionRows) -> Result<()> {
+        for row_ids in rows.row_ids() {
+            self.coverage.check(row_ids).await?;
+            self.rows_read.fetch_add(row_ids.len() as u64, Ordering::Relaxed);
         }
-        Ok(partitions)
+        Ok(())
     }
 
     /// Informational in an index; other writers may not record it.
     pub fn total_loss(&self) -> Option<f64> {
         self.artifacts.iter().map(|a| a.manifest().total_loss).sum()
+    }
+}
+
+/// Reads one partition of all artifacts, one after the other.
+pub struct Slices<'a> {
+    partitions: &'a Partitions,
+    readers: VecDeque<PartitionReader>,
+}
+
+impl Slices<'_> {
+    /// The next rows; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<PartitionRows>> {
+        while let Some(reader) = self.readers.front_mut() {
+            match reader.next().await? {
+                Some(rows) => {
+                    self.partitions.check(&rows).await?;
+                    return Ok(Some(rows));
+                }
+                None => drop(self.readers.pop_front()),
+            }
+        }
+        Ok(None)
     }
 }

@@ -3,19 +3,26 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use tokio::runtime::Handle;
+
 use super::agree::{agree_on_fragments, agree_on_model, agree_on_rows, model_fits_column};
 use super::coverage::Coverage;
 use super::partitions::Partitions;
 use super::seam::build_hnsw;
-use super::windows::write_segment;
-use crate::artifact::Artifact;
+use super::windows::{least_bytes, write_segment};
+use crate::artifact::{Artifact, CONCURRENT_ARTIFACTS};
+use crate::budget::{Budget, Reservation, default_limit};
 use crate::error::{Error, Result};
-use crate::lance::StorageOptions;
+use crate::io::{MAX_PARTS, MIN_PART_BYTES, Uploads};
 use crate::lance::dataset::{Dataset, VectorColumn};
 use crate::lance::segment::{IndexType, SegmentFolder, SegmentWriter, index_details};
 use crate::model::{IvfPqModel, Metric, Training};
 use crate::progress::Progress;
 use crate::sync::spawn;
+
+/// Parts of a file that are on their way at once.
+const MAX_IN_FLIGHT: u64 = 8;
 
 /// What to make of which artifacts.
 pub struct SegmentRequest {
@@ -36,6 +43,8 @@ pub struct SegmentRequest {
     pub hints: HashMap<String, String>,
     /// Wait until the files are on the local disk. Lance itself leaves that to the system.
     pub sync: bool,
+    /// Bytes that all of this may hold; by default [`default_limit`].
+    pub memory_limit: Option<u64>,
 }
 
 /// A finished segment, not yet committed.
@@ -72,18 +81,23 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn Progress>)
     let model = agree_on_model(&request.artifacts, request.model.as_ref())?;
     model_fits_column(&model, &column, request.metric)?;
     let fragment_ids = agree_on_fragments(&request.dataset, &column, &request.artifacts, request.fragment_ids.as_deref()).await?;
-    for artifact in &request.artifacts {
-        artifact.check_files().await?;
-    }
+    let checks: Vec<_> = request.artifacts.iter().map(|artifact| artifact.check_files().boxed()).collect();
+    futures::stream::iter(checks).buffer_unordered(CONCURRENT_ARTIFACTS).try_collect::<Vec<()>>().await?;
     let coverage = Arc::new(Coverage::try_new(&request.dataset, &fragment_ids).await?);
     agree_on_rows(&request.artifacts, &coverage)?;
+    let budget = Budget::new(request.memory_limit.unwrap_or_else(default_limit));
+    let held: u64 = request.artifacts.iter().map(|artifact| artifact.held_bytes()).sum();
+    let least = least_bytes(model.code_width()) + MIN_PART_BYTES as u64 * 2;
+    let model_bytes = model.num_bytes() as u64;
+    let _held =
+        budget.hold(held + model_bytes + coverage.held_bytes(), "the model, the ranges of the artifacts and a bit for each row", least)?;
     let partitions = Arc::new(Partitions::try_new(request.artifacts.clone(), model.code_width(), coverage.clone())?);
     let num_rows = partitions.num_rows();
     SegmentFolder::remove_leftovers(&request.dataset).await;
     let folder = SegmentFolder::of(&request.dataset, &request.uuid).await?;
     let result = async {
         folder.mark().await?;
-        let files = build_files(&request, &column, &folder, &model, partitions, progress).await?;
+        let files = build_files(&request, &column, &folder, &model, partitions, &budget, progress).await?;
         coverage.check_missing(&column, model.metric(), &request.artifacts).await?;
         if let Some(folder) = folder.local().filter(|_| request.sync) {
             sync_files(folder, &files).await?;
@@ -122,12 +136,14 @@ async fn build_files(
     folder: &SegmentFolder,
     model: &Arc<IvfPqModel>,
     partitions: Arc<Partitions>,
+    budget: &Budget,
     progress: Arc<dyn Progress>,
 ) -> Result<Vec<(String, u64)>> {
     let files = match request.index_type {
         IndexType::IvfPq => {
-            let segment = SegmentWriter::create(&request.dataset, folder.clone(), model.clone()).await?;
-            write_segment(segment, partitions.clone(), progress.as_ref()).await?
+            let (uploads, _held) = uploads(folder, &partitions, budget).await?;
+            let segment = SegmentWriter::create(&request.dataset, folder.clone(), model.clone(), uploads)?;
+            write_segment(segment, partitions.clone(), budget, progress.as_ref()).await?
         }
         IndexType::IvfHnswPq { m, ef_construction } => {
             build_hnsw(&request.dataset, &column.path, folder, model, partitions.clone(), (m, ef_construction), progress).await?
@@ -145,6 +161,19 @@ async fn build_files(
     Ok(files)
 }
 
+/// How the files of a segment go to an object store, and the bytes that the parts hold.
+async fn uploads(folder: &SegmentFolder, partitions: &Partitions, budget: &Budget) -> Result<(Uploads, Option<Reservation>)> {
+    if folder.local().is_some() {
+        return Ok((Uploads::new(MIN_PART_BYTES, 1, Handle::current()), None));
+    }
+    // Room for metadata, and for encodings that take more than the rows.
+    let expected = partitions.num_rows() * partitions.row_bytes() as u64 / 8 * 10;
+    let part_bytes = (expected / MAX_PARTS as u64).max(MIN_PART_BYTES as u64);
+    let in_flight = (budget.free() / 4 / part_bytes).clamp(2, MAX_IN_FLIGHT + 1) - 1;
+    let held = budget.reserve((in_flight + 1) * part_bytes).await?;
+    Ok((Uploads::new(part_bytes as usize, in_flight as usize, Handle::current()), Some(held)))
+}
+
 /// Make the files of a segment durable, and the names of them and of the folder above.
 async fn sync_files(folder: std::path::PathBuf, files: &[(String, u64)]) -> Result<()> {
     let paths: Vec<_> = files.iter().map(|(name, _)| folder.join(name)).collect();
@@ -158,17 +187,4 @@ async fn sync_files(folder: std::path::PathBuf, files: &[(String, u64)]) -> Resu
         Ok(())
     })
     .await
-}
-
-/// Open artifacts for a request.
-pub async fn open_artifacts(uris: &[String], storage_options: Option<&StorageOptions>) -> Result<Vec<Arc<Artifact>>> {
-    let mut artifacts: Vec<Arc<Artifact>> = Vec::with_capacity(uris.len());
-    for uri in uris {
-        let artifact = Artifact::open(uri, storage_options).await?;
-        if artifacts.iter().any(|other| other.uri() == artifact.uri()) {
-            return Err(Error::invalid(format!("artifacts: {} is given twice", artifact.uri())));
-        }
-        artifacts.push(Arc::new(artifact));
-    }
-    Ok(artifacts)
 }

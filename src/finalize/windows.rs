@@ -1,26 +1,31 @@
 //! Partitions on their way into a segment. Windows of partitions are read, checked, transposed and encoded side by side, and written
 //! in order: Lance's own builder does it one partition after the other, with one core busy for most of the time.
+//!
+//! Each window holds its bytes of the call's budget from before it is read until it is written. They are asked for in the order of the
+//! windows, so that the one that is to be written next never waits for those behind it. A partition that is too large for a window goes
+//! slice by slice (see [`large`](super::large)).
 
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use arrow_array::{RecordBatch, UInt8Array, UInt64Array};
+use arrow_array::{UInt8Array, UInt64Array};
 use futures::StreamExt;
+use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
 
+use super::large::{LargePartition, encode_large};
 use super::partitions::Partitions;
 use super::transpose::transpose_into;
-use crate::artifact::row_ids_and_codes;
+use crate::budget::{Budget, Reservation};
 use crate::error::{Error, Result};
 use crate::lance::builds::MERGE_STAGE;
-use crate::lance::segment::{EncodedRows, PageEncoder, SegmentWriter};
+use crate::lance::segment::{EncodedColumn, PageEncoder, SegmentWriter};
 use crate::model::fixed_size_list;
 use crate::progress::Progress;
 
-/// How the work is cut: rows of a window in bytes, and windows in preparation for each core and at all. A window in preparation
-/// takes about three times as much memory: as read, transposed, and encoded.
+/// How the work is cut: rows of a window in bytes, and windows in preparation for each core and at all.
 struct Cut {
     bytes: usize,
     per_core: usize,
@@ -33,10 +38,23 @@ const LOCAL: Cut = Cut { bytes: 4 << 20, per_core: 2, most: 32 };
 /// A window has rows of every bucket, and each read of one is a request: longer ones, fewer at a time.
 const REMOTE: Cut = Cut { bytes: 32 << 20, per_core: 1, most: 4 };
 
+/// A window in preparation takes so many times the memory of its rows: as read, transposed, and encoded.
+const COPIES: usize = 3;
+/// Windows below which the cores would wait for each other; they are made smaller first.
+const LEAST_WINDOWS: usize = 4;
+const LEAST_WINDOW_BYTES: usize = 256 << 10;
+
 /// Encoded rows of some partitions, and how many each has.
 struct Window {
     lengths: Vec<u32>,
-    rows: EncodedRows,
+    rows: Vec<EncodedColumn>,
+}
+
+/// What comes next in a segment.
+enum Next {
+    Window(Window, Reservation),
+    /// Its rows come one slice after the other.
+    Large(u32, mpsc::Receiver<Result<Vec<EncodedColumn>>>, Reservation),
 }
 
 /// A task that ends where nobody waits for it any more.
@@ -56,52 +74,110 @@ impl<T> Drop for Task<T> {
     }
 }
 
-/// Write every partition, then what search needs to know; the names and bytes of the files.
-pub async fn write_segment(mut segment: SegmentWriter, partitions: Arc<Partitions>, progress: &dyn Progress) -> Result<Vec<(String, u64)>> {
+/// What the windows of a segment need at least.
+pub fn least_bytes(code_width: usize) -> u64 {
+    // The rows that a slice of a large partition has in common with the next one.
+    let overlap = code_width * (8 + code_width);
+    (LEAST_WINDOWS * COPIES * LEAST_WINDOW_BYTES + 8 * overlap) as u64
+}
+
+/// Write every partition within what `budget` has free now, then what search needs to know; the names and bytes of the files.
+pub async fn write_segment(
+    mut segment: SegmentWriter,
+    partitions: Arc<Partitions>,
+    budget: &Budget,
+    progress: &dyn Progress,
+) -> Result<Vec<(String, u64)>> {
     progress.start(MERGE_STAGE, Some(partitions.len() as u64), "partitions");
     let cut = if partitions.is_remote() { REMOTE } else { LOCAL };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let at_once = (cut.per_core * cores).min(cut.most);
+    // A quarter is left to the allocator, which does not give back at once what is freed.
+    let share = usize::try_from(budget.free() / 4 * 3).unwrap_or(usize::MAX) / COPIES;
+    let window_bytes = (share / at_once.max(LEAST_WINDOWS)).clamp(LEAST_WINDOW_BYTES, cut.bytes);
+    // Two of them fit.
+    let large_bytes = share / 2;
+    let row_bytes = partitions.row_bytes();
     let encoder = segment.encoder();
-    let tasks = partitions.windows(cut.bytes).into_iter().map(|(window, first_row)| {
-        let (encoder, partitions) = (encoder.clone(), partitions.clone());
-        Task(tokio::spawn(async move { encode(&partitions, window, first_row, &encoder).await }))
-    });
+    let mut windows = futures::stream::iter(partitions.windows(window_bytes))
+        .then(|(window, first_row)| {
+            let rows = partitions.rows_of(window.clone());
+            let bytes = rows as usize * row_bytes;
+            let large = window.len() == 1 && bytes > large_bytes && rows >= partitions.code_width() as u64;
+            let slice_bytes = (large_bytes / 8).clamp(LEAST_WINDOW_BYTES, cut.bytes.max(16 << 20));
+            let held = if large { 2 * (COPIES + 1) * slice_bytes } else { COPIES * bytes };
+            let (encoder, partitions, budget) = (encoder.clone(), partitions.clone(), budget.clone());
+            async move {
+                let reservation = budget.reserve(held as u64).await?;
+                Ok::<_, Error>(Task(tokio::spawn(async move {
+                    if large {
+                        let length = partition_length(rows)?;
+                        let (sender, receiver) = mpsc::channel(1);
+                        let large = LargePartition { partition: window.start, first_row, num_rows: rows, slice_bytes: slice_bytes as u64 };
+                        // It ends where its receiver is gone.
+                        tokio::spawn(encode_large(partitions, large, encoder, budget, sender));
+                        return Ok::<_, Error>(Next::Large(length, receiver, reservation));
+                    }
+                    Ok(Next::Window(encode(&partitions, window, first_row, &encoder).await?, reservation))
+                })))
+            }
+        })
+        .map(|task| async { task?.await? })
+        .buffered(at_once)
+        .boxed();
     let mut lengths = Vec::with_capacity(partitions.len());
     // Reading, checking, transposing and encoding keep all cores busy while finished pages are written in their order.
-    let mut windows = futures::stream::iter(tasks).buffered(at_once);
-    while let Some(window) = windows.next().await {
-        let window = window??;
-        segment.append(window.rows).await?;
-        lengths.extend(window.lengths);
+    while let Some(next) = windows.next().await {
+        match next? {
+            Next::Window(window, _held) => {
+                for rows in window.rows {
+                    segment.append(rows).await?;
+                }
+                lengths.extend(window.lengths);
+            }
+            Next::Large(length, mut slices, _held) => {
+                while let Some(rows) = slices.recv().await {
+                    for rows in rows? {
+                        segment.append(rows).await?;
+                    }
+                    budget.relieve();
+                }
+                lengths.push(length);
+            }
+        }
+        budget.relieve();
         progress.advance(MERGE_STAGE, lengths.len() as u64);
     }
+    drop(windows);
     let files = segment.finish(&lengths, partitions.total_loss().unwrap_or_default()).await?;
     progress.complete(MERGE_STAGE);
     Ok(files)
 }
 
+fn partition_length(rows: u64) -> Result<u32> {
+    u32::try_from(rows).map_err(|_| Error::invalid(format!("a partition of {rows} rows: an index holds at most {} in one", u32::MAX)))
+}
+
 /// Put the rows of each partition together, then make pages of the window.
 async fn encode(partitions: &Partitions, window: Range<usize>, first_row: u64, encoder: &PageEncoder) -> Result<Window> {
+    let size = window.len();
     let read = partitions.read(window).await?;
     let code_width = partitions.code_width();
-    let lengths = read.iter().map(|batches| batches.iter().map(RecordBatch::num_rows).sum()).collect::<Vec<usize>>();
+    let lengths = (0..size).map(|place| read.iter().map(|rows| rows.num_rows(place)).sum()).collect::<Vec<usize>>();
     let rows: usize = lengths.iter().sum();
     let mut row_ids: Vec<u64> = Vec::with_capacity(rows);
     let mut codes = vec![0u8; rows * code_width];
-    for (batches, num_rows) in read.iter().zip(&lengths) {
+    for (place, num_rows) in lengths.iter().enumerate() {
         let start = row_ids.len();
         let partition = &mut codes[start * code_width..(start + num_rows) * code_width];
-        for batch in batches {
-            let (ids, rows) = row_ids_and_codes(batch);
+        for (ids, rows) in read.iter().flat_map(|rows| rows.runs(place)) {
             transpose_into(rows, code_width, partition, *num_rows, row_ids.len() - start);
             row_ids.extend_from_slice(ids);
         }
     }
     drop(read);
-    let too_many = |rows: &usize| Error::invalid(format!("a partition of {rows} rows: an index holds at most {} in one", u32::MAX));
-    let lengths = lengths.iter().map(|rows| u32::try_from(*rows).map_err(|_| too_many(rows))).collect::<Result<_>>()?;
+    let lengths = lengths.iter().map(|rows| partition_length(*rows as u64)).collect::<Result<_>>()?;
     let codes = fixed_size_list(Arc::new(UInt8Array::from(codes)), code_width)?;
-    let rows = encoder.encode(first_row, UInt64Array::from(row_ids), codes).await?;
+    let rows = vec![encoder.row_ids(first_row, UInt64Array::from(row_ids)).await?, encoder.codes(first_row, codes).await?];
     Ok(Window { lengths, rows })
 }

@@ -8,12 +8,14 @@ mod local;
 mod owner;
 mod store;
 mod tail;
+mod upload;
 mod uri;
 
-pub use file::{FileSink, LOCAL_BUFFER_BYTES, MAX_PARTS, MIN_PART_BYTES, Uploads};
+pub use file::{FileSink, LOCAL_BUFFER_BYTES};
 pub use limits::files_left;
 pub use local::{HIDDEN_PREFIX, LOCK_FILE, Lock, parents_of_new, sync_dir};
 pub use owner::Owner;
 pub use store::{Condition, Entry, Seen, Store, check_relative_path};
 pub use tail::TailRecorder;
+pub use upload::{MAX_PARTS, MIN_PART_BYTES, Uploads};
 pub use uri::{has_scheme, without_credentials};

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
 
 use async_trait::async_trait;
 use lance_io::object_store::{ObjectStore, ObjectStoreParams, ObjectStoreRegistry, StorageOptionsAccessor, StorageOptionsProvider};
+use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
+use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
 use crate::io::{Store, has_scheme, without_credentials};
@@ -68,6 +70,12 @@ pub struct LanceStore {
     pub(super) store: Arc<ObjectStore>,
 }
 
+/// One scheduler for each store that is open, so that what is read at once is bounded however many artifacts are read. It lives on the
+/// runtime that made it.
+type Schedulers = HashMap<(tokio::runtime::Id, usize), Weak<ScanScheduler>>;
+
+static SCHEDULERS: LazyLock<Mutex<Schedulers>> = LazyLock::new(Default::default);
+
 impl std::ops::Deref for LanceStore {
     type Target = Store;
 
@@ -109,6 +117,20 @@ impl LanceStore {
             _ => uri.to_string(),
         };
         Ok(Self { files: Store::new(store.inner.clone(), root, true_uri, local_root), store })
+    }
+
+    /// What reads of this store go through. Call within a Tokio runtime.
+    pub(super) fn scheduler(&self) -> Arc<ScanScheduler> {
+        // The scheduler keeps its store, so that no other one can be at its address.
+        let key = (Handle::current().id(), Arc::as_ptr(&self.store).addr());
+        let mut schedulers = locked(&SCHEDULERS);
+        if let Some(scheduler) = schedulers.get(&key).and_then(Weak::upgrade) {
+            return scheduler;
+        }
+        let scheduler = ScanScheduler::new(self.store.clone(), SchedulerConfig::max_bandwidth(&self.store));
+        schedulers.retain(|_, scheduler| scheduler.strong_count() > 0);
+        schedulers.insert(key, Arc::downgrade(&scheduler));
+        scheduler
     }
 
     /// The same place, with temporary files whose names begin otherwise.

@@ -12,7 +12,7 @@ use super::convert::{PartitionId, UriArg, to_python};
 use super::model::PyIvfPqModel;
 use super::runtime::run;
 use super::storage::{StorageOptionsArg, parts};
-use crate::artifact::{Artifact, PartitionReader};
+use crate::artifact::{Artifact, PartitionReader, SLICE_BYTES};
 use crate::error::Error;
 use crate::progress::Progress;
 
@@ -40,6 +40,21 @@ impl PyArtifact {
         let (options, storage_options) = parts(storage_options);
         let artifact = run(py, None, |_, cancel| async move { cancel.race(Artifact::open(&uri.0, options.as_ref())).await })?;
         Ok(Self { artifact: Arc::new(artifact), storage_options })
+    }
+
+    /// Open several artifacts side by side: pairs of a URI and storage options. Those of one model share it.
+    #[staticmethod]
+    fn _open_all(py: Python<'_>, places: Vec<(UriArg, Option<StorageOptionsArg>)>) -> PyResult<Vec<Self>> {
+        let mut shown = Vec::with_capacity(places.len());
+        let mut wanted = Vec::with_capacity(places.len());
+        for (uri, options) in places {
+            let (options, storage_options) = parts(options);
+            shown.push(storage_options);
+            wanted.push((uri.0, options));
+        }
+        let opened = run(py, None, |_, cancel| async move { cancel.race(Artifact::open_all(&wanted)).await })?;
+        let pair = opened.into_iter().zip(shown);
+        Ok(pair.map(|(artifact, storage_options)| Self { artifact: Arc::new(artifact), storage_options }).collect())
     }
 
     /// The URI: a path is absolute, and passwords, signatures and tokens are not shown.
@@ -75,11 +90,15 @@ impl PyArtifact {
     /// The manifest as a dict, without the list of partitions.
     #[getter]
     fn manifest<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let mut manifest = self.artifact.manifest().clone();
-        manifest.partitions = Vec::new();
-        let manifest = to_python(py, &manifest)?;
+        let manifest = to_python(py, &self.artifact.manifest().without_partitions())?;
         manifest.call_method1("pop", ("partitions",))?;
         Ok(manifest)
+    }
+
+    /// Where its rows come from, as the manifest says, or None.
+    #[getter]
+    fn _source<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.artifact.manifest().source.as_ref().map(|source| to_python(py, source)).transpose()
     }
 
     /// The storage options it was opened with, as they were then.
@@ -95,7 +114,7 @@ impl PyArtifact {
 
     /// Ranges of each partition, in id order; fewer are faster to read.
     fn partition_range_counts(&self) -> Vec<usize> {
-        self.artifact.manifest().partitions.iter().map(|p| p.ranges.len()).collect()
+        self.artifact.manifest().partitions.iter().map(|p| p.ranges().count()).collect()
     }
 
     /// The rows of a partition, read a few MiB at a time as the reader is asked for them.
@@ -117,13 +136,15 @@ impl PyArtifact {
         if partition >= self.artifact.num_partitions() {
             return Err(PyIndexError::new_err(format!("partition {partition}: expected 0 to {}", self.artifact.num_partitions() - 1)));
         }
-        let mut reader = self.artifact.clone().partition_reader(partition);
+        let mut reader = PartitionReader::of(self.artifact.clone(), partition, SLICE_BYTES);
         let (first, reader) = run(py, None, |_, cancel| async move {
             let first = cancel.race(reader.next()).await?;
             Ok((first, reader))
         })?;
-        let batches =
-            PyPartitionBatches { ahead: Mutex::new(first.unwrap_or_default().into()), reader: Arc::new(tokio::sync::Mutex::new(reader)) };
+        let batches = PyPartitionBatches {
+            ahead: Mutex::new(first.map(|rows| rows.batches(0)).unwrap_or_default().into()),
+            reader: Arc::new(tokio::sync::Mutex::new(reader)),
+        };
         let schema = PySchema::new(self.artifact.partition_schema()).into_pyarrow(py)?;
         py.import("pyarrow")?.getattr("RecordBatchReader")?.call_method1("from_batches", (schema, Bound::new(py, batches)?))
     }
@@ -204,8 +225,8 @@ impl PyPartitionBatches {
             }
             let reader = self.reader.clone();
             let read = run(py, None, |_, cancel| async move { cancel.race(async { reader.lock().await.next().await }).await })?;
-            let Some(batches) = read else { return Ok(None) };
-            self.ahead.lock().unwrap_or_else(PoisonError::into_inner).extend(batches);
+            let Some(rows) = read else { return Ok(None) };
+            self.ahead.lock().unwrap_or_else(PoisonError::into_inner).extend(rows.batches(0));
         }
     }
 }

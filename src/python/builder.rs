@@ -39,8 +39,8 @@ use crate::sync::spawn;
 /// pq_code_width : int, optional
 ///     Bytes of a code: num_sub_vectors * num_bits / 8.
 /// num_buckets : int, optional
-///     Files; default min(num_partitions, 256), fewer where the process may not open as many (ulimit -n), or where the upload
-///     buffers of an object store would not fit memory_limit.
+///     Files; default min(num_partitions, 256), fewer where expected_rows would not fill a MiB of each, where the process may not
+///     open as many (ulimit -n), or where the upload buffers of an object store would not fit memory_limit.
 /// memory_limit : int, optional
 ///     Bytes staged, sorted and being written; default 1 GiB or a quarter of RAM, whichever is less.
 /// expected_rows : int, optional

@@ -33,6 +33,7 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<build::PyVectorScan>()?;
     module.add_class::<device::PyDeviceArray>()?;
     module.add_class::<device::PyCudaDevice>()?;
+    crate::budget::set_give_back(allocator::give_back);
     exit::register(module)?;
     module.add_function(wrap_pyfunction!(process::owner_marks, module)?)?;
     module.add_function(wrap_pyfunction!(process::owner_is_gone, module)?)?;

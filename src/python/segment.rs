@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::artifact::PyArtifact;
-use super::convert::MetricArg;
+use super::convert::{MemoryLimit, MetricArg};
 use super::dataset::PyDataset;
 use super::model::PyIvfPqModel;
 use super::runtime::{clean_up, run};
@@ -111,7 +111,7 @@ impl PySegment {
 
 /// Build the files of an index segment.
 #[pyfunction]
-#[pyo3(signature = (dataset, column, artifacts, uuid, *, model = None, metric = None, index_type = "IVF_PQ", m = 20, ef_construction = 150, fragment_ids = None, hints = None, sync = false, progress = None))]
+#[pyo3(signature = (dataset, column, artifacts, uuid, *, model = None, metric = None, index_type = "IVF_PQ", m = 20, ef_construction = 150, fragment_ids = None, hints = None, sync = false, memory_limit = None, progress = None))]
 #[allow(clippy::too_many_arguments)]
 pub fn build_segment(
     py: Python<'_>,
@@ -127,6 +127,7 @@ pub fn build_segment(
     fragment_ids: Option<Vec<u32>>,
     hints: Option<HashMap<String, String>>,
     sync: bool,
+    memory_limit: Option<MemoryLimit>,
     progress: Option<Bound<'_, PyAny>>,
 ) -> PyResult<PySegment> {
     let index_type = match index_type {
@@ -147,6 +148,7 @@ pub fn build_segment(
         training,
         hints: hints.unwrap_or_default(),
         sync,
+        memory_limit: memory_limit.map(|limit| limit.0),
     };
     let dataset = dataset.dataset.clone();
     let segment = run(py, progress, |reporter, cancel| async move {

@@ -32,7 +32,7 @@ fn batch(first: u64, rows: u64) -> RecordBatch {
 }
 
 async fn rows_of(artifact: &Artifact, partition: usize) -> Vec<(u64, Vec<u8>)> {
-    let batches = artifact.read_partitions(partition..partition + 1).await.unwrap().pop().unwrap();
+    let batches = artifact.read_partitions(partition..partition + 1).await.unwrap().batches(0);
     batches
         .iter()
         .flat_map(|b| {

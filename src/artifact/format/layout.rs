@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 
-use crate::io::HIDDEN_PREFIX;
+use crate::error::Result;
+use crate::io::{HIDDEN_PREFIX, check_relative_path};
 use crate::model::item_field;
 
 /// The version of the format that this crate writes, and the only one there is.
@@ -53,6 +54,11 @@ pub fn claim_file(tag: Option<&str>) -> String {
 /// What begins the names of an attempt's temporary local files; random characters follow.
 pub fn temporary_prefix(tag: &str) -> String {
     format!("{HIDDEN_PREFIX}{tag}-")
+}
+
+/// Refuse a path of a manifest that could name anything outside the artifact.
+pub fn check_path(path: &str) -> Result<()> {
+    check_relative_path(path)
 }
 
 /// A name that this crate's writer gives, and the attempt it belongs to.
@@ -126,7 +132,7 @@ pub fn partition_schema(code_width: usize) -> SchemaRef {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::{LOCK_FILE, check_relative_path};
+    use crate::io::LOCK_FILE;
 
     #[test]
     fn only_our_own_names_are_ours() {

@@ -1,46 +1,19 @@
 //! `manifest.json`: what it says and the checks that need no other file.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::checksum::to_hex;
-use super::layout::{FORMAT_VERSION, MANIFEST_FILE, METADATA_FILE};
+use super::layout::{FORMAT_VERSION, MANIFEST_FILE, METADATA_FILE, check_path};
+use super::partitions::PartitionTable;
 use crate::error::{Error, Result};
-use crate::io::{HIDDEN_PREFIX, check_relative_path};
+use crate::io::HIDDEN_PREFIX;
 use crate::lance::file::Written;
 use crate::model::{IvfPqModel, Training};
 
 /// How `checksum` values are computed; readers that do not know the name skip them.
 pub const CHECKSUM_KIND: &str = "xxh3-64-row-sum";
-
-/// A run of one partition's rows in a bucket file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RowRange {
-    /// First row, counted from the start of the file.
-    pub offset: u64,
-    pub num_rows: u64,
-}
-
-/// A range, and whose it is. In the order of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PartitionRange {
-    pub offset: u64,
-    pub num_rows: u64,
-    pub partition: usize,
-}
-
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct PartitionEntry {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    pub num_rows: u64,
-    #[serde(default)]
-    pub ranges: Vec<RowRange>,
-    /// 16 hexadecimal digits; see [`CHECKSUM_KIND`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub checksum: Option<String>,
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
@@ -151,7 +124,7 @@ pub struct Manifest {
     pub writer: Option<WriterInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<BTreeMap<String, FileEntry>>,
-    pub partitions: Vec<PartitionEntry>,
+    pub partitions: PartitionTable,
 }
 
 impl Manifest {
@@ -183,15 +156,41 @@ impl Manifest {
 
     /// Every file of the artifact but the manifest. No manifest can name the files that hold a target's state.
     pub fn names(&self) -> BTreeSet<String> {
-        let partitions = self.partitions.iter().filter_map(|partition| partition.path.as_deref());
+        let partitions = self.partitions.files();
         let described = self.files.iter().flat_map(|files| files.keys().map(String::as_str));
         let hidden = |name: &str| name.rsplit('/').next().is_some_and(|last| last.to_ascii_lowercase().starts_with(HIDDEN_PREFIX));
         let names = partitions.chain(described).chain(self.metadata_file());
         names.filter(|name| !name.eq_ignore_ascii_case(MANIFEST_FILE) && !hidden(name)).map(str::to_string).collect()
     }
 
+    /// All but the list of partitions, which may be long.
+    pub fn without_partitions(&self) -> Self {
+        Self {
+            version: self.version,
+            num_partitions: self.num_partitions,
+            num_buckets: self.num_buckets,
+            metadata_file: self.metadata_file.clone(),
+            total_loss: self.total_loss,
+            pq_code_width: self.pq_code_width,
+            checksum_kind: self.checksum_kind.clone(),
+            model: self.model.clone(),
+            training: self.training,
+            rows: self.rows.clone(),
+            source: self.source.clone(),
+            writer: self.writer.clone(),
+            files: self.files.clone(),
+            partitions: PartitionTable::default(),
+        }
+    }
+
+    /// Bytes of memory, about.
+    pub fn held_bytes(&self) -> u64 {
+        let files = self.files.iter().flatten().map(|(name, _)| name.len() + 2 * size_of::<FileEntry>()).sum::<usize>();
+        self.partitions.held_bytes() + files as u64
+    }
+
     pub fn num_rows(&self) -> u64 {
-        self.partitions.iter().map(|p| p.num_rows).sum()
+        self.partitions.num_rows()
     }
 
     fn check(&self) -> Result<()> {
@@ -209,44 +208,19 @@ impl Manifest {
             return Err(Error::corrupt(format!("manifest: pq_code_width is {:?}, expected 1 to {}", self.pq_code_width, i32::MAX)));
         }
         if let Some(file) = self.metadata_file() {
-            check_relative_path(file)?;
+            check_path(file)?;
         } else if self.model.is_some() {
             return Err(Error::corrupt("manifest: it describes a model, and its metadata_file is null"));
         }
         for path in self.files.iter().flatten().map(|(path, _)| path) {
-            check_relative_path(path)?;
+            check_path(path)?;
         }
-        let mut total = 0u64;
-        for (id, partition) in self.partitions.iter().enumerate() {
-            let mut rows = 0u64;
-            for range in &partition.ranges {
-                if range.num_rows == 0 || range.offset.checked_add(range.num_rows).is_none() {
-                    return Err(Error::corrupt(format!("manifest: partition {id} has an empty or overflowing range {range:?}")));
-                }
-                rows = rows
-                    .checked_add(range.num_rows)
-                    .ok_or_else(|| Error::corrupt(format!("manifest: the rows of partition {id} overflow")))?;
-            }
-            if rows != partition.num_rows {
-                return Err(Error::corrupt(format!("manifest: partition {id} says {} rows, its ranges hold {rows}", partition.num_rows)));
-            }
-            // Lance counts the rows of a partition in 32 bits.
-            if rows > u64::from(u32::MAX) {
-                return Err(Error::corrupt(format!(
-                    "manifest: partition {id} has {rows} rows, more than an index partition can hold ({})",
-                    u32::MAX
-                )));
-            }
-            total = total.checked_add(rows).ok_or_else(|| Error::corrupt("manifest: the number of rows overflows"))?;
-            if rows > 0 && partition.checksum.is_none() && self.checksum_kind.as_deref() == Some(CHECKSUM_KIND) {
-                return Err(Error::corrupt(format!("manifest: partition {id} has no checksum, but checksum_kind is {CHECKSUM_KIND}")));
-            }
-            match (&partition.path, rows) {
-                (None, 0) => {}
-                (None, _) => return Err(Error::corrupt(format!("manifest: partition {id} has {rows} rows and no path"))),
-                (Some(path), _) => check_relative_path(path)?,
-            }
+        if let Some((id, what)) = self.partitions.unchecked()
+            && self.checksum_kind.as_deref() == Some(CHECKSUM_KIND)
+        {
+            return Err(Error::corrupt(format!("manifest: partition {id} has {what}, but checksum_kind is {CHECKSUM_KIND}")));
         }
+        let total = self.num_rows();
         if let Some(counts) = &self.rows {
             if counts.written != total {
                 return Err(Error::corrupt(format!("manifest: rows.written is {}, the partitions hold {total}", counts.written)));
@@ -265,8 +239,7 @@ impl Manifest {
 
     /// No row of a file may be claimed twice. Gaps are reported by `verify`.
     fn check_overlaps(&self) -> Result<()> {
-        for (path, mut ranges) in self.ranges_by_file() {
-            ranges.sort_unstable();
+        self.partitions.for_each_file(|path, ranges| {
             for pair in ranges.windows(2) {
                 if let [before, after] = pair
                     && before.offset + before.num_rows > after.offset
@@ -281,20 +254,8 @@ impl Manifest {
                     )));
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// Per file: every range.
-    pub fn ranges_by_file(&self) -> HashMap<&str, Vec<PartitionRange>> {
-        let mut files: HashMap<&str, Vec<PartitionRange>> = HashMap::new();
-        for (id, partition) in self.partitions.iter().enumerate() {
-            if let Some(path) = &partition.path {
-                let ranges = files.entry(path).or_default();
-                ranges.extend(partition.ranges.iter().map(|r| PartitionRange { offset: r.offset, num_rows: r.num_rows, partition: id }));
-            }
-        }
-        files
+            Ok(())
+        })
     }
 }
 

@@ -1,48 +1,28 @@
 //! `Artifact`: a finished partition artifact, read by partition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
-use arrow_array::cast::AsArray;
-use arrow_array::types::{UInt8Type, UInt32Type, UInt64Type};
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 
 use super::files::BucketFiles;
+use super::rows::{PartitionRows, WantedRange, merge_adjacent};
 use crate::artifact::format::{
-    CHECKSUM_KIND, MANIFEST_FILE, METADATA_FILE, Manifest, PART_ID_COLUMN, checksum, parse_model, partition_schema, to_hex,
+    CHECKSUM_KIND, MANIFEST_FILE, METADATA_FILE, Manifest, PARTITIONS_DIR, parse_model, partition_schema, to_hex,
 };
 use crate::error::{Error, Result};
 use crate::lance::{LanceStore, StorageOptions};
 use crate::model::IvfPqModel;
 
-/// A range of rows of a file that is asked for. In the order of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct WantedRange {
-    start: u64,
-    end: u64,
-    /// Of its partition in the window.
-    partition: usize,
-    /// Of the range in its partition.
-    index: usize,
-}
-
-/// The rows of one range.
-struct RangeRows {
-    partition: usize,
-    index: usize,
-    batches: Vec<RecordBatch>,
-}
-
-/// Files read at once for one window.
+/// Files looked at at once for one artifact.
 const CONCURRENT_FILES: usize = 16;
 
-/// Bytes of row ids and codes that a [`PartitionReader`] reads at once.
-const SLICE_BYTES: u64 = 4 << 20;
+/// Artifacts opened or looked at at once.
+pub const CONCURRENT_ARTIFACTS: usize = 32;
 
 /// A finished artifact. Opening reads the manifest and the model, nothing else.
 #[derive(Debug)]
@@ -51,15 +31,6 @@ pub struct Artifact {
     manifest: Manifest,
     model: Option<Arc<IvfPqModel>>,
     code_width: usize,
-}
-
-/// Row ids and codes of a batch with the columns of [`partition_schema`].
-pub fn row_ids_and_codes(batch: &RecordBatch) -> (&[u64], &[u8]) {
-    let codes = batch.column(1).as_fixed_size_list();
-    let width = codes.value_length() as usize;
-    let start = codes.value_offset(0) as usize;
-    let codes = &codes.values().as_primitive::<UInt8Type>().values()[start..start + batch.num_rows() * width];
-    (batch.column(0).as_primitive::<UInt64Type>().values(), codes)
 }
 
 /// The bytes of the manifest.
@@ -81,58 +52,62 @@ pub async fn read_manifest(store: &LanceStore) -> Result<Bytes> {
     )))
 }
 
-/// The model, or `None` where the artifact has no such file.
-async fn read_model(files: &BucketFiles, file: &str) -> Result<Option<IvfPqModel>> {
-    if !files.store().exists(file).await? {
-        return Ok(None);
-    }
-    let (metadata, batch) = files.read_row(file).await?;
-    parse_model(&metadata, &batch).map(Some).map_err(|e| match e {
-        // What is wrong here is the file, whatever the check that found it.
-        Error::InvalidInput(m) | Error::CorruptArtifact(m) => Error::corrupt(format!("{file} of {}: {m}", files.store().uri())),
-        other => other,
-    })
+/// A manifest that was read, and the files that it is of.
+struct ManifestFile {
+    files: BucketFiles,
+    manifest: Manifest,
 }
 
-impl Artifact {
-    /// Open the artifact at `uri` and check its manifest and model.
-    pub async fn open(uri: &str, storage_options: Option<&StorageOptions>) -> Result<Self> {
-        Self::open_in(LanceStore::open(uri, storage_options).await?).await
-    }
-
-    /// The same, of a place that is known already.
-    pub async fn open_in(store: LanceStore) -> Result<Self> {
+impl ManifestFile {
+    async fn read(store: LanceStore) -> Result<Self> {
         let bytes = read_manifest(&store).await?;
         let manifest = Manifest::parse(&bytes).map_err(|e| e.context(store.uri()))?;
         let files = BucketFiles::new(&store, manifest.files.clone().unwrap_or_default());
-        let metadata_file = manifest.metadata_file();
-        let model = match metadata_file {
-            Some(file) => read_model(&files, file).await?,
-            // A file of the usual name that lies here is another artifact's.
-            None => None,
-        };
-        let model = model.map(|model| Arc::new(model.with_training(manifest.training)));
-        let metadata_file = metadata_file.unwrap_or_default();
+        Ok(Self { files, manifest })
+    }
+
+    /// The model, or `None` where the artifact has none.
+    async fn read_model(&self) -> Result<Option<IvfPqModel>> {
+        let Self { files, manifest } = self;
         let uri = files.store().uri();
-        if let Some(model) = &model {
-            if model.num_partitions() != manifest.num_partitions {
-                return Err(Error::corrupt(format!(
-                    "{uri}: the model has {} partitions, the manifest {}",
-                    model.num_partitions(),
-                    manifest.num_partitions
-                )));
+        // A file of the usual name that lies here is another artifact's.
+        let Some(file) = manifest.metadata_file() else { return Ok(None) };
+        if !files.store().exists(file).await? {
+            if manifest.model.is_some() {
+                return Err(Error::corrupt(format!("{uri}: {file} is missing; the manifest describes a model")));
             }
-            if let Some(summary) = &manifest.model
-                && summary.fingerprint != model.fingerprint()
-            {
-                return Err(Error::corrupt(format!(
-                    "{uri}: the model in {metadata_file} has fingerprint {}, the manifest says {}",
-                    model.fingerprint(),
-                    summary.fingerprint
-                )));
-            }
-        } else if manifest.model.is_some() {
-            return Err(Error::corrupt(format!("{uri}: {metadata_file} is missing; the manifest describes a model")));
+            return Ok(None);
+        }
+        let (metadata, batch) = files.read_row(file).await?;
+        let model = parse_model(&metadata, &batch).map_err(|e| match e {
+            // What is wrong here is the file, whatever the check that found it.
+            Error::InvalidInput(m) | Error::CorruptArtifact(m) => Error::corrupt(format!("{file} of {uri}: {m}")),
+            other => other,
+        })?;
+        if let Some(summary) = &manifest.model
+            && summary.fingerprint != model.fingerprint()
+        {
+            return Err(Error::corrupt(format!(
+                "{uri}: the model in {file} has fingerprint {}, the manifest says {}",
+                model.fingerprint(),
+                summary.fingerprint
+            )));
+        }
+        Ok(Some(model.with_training(manifest.training)))
+    }
+
+    /// The artifact, with its model.
+    async fn with_model(self, model: Option<IvfPqModel>) -> Result<Artifact> {
+        let Self { files, manifest } = self;
+        let uri = files.store().uri();
+        if let Some(model) = &model
+            && model.num_partitions() != manifest.num_partitions
+        {
+            return Err(Error::corrupt(format!(
+                "{uri}: the model has {} partitions, the manifest {}",
+                model.num_partitions(),
+                manifest.num_partitions
+            )));
         }
         let code_width = match (manifest.pq_code_width, &model) {
             (Some(width), Some(model)) if width != model.code_width() => {
@@ -144,12 +119,52 @@ impl Artifact {
             (Some(width), _) => width,
             (None, Some(model)) => model.code_width(),
             // An artifact of another writer without a model: the first file tells.
-            (None, None) => match manifest.partitions.iter().find_map(|p| p.path.as_ref()) {
+            (None, None) => match manifest.partitions.files().next() {
                 Some(path) => files.bucket(path).await?.code_width,
                 None => 0,
             },
         };
-        Ok(Self { files, manifest, model, code_width })
+        Ok(Artifact { files, manifest, model: model.map(Arc::new), code_width })
+    }
+}
+
+impl Artifact {
+    /// Open the artifact at `uri` and check its manifest and model.
+    pub async fn open(uri: &str, storage_options: Option<&StorageOptions>) -> Result<Self> {
+        Self::open_in(LanceStore::open(uri, storage_options).await?).await
+    }
+
+    /// The same, of a place that is known already.
+    pub async fn open_in(store: LanceStore) -> Result<Self> {
+        let manifest = ManifestFile::read(store).await?;
+        let model = manifest.read_model().await?;
+        manifest.with_model(model).await
+    }
+
+    /// Open several, side by side. Those whose manifests say that they have the same model share it, and it is read once.
+    pub async fn open_all(places: &[(String, Option<StorageOptions>)]) -> Result<Vec<Self>> {
+        let open = |(uri, options): &(String, Option<StorageOptions>)| {
+            let (uri, options) = (uri.clone(), options.clone());
+            async move { ManifestFile::read(LanceStore::open(&uri, options.as_ref()).await?).await }
+        };
+        let manifests: Vec<ManifestFile> =
+            futures::stream::iter(places.iter().map(open)).buffered(CONCURRENT_ARTIFACTS).try_collect().await?;
+        let mut models: HashMap<String, Arc<IvfPqModel>> = HashMap::new();
+        let mut opened = Vec::with_capacity(manifests.len());
+        for manifest in manifests {
+            let fingerprint = manifest.manifest.model.as_ref().map(|model| model.fingerprint.clone());
+            let known = fingerprint.as_ref().and_then(|fingerprint| models.get(fingerprint));
+            let model = match known {
+                Some(model) => Some(model.as_ref().clone().with_training(manifest.manifest.training)),
+                None => manifest.read_model().await?,
+            };
+            let artifact = manifest.with_model(model).await?;
+            if let (Some(fingerprint), Some(model)) = (fingerprint, artifact.model.clone()) {
+                models.entry(fingerprint).or_insert(model);
+            }
+            opened.push(artifact);
+        }
+        Ok(opened)
     }
 
     /// The URI as it may be shown: without passwords, signatures and tokens.
@@ -182,13 +197,18 @@ impl Artifact {
         self.manifest.num_partitions
     }
 
+    /// Bytes of memory of what it knows of its partitions and files, without the model.
+    pub fn held_bytes(&self) -> u64 {
+        self.manifest.held_bytes()
+    }
+
     /// Bytes of one code.
     pub fn pq_code_width(&self) -> usize {
         self.code_width
     }
 
     pub fn partition_rows(&self, partition: usize) -> u64 {
-        self.manifest.partitions.get(partition).map_or(0, |p| p.num_rows)
+        self.manifest.partitions.get(partition).map_or(0, |p| p.num_rows())
     }
 
     /// `_rowid`, `__pq_code`.
@@ -203,10 +223,16 @@ impl Artifact {
 
     /// Every file that the manifest names exists and has the size it says. Reads no row.
     pub async fn check_files(&self) -> Result<()> {
-        let paths: std::collections::BTreeSet<&str> =
-            self.manifest.partitions.iter().filter(|p| p.num_rows > 0).filter_map(|p| p.path.as_deref()).collect();
-        let mut checks: Vec<BoxFuture<'_, Result<()>>> = Vec::with_capacity(paths.len());
-        for path in paths {
+        // One listing answers for the files of a folder; those that it does not show as they should be are looked at themselves.
+        let mut listed: HashMap<String, u64> = HashMap::new();
+        if self.manifest.partitions.files().nth(1).is_some() {
+            let entries = self.files.store().list_folder(PARTITIONS_DIR).await?;
+            listed.extend(entries.into_iter().filter(|entry| !entry.is_folder).map(|entry| (entry.path, entry.size)));
+        }
+        let described = |path: &str| self.manifest.files.as_ref().and_then(|files| files.get(path)).map(|file| file.size_bytes);
+        let is_there = |path: &&str| listed.get(*path).is_some_and(|size| described(path).is_none_or(|expected| expected == *size));
+        let mut checks: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+        for path in self.manifest.partitions.files().filter(|path| !is_there(path)) {
             checks.push(self.check_file(path).boxed());
         }
         futures::stream::iter(checks).buffer_unordered(CONCURRENT_FILES).try_collect::<Vec<()>>().await?;
@@ -224,207 +250,66 @@ impl Artifact {
         }
     }
 
-    /// The rows of consecutive partitions, each as batches of [`Self::partition_schema`] in the order of its ranges. Ranges
-    /// are coalesced file by file and files are read at once; checksums are checked where there are any, and partition ids
-    /// where there are none.
-    pub async fn read_partitions(&self, partitions: Range<usize>) -> Result<Vec<Vec<RecordBatch>>> {
+    /// The rows of consecutive partitions, each in the order of its ranges. Ranges are coalesced file by file and files are read at
+    /// once; checksums are checked where there are any, and partition ids where there are none.
+    pub async fn read_partitions(&self, partitions: Range<usize>) -> Result<PartitionRows> {
         self.read_checked(partitions, !self.has_checksums()).await
     }
 
     /// The same, with the partition ids of every row checked if `part_ids`.
-    pub(super) async fn read_checked(&self, partitions: Range<usize>, part_ids: bool) -> Result<Vec<Vec<RecordBatch>>> {
-        let entries = self
-            .manifest
-            .partitions
-            .get(partitions.clone())
-            .ok_or_else(|| Error::invalid(format!("partitions {partitions:?}: expected within 0..{}", self.num_partitions())))?;
+    pub(super) async fn read_checked(&self, partitions: Range<usize>, part_ids: bool) -> Result<PartitionRows> {
+        if partitions.end > self.num_partitions() || partitions.start > partitions.end {
+            return Err(Error::invalid(format!("partitions {partitions:?}: expected within 0..{}", self.num_partitions())));
+        }
         let mut by_file: BTreeMap<&str, Vec<WantedRange>> = BTreeMap::new();
-        for (place, entry) in entries.iter().enumerate() {
-            if let Some(path) = &entry.path {
-                let ranges = by_file.entry(path).or_default();
-                let wanted = entry.ranges.iter().enumerate();
-                ranges.extend(wanted.map(|(index, r)| WantedRange {
+        for (place, partition) in self.manifest.partitions.range(partitions.clone()).enumerate() {
+            if let Some(path) = partition.path() {
+                let wanted = partition.ranges().zip(0u32..);
+                by_file.entry(path).or_default().extend(wanted.map(|(r, index)| WantedRange {
                     start: r.offset,
                     end: r.offset + r.num_rows,
-                    partition: place,
+                    partition: place as u32,
                     index,
                 }));
             }
         }
-        let mut read = self.read_wanted(by_file, partitions.start, part_ids).await?;
-        // A partition keeps the order of its ranges, whatever their place in the file.
-        read.sort_unstable_by_key(|range| (range.partition, range.index));
-        let mut result: Vec<Vec<RecordBatch>> = vec![Vec::new(); entries.len()];
-        for range in read {
-            result[range.partition].extend(range.batches);
+        let rows = self.read_wanted(by_file, partitions.clone(), part_ids).await?;
+        for (place, partition) in partitions.enumerate() {
+            self.check_checksum(partition, rows.checksum(place, self.code_width))?;
         }
-        for (place, batches) in result.iter().enumerate() {
-            let sum = batches.iter().fold(0, |sum: u64, batch| sum.wrapping_add(self.checksum(batch)));
-            self.check_checksum(partitions.start + place, sum)?;
-        }
-        Ok(result)
+        Ok(rows)
     }
 
-    /// The rows of ranges of files, coalesced; `first` is the window's first partition.
-    async fn read_wanted(&self, mut by_file: BTreeMap<&str, Vec<WantedRange>>, first: usize, part_ids: bool) -> Result<Vec<RangeRows>> {
+    /// The rows of ranges of files, coalesced; `window` are the partitions.
+    pub(super) async fn read_wanted(
+        &self,
+        mut by_file: BTreeMap<&str, Vec<WantedRange>>,
+        window: Range<usize>,
+        part_ids: bool,
+    ) -> Result<PartitionRows> {
         by_file.values_mut().for_each(|ranges| ranges.sort_unstable());
         let requests = by_file.iter().map(|(path, ranges)| (*path, merge_adjacent(ranges))).collect();
         let read = self.files.read_ranges(requests, part_ids).await?;
-        let mut cut = Vec::new();
-        for ((path, ranges), batches) in by_file.iter().zip(&read) {
-            cut.extend(self.cut(path, ranges, batches, first)?);
+        let mut rows = PartitionRows::new(window);
+        for ((path, ranges), batches) in by_file.iter().zip(read) {
+            rows.add(ranges, batches, self.code_width).map_err(|e| e.context(format!("{path} of {}", self.uri())))?;
         }
-        Ok(cut)
+        rows.sort();
+        Ok(rows)
     }
 
-    /// Reads a partition some MiB at a time, however large it is.
-    pub fn partition_reader(self: Arc<Self>, partition: usize) -> PartitionReader {
-        let part_ids = !self.has_checksums();
-        PartitionReader::new(self, partition, part_ids)
-    }
-
-    fn checksum(&self, batch: &RecordBatch) -> u64 {
-        let (row_ids, codes) = row_ids_and_codes(batch);
-        checksum(row_ids, codes, self.code_width)
-    }
-
-    /// What was read of one file, range by range.
-    fn cut(&self, path: &str, ranges: &[WantedRange], batches: &[RecordBatch], first: usize) -> Result<Vec<RangeRows>> {
-        if let Some(width) = batches.first().map(|b| b.column(1).as_fixed_size_list().value_length() as usize)
-            && width != self.code_width
-        {
-            return Err(Error::corrupt(format!("{}: {path} has codes of {width} bytes, expected {}", self.uri(), self.code_width)));
-        }
-        let mut cursor = Cursor { batches, batch: 0, row: 0 };
-        ranges
-            .iter()
-            .map(|WantedRange { start, end, partition, index }| {
-                let rows = cursor.take((end - start) as usize);
-                let batches = rows.iter().map(|batch| self.without_part_ids(batch, first + partition, path)).collect::<Result<_>>()?;
-                Ok(RangeRows { partition: *partition, index: *index, batches })
-            })
-            .collect()
-    }
-
-    fn without_part_ids(&self, batch: &RecordBatch, partition: usize, path: &str) -> Result<RecordBatch> {
-        let Some(part_ids) = batch.column_by_name(PART_ID_COLUMN) else {
-            return Ok(batch.clone());
-        };
-        if let Some(other) = part_ids.as_primitive::<UInt32Type>().values().iter().find(|id| **id as usize != partition) {
-            return Err(Error::corrupt(format!(
-                "{}: a row of partition {other} lies in a range of partition {partition} in {path}",
-                self.uri()
-            )));
-        }
-        Ok(batch.project(&[0, 1])?)
-    }
-
-    fn check_checksum(&self, partition: usize, sum: u64) -> Result<()> {
-        let Some(expected) = self.manifest.partitions[partition].checksum.as_ref().filter(|_| self.has_checksums()) else {
+    pub(super) fn check_checksum(&self, partition: usize, sum: u64) -> Result<()> {
+        let Some(expected) = self.manifest.partitions.get(partition).map(|p| p.checksum()).filter(|_| self.has_checksums()) else {
             return Ok(());
         };
-        if to_hex(sum) != *expected {
+        if sum != expected {
             return Err(Error::corrupt(format!(
-                "{}: partition {partition} has checksum {}, the manifest says {expected}: its rows or codes were changed after they were written",
+                "{}: partition {partition} has checksum {}, the manifest says {}: its rows or codes were changed after they were written",
                 self.uri(),
-                to_hex(sum)
+                to_hex(sum),
+                to_hex(expected)
             )));
         }
         Ok(())
-    }
-}
-
-/// Reads one partition in slices, in the order of its ranges. Checksums are sums: the last slice tells whether all is well.
-pub struct PartitionReader<A = Arc<Artifact>> {
-    artifact: A,
-    partition: usize,
-    part_ids: bool,
-    slice_rows: u64,
-    /// The next range, and the rows of it that were read.
-    range: usize,
-    row: u64,
-    sum: u64,
-    done: bool,
-}
-
-impl<A: std::borrow::Borrow<Artifact>> PartitionReader<A> {
-    pub(super) fn new(artifact: A, partition: usize, part_ids: bool) -> Self {
-        let slice_rows = (SLICE_BYTES / (8 + artifact.borrow().code_width as u64)).max(1);
-        Self { artifact, partition, part_ids, slice_rows, range: 0, row: 0, sum: 0, done: false }
-    }
-
-    /// The next rows; `None` at the end. Nothing can be read after an error.
-    pub async fn next(&mut self) -> Result<Option<Vec<RecordBatch>>> {
-        let artifact = self.artifact.borrow();
-        let Some(entry) = artifact.manifest.partitions.get(self.partition).filter(|_| !self.done) else {
-            return Ok(None);
-        };
-        let mut wanted = Vec::new();
-        let mut room = self.slice_rows;
-        while room > 0
-            && let Some(range) = entry.ranges.get(self.range)
-        {
-            let rows = room.min(range.num_rows - self.row);
-            let start = range.offset + self.row;
-            wanted.push(WantedRange { start, end: start + rows, partition: 0, index: wanted.len() });
-            (room, self.row) = (room - rows, self.row + rows);
-            if self.row == range.num_rows {
-                (self.range, self.row) = (self.range + 1, 0);
-            }
-        }
-        let last = self.range == entry.ranges.len();
-        let Some(path) = entry.path.as_deref().filter(|_| !wanted.is_empty()) else {
-            self.done = true;
-            return Ok(None);
-        };
-        // What is cancelled or fails here must not be taken for the end.
-        self.done = true;
-        let mut read = artifact.read_wanted(BTreeMap::from([(path, wanted)]), self.partition, self.part_ids).await?;
-        read.sort_unstable_by_key(|range| range.index);
-        let batches: Vec<RecordBatch> = read.into_iter().flat_map(|range| range.batches).collect();
-        self.sum = batches.iter().fold(self.sum, |sum, batch| sum.wrapping_add(artifact.checksum(batch)));
-        if last {
-            artifact.check_checksum(self.partition, self.sum)?;
-        }
-        self.done = last;
-        Ok(Some(batches))
-    }
-}
-
-fn merge_adjacent(ranges: &[WantedRange]) -> Vec<Range<u64>> {
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for WantedRange { start, end, .. } in ranges {
-        match merged.last_mut() {
-            Some(last) if last.end == *start => last.end = *end,
-            _ => merged.push(*start..*end),
-        }
-    }
-    merged
-}
-
-/// Cuts the batches that were read into the ranges that were asked for.
-struct Cursor<'a> {
-    batches: &'a [RecordBatch],
-    batch: usize,
-    row: usize,
-}
-
-impl Cursor<'_> {
-    fn take(&mut self, mut rows: usize) -> Vec<RecordBatch> {
-        let mut slices = Vec::with_capacity(1);
-        while rows > 0 && self.batch < self.batches.len() {
-            let batch = &self.batches[self.batch];
-            let now = rows.min(batch.num_rows() - self.row);
-            if now > 0 {
-                slices.push(batch.slice(self.row, now));
-            }
-            rows -= now;
-            self.row += now;
-            if self.row == batch.num_rows() {
-                self.batch += 1;
-                self.row = 0;
-            }
-        }
-        slices
     }
 }

@@ -237,10 +237,10 @@ impl BucketFiles {
                 if let Access::Flat(flat) = &bucket.access
                     && let Place::Local(path) = &flat.place
                 {
-                    let (batches, bytes) =
+                    let (batch, bytes) =
                         flat.read_local(path, &ranges, part_ids && bucket.has_part_ids).map_err(|e| local_read_error(e, &file, &store))?;
                     bytes_read.fetch_add(bytes, Ordering::Relaxed);
-                    read.push(FileRows { index, batches });
+                    read.push(FileRows { index, batches: vec![batch] });
                 }
             }
             Ok(read)
@@ -254,8 +254,10 @@ impl BucketFiles {
         let rows: u64 = ranges.iter().map(|r| r.end - r.start).sum();
         let batches = match &bucket.access {
             Access::Flat(flat) => match &flat.place {
-                Place::Store(store) => flat.read(store, &ranges, part_ids).await?,
-                Place::Local(path) => flat.read_local(path, &ranges, part_ids).map_err(|e| local_read_error(e, &file, &self.store))?.0,
+                Place::Store(store) => vec![flat.read(store, &ranges, part_ids).await?],
+                Place::Local(path) => {
+                    vec![flat.read_local(path, &ranges, part_ids).map_err(|e| local_read_error(e, &file, &self.store))?.0]
+                }
             },
             Access::Encoded(encoded) => {
                 let mut columns = vec![ROW_ID_COLUMN, PQ_CODE_COLUMN];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arrow_array::{ArrayRef, FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
-use arrow_buffer::{Buffer, ScalarBuffer};
+use arrow_buffer::{Buffer, MutableBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, Schema};
 
 use crate::artifact::format::{PART_ID_COLUMN, PQ_CODE_COLUMN, ROW_ID_COLUMN, partition_schema};
@@ -46,8 +46,12 @@ impl Stamp {
     }
 }
 
-/// Bytes of one piece of one column, and its place among the values.
-type Request = (Range<u64>, usize);
+/// Bytes of one piece of one column, and where they go among those of its rows.
+struct Request {
+    bytes: Range<u64>,
+    column: usize,
+    place: usize,
+}
 
 impl FlatFile {
     /// `None` where a column is encoded, or the columns have not the same pages.
@@ -62,73 +66,62 @@ impl FlatFile {
         Some(Self { place, stamp, code_width, columns })
     }
 
-    fn columns(&self, part_ids: bool) -> &[FlatColumn] {
-        &self.columns[..if part_ids { self.columns.len() } else { 2 }]
-    }
-
-    fn requests(&self, ranges: &[Range<u64>], columns: &[FlatColumn]) -> Vec<Request> {
+    /// What to read, in the order of the file, and the bytes of each column.
+    fn requests(&self, ranges: &[Range<u64>], part_ids: bool) -> (Vec<Request>, Vec<usize>) {
+        let columns = &self.columns[..if part_ids { self.columns.len() } else { 2 }];
         let mut requests = Vec::with_capacity(ranges.len() * columns.len());
-        for (index, column) in columns.iter().enumerate() {
-            let pieces = ranges.iter().flat_map(|rows| column.pieces(rows.clone())).filter(|bytes| !bytes.is_empty());
-            requests.extend(pieces.enumerate().map(|(piece, bytes)| (bytes, piece * columns.len() + index)));
+        let mut sizes = vec![0; columns.len()];
+        for ((column, of_column), size) in columns.iter().enumerate().zip(&mut sizes) {
+            let pieces = ranges.iter().flat_map(|rows| of_column.pieces(rows.clone())).filter(|bytes| !bytes.is_empty());
+            for bytes in pieces {
+                let place = *size;
+                *size += (bytes.end - bytes.start) as usize;
+                requests.push(Request { bytes, column, place });
+            }
         }
-        requests.sort_unstable_by_key(|(bytes, _)| bytes.start);
-        requests
+        requests.sort_unstable_by_key(|request| request.bytes.start);
+        (requests, sizes)
     }
 
-    /// Rows of `ranges` from an object store: a batch for each range and page.
-    pub async fn read(&self, file: &ByteReader, ranges: &[Range<u64>], part_ids: bool) -> Result<Vec<RecordBatch>> {
-        let columns = self.columns(part_ids);
-        let requests = self.requests(ranges, columns);
-        let read = file.read(requests.iter().map(|(bytes, _)| bytes.clone()).collect()).await?;
-        let mut values = vec![Buffer::default(); requests.len()];
-        for ((_, place), bytes) in requests.into_iter().zip(read) {
-            values[place] = Buffer::from(bytes);
+    /// Rows of `ranges` from an object store, one after the other.
+    pub async fn read(&self, file: &ByteReader, ranges: &[Range<u64>], part_ids: bool) -> Result<RecordBatch> {
+        let (requests, sizes) = self.requests(ranges, part_ids);
+        let read = file.read(requests.iter().map(|request| request.bytes.clone()).collect()).await?;
+        let mut values = allocate(&sizes)?;
+        for (request, bytes) in requests.into_iter().zip(read) {
+            values[request.column][request.place..request.place + bytes.len()].copy_from_slice(&bytes);
         }
-        values.chunks_exact(columns.len()).map(|values| self.batch(values)).collect()
+        self.batch(values)
     }
 
     /// The same from a local file, on the calling thread; also the bytes that were read.
-    pub fn read_local(&self, path: &PathBuf, ranges: &[Range<u64>], part_ids: bool) -> std::io::Result<(Vec<RecordBatch>, u64)> {
-        let columns = self.columns(part_ids);
-        let requests = self.requests(ranges, columns);
+    pub fn read_local(&self, path: &PathBuf, ranges: &[Range<u64>], part_ids: bool) -> std::io::Result<(RecordBatch, u64)> {
+        let (requests, sizes) = self.requests(ranges, part_ids);
         let file = File::open(path)?;
         let now = Stamp::of(&file.metadata()?);
         if self.stamp.is_some_and(|then| then != now) {
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "the file was replaced or changed since it was opened first"));
         }
-        let bytes = requests.iter().map(|(bytes, _)| bytes.end - bytes.start).sum::<u64>();
-        // A damaged file may claim more rows than there is memory for.
-        let mut read = Vec::new();
-        read.try_reserve_exact(bytes as usize).map_err(|e| std::io::Error::new(std::io::ErrorKind::OutOfMemory, e))?;
-        read.resize(bytes as usize, 0u8);
-        let mut rest = &mut read[..];
-        for (bytes, _) in &requests {
-            let (now, later) = rest.split_at_mut((bytes.end - bytes.start) as usize);
-            read_exact_at(&file, now, bytes.start)?;
-            rest = later;
-        }
-        let read = Buffer::from_vec(read);
-        let mut values = vec![Buffer::default(); requests.len()];
-        let mut at = 0;
-        for (bytes, place) in requests {
+        let mut values = allocate(&sizes)?;
+        for Request { bytes, column, place } in requests {
             let len = (bytes.end - bytes.start) as usize;
-            values[place] = read.slice_with_length(at, len);
-            at += len;
+            read_exact_at(&file, &mut values[column][place..place + len], bytes.start)?;
         }
-        let batches = values.chunks_exact(columns.len()).map(|values| self.batch(values)).collect::<Result<_>>();
-        Ok((batches.map_err(std::io::Error::other)?, bytes))
+        let bytes = sizes.iter().sum::<usize>() as u64;
+        Ok((self.batch(values).map_err(std::io::Error::other)?, bytes))
     }
 
-    fn batch(&self, values: &[Buffer]) -> Result<RecordBatch> {
-        let num_rows = values[0].len() / size_of::<u64>();
-        let codes = UInt8Array::new(ScalarBuffer::new(values[1].clone(), 0, values[1].len()), None);
+    fn batch(&self, values: Vec<MutableBuffer>) -> Result<RecordBatch> {
+        let mut values = values.into_iter().map(Buffer::from);
+        let mut next = || values.next().unwrap_or_default();
+        let (row_ids, codes) = (next(), next());
+        let num_rows = row_ids.len() / size_of::<u64>();
+        let codes = UInt8Array::new(ScalarBuffer::new(codes.clone(), 0, codes.len()), None);
         let codes = FixedSizeListArray::try_new(item_field(DataType::UInt8), self.code_width as i32, Arc::new(codes), None)?;
-        let row_ids = UInt64Array::new(ScalarBuffer::new(aligned(&values[0]), 0, num_rows), None);
-        let mut columns: Vec<ArrayRef> = vec![Arc::new(row_ids), Arc::new(codes)];
+        let mut columns: Vec<ArrayRef> = vec![Arc::new(UInt64Array::new(ScalarBuffer::new(row_ids, 0, num_rows), None)), Arc::new(codes)];
         let mut schema = partition_schema(self.code_width);
-        if let Some(part_ids) = values.get(2) {
-            columns.push(Arc::new(UInt32Array::new(ScalarBuffer::new(aligned(part_ids), 0, num_rows), None)));
+        if let Some(part_ids) = values.next() {
+            columns.push(Arc::new(UInt32Array::new(ScalarBuffer::new(part_ids, 0, num_rows), None)));
             let fields = schema.fields().iter().cloned().chain([Arc::new(Field::new(PART_ID_COLUMN, DataType::UInt32, false))]);
             schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
         }
@@ -136,9 +129,12 @@ impl FlatFile {
     }
 }
 
-/// Values that start at any byte of what was read, as Arrow wants them.
-fn aligned(values: &Buffer) -> Buffer {
-    if values.as_ptr().align_offset(align_of::<u64>()) == 0 { values.clone() } else { Buffer::from_slice_ref(values.as_slice()) }
+/// A damaged file may claim more rows than there is memory for.
+fn allocate(sizes: &[usize]) -> std::io::Result<Vec<MutableBuffer>> {
+    let mut probe: Vec<u8> = Vec::new();
+    probe.try_reserve_exact(sizes.iter().sum()).map_err(|e| std::io::Error::new(std::io::ErrorKind::OutOfMemory, e))?;
+    drop(probe);
+    Ok(sizes.iter().map(|size| MutableBuffer::from_len_zeroed(*size)).collect())
 }
 
 #[cfg(unix)]

@@ -3,8 +3,12 @@
 mod artifact;
 mod files;
 mod flat_file;
+mod partition_reader;
+mod rows;
 mod verify;
 
-pub use artifact::{Artifact, PartitionReader, read_manifest, row_ids_and_codes};
+pub use artifact::{Artifact, CONCURRENT_ARTIFACTS, read_manifest};
 pub use files::BucketFiles;
+pub use partition_reader::{PartitionReader, SLICE_BYTES};
+pub use rows::{PartitionRows, row_ids_and_codes};
 pub use verify::VerifyReport;

@@ -1,10 +1,13 @@
 //! `verify`: every promise of a manifest against the files.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use roaring::RoaringTreemap;
 
-use super::artifact::{Artifact, PartitionReader, row_ids_and_codes};
+use super::artifact::Artifact;
+use super::partition_reader::{PartitionReader, SLICE_BYTES};
+use super::rows::PartitionRows;
 use crate::error::{Error, Result};
 
 /// Bytes of rows and codes read at once.
@@ -60,16 +63,19 @@ impl Artifact {
         let mut report = VerifyReport {
             num_rows: self.num_rows(),
             num_partitions: self.num_partitions(),
-            num_ranges: self.manifest().partitions.iter().map(|p| p.ranges.len() as u64).sum(),
+            num_ranges: self.manifest().partitions.num_ranges(),
             checksums_checked: self.has_checksums(),
             part_ids_checked: true,
             ..Default::default()
         };
-        let mut by_file: Vec<_> = self.manifest().ranges_by_file().into_iter().collect();
-        by_file.sort_unstable_by_key(|(path, _)| *path);
-        for (path, ranges) in by_file {
+        let mut rows_by_file: BTreeMap<&str, u64> = BTreeMap::new();
+        for partition in self.manifest().partitions.iter() {
+            if let Some(path) = partition.path() {
+                *rows_by_file.entry(path).or_default() += partition.num_rows();
+            }
+        }
+        for (path, claimed) in rows_by_file {
             report.num_files += 1;
-            let claimed: u64 = ranges.iter().map(|r| r.num_rows).sum();
             let described = self.manifest().files.as_ref().and_then(|files| files.get(path));
             match (self.files().store().size(path).await?, described) {
                 (None, _) => {
@@ -105,12 +111,12 @@ impl Artifact {
                 continue;
             }
             match self.read_checked(window.clone(), true).await {
-                Ok(partitions) => collect_row_ids(partitions.iter().flatten(), &mut seen, &mut report),
+                Ok(rows) => collect_row_ids(&rows, &mut seen, &mut report),
                 // One bad partition must not hide the others of its window.
                 Err(Error::CorruptArtifact(_)) => {
                     for partition in window.clone() {
                         match self.read_checked(partition..partition + 1, true).await {
-                            Ok(partitions) => collect_row_ids(partitions.iter().flatten(), &mut seen, &mut report),
+                            Ok(rows) => collect_row_ids(&rows, &mut seen, &mut report),
                             Err(error) => report.note(error)?,
                         }
                     }
@@ -135,13 +141,13 @@ impl Artifact {
         seen: &mut RoaringTreemap,
         report: &mut VerifyReport,
     ) -> Result<u64> {
-        let mut reader = PartitionReader::new(self, partition, true);
+        let mut reader = PartitionReader::new(self, partition, SLICE_BYTES, true);
         let mut rows = before;
         loop {
             match reader.next().await {
-                Ok(Some(batches)) => {
-                    rows += batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
-                    collect_row_ids(&batches, seen, report);
+                Ok(Some(slice)) => {
+                    rows += slice.num_rows(0) as u64;
+                    collect_row_ids(&slice, seen, report);
                     progress(rows);
                 }
                 Ok(None) => return Ok(before + self.partition_rows(partition)),
@@ -175,13 +181,8 @@ impl Artifact {
     }
 }
 
-fn collect_row_ids<'a>(
-    batches: impl IntoIterator<Item = &'a arrow_array::RecordBatch>,
-    seen: &mut RoaringTreemap,
-    report: &mut VerifyReport,
-) {
-    for batch in batches {
-        let (row_ids, _) = row_ids_and_codes(batch);
+fn collect_row_ids(rows: &PartitionRows, seen: &mut RoaringTreemap, report: &mut VerifyReport) {
+    for row_ids in rows.row_ids() {
         report.duplicate_row_ids += row_ids.iter().filter(|id| !seen.insert(**id)).count() as u64;
     }
 }

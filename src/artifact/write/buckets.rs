@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use super::bucket::{BucketWriter, Chunk, FlushJob};
 use super::plan::MemoryPlan;
 use super::stage::{BucketOrder, SortedRows, Stage, sort};
-use crate::artifact::format::{FileEntry, PartitionEntry, to_hex};
+use crate::artifact::format::{FileEntry, PartitionTable, WrittenPartition};
 use crate::error::{Error, Result};
 use crate::io::Uploads;
 use crate::lance::LanceStore;
@@ -50,7 +50,7 @@ impl Buckets {
         let order = BucketOrder::new(num_partitions, plan.num_buckets);
         let file = |bucket| Mutex::new(BucketWriter::new(bucket, order.bucket_ranks(bucket).len(), code_width, tag));
         let files = (0..plan.num_buckets).map(file).collect();
-        let uploads = Uploads::new(plan.part_bytes, runtime.clone());
+        let uploads = Uploads::new(plan.part_bytes, 1, runtime.clone());
         let (partition_rows, cancelled) = (MAX_PARTITION_ROWS, AtomicBool::new(false));
         Self { store, runtime, plan, code_width, sync, uploads, partition_rows, order, files, cancelled }
     }
@@ -184,23 +184,20 @@ impl Buckets {
     }
 
     /// What the manifest is to say of each partition; once.
-    pub fn partitions(&self, num_partitions: usize) -> Vec<PartitionEntry> {
-        let mut partitions = vec![PartitionEntry::default(); num_partitions];
+    pub fn partitions(&self, num_partitions: usize) -> Result<PartitionTable> {
+        let mut partitions: Vec<Option<WrittenPartition>> = Vec::new();
+        partitions.resize_with(num_partitions, || None);
         for (index, bucket) in self.files.iter().enumerate() {
             let mut bucket = locked(bucket);
             let path = bucket.path().to_string();
             for (rank, state) in self.order.bucket_ranks(index).zip(bucket.take_partitions()) {
                 if !state.ranges.is_empty() {
-                    partitions[self.order.partition(rank) as usize] = PartitionEntry {
-                        path: Some(path.clone()),
-                        num_rows: state.num_rows,
-                        ranges: state.ranges,
-                        checksum: Some(to_hex(state.checksum)),
-                    };
+                    let (path, ranges, checksum) = (path.clone(), state.ranges, state.checksum);
+                    partitions[self.order.partition(rank) as usize] = Some(WrittenPartition { path, ranges, checksum });
                 }
             }
         }
-        partitions
+        PartitionTable::of_written(partitions.into_iter())
     }
 }
 

@@ -38,7 +38,7 @@ impl From<IvfPqModel> for Encoding {
 /// Options of a [`PartitionArtifactBuilder`]; the default is what users get.
 #[derive(Debug, Clone)]
 pub struct BuilderOptions {
-    /// Files of the artifact; `min(num_partitions, 256)`, fewer where an object store's upload buffers would not fit the limit on
+    /// Files of the artifact; `min(num_partitions, 256)`, fewer where few rows are expected, an object store's upload buffers would not fit the limit on
     /// memory, or open files the process's limit.
     pub num_buckets: Option<usize>,
     /// Bytes; 1 GiB or a quarter of the machine's memory, whichever is less.
@@ -378,7 +378,7 @@ impl PartitionArtifactBuilder {
             source: self.options.source.clone(),
             writer: Some(WriterInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() }),
             files: Some(files),
-            partitions: self.buckets.partitions(self.num_partitions),
+            partitions: self.buckets.partitions(self.num_partitions)?,
         };
         let json = serde_json::to_vec(&manifest).map_err(|e| Error::internal(format!("manifest: {e}")))?;
         Ok(Closed { manifest, json: json.into() })

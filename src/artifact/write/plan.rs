@@ -23,6 +23,9 @@ const MAX_UNPLANNED_PART_BYTES: usize = 64 << 20;
 /// Sizes of parts are multiples of this.
 const PART_STEP: usize = 64 * 1024;
 
+/// Rows in fewer bytes than these are not worth a file of their own, where it is known how many will come.
+const MIN_BUCKET_BYTES: u64 = 1 << 20;
+
 /// Files that are left for others than the builder: the dataset's, sockets, what Python opens.
 const OTHER_FILES: usize = 24;
 
@@ -106,7 +109,10 @@ impl MemoryPlan {
             Some(given) => given,
             None => {
                 let open_file_bytes = if wanted.uploads { 2 * MIN_PART_BYTES } else { LOCAL_BUFFER_BYTES };
-                partitions.min(DEFAULT_MAX_BUCKETS).min(fit).min(Self::max_buckets(wanted.limit, open_file_bytes))
+                // A reader of many small artifacts is better off with a few files of each.
+                let bytes = wanted.expected_rows.map_or(u64::MAX, |rows| rows.saturating_mul(wanted.code_width as u64 + 12));
+                let useful = usize::try_from(bytes / MIN_BUCKET_BYTES).unwrap_or(usize::MAX).max(1);
+                partitions.min(DEFAULT_MAX_BUCKETS).min(useful).min(fit).min(Self::max_buckets(wanted.limit, open_file_bytes))
             }
         };
         let needed = match Self::of_buckets(wanted, num_buckets) {

@@ -56,8 +56,8 @@ impl PartitionArtifactShuffleReader {
 #[async_trait]
 impl ShuffleReader for PartitionArtifactShuffleReader {
     async fn read_partition(&self, partition_id: usize) -> lance_core::Result<Option<Box<dyn RecordBatchStream + Unpin + 'static>>> {
-        let mut partitions = self.partitions.read(partition_id..partition_id + 1).await?;
-        Ok(self.stream(partitions.pop().unwrap_or_default()))
+        let read = self.partitions.read(partition_id..partition_id + 1).await?;
+        Ok(self.stream(read.iter().flat_map(|rows| rows.batches(0)).collect()))
     }
 
     fn plan_partition_window(&self, start: usize, max_decoded_bytes: usize) -> lance_core::Result<ShufflePartitionWindowPlan> {
@@ -72,8 +72,11 @@ impl ShuffleReader for PartitionArtifactShuffleReader {
         let read = self.partitions.read(partition_range.clone()).await?;
         let partitions = partition_range
             .clone()
-            .zip(read)
-            .map(|(partition_id, batches)| ShufflePartition { partition_id, data: self.stream(batches) })
+            .enumerate()
+            .map(|(place, partition_id)| {
+                let batches = read.iter().flat_map(|rows| rows.batches(place)).collect();
+                ShufflePartition { partition_id, data: self.stream(batches) }
+            })
             .collect();
         let bytes = rows as usize * self.partitions.row_bytes();
         Ok(ShufflePartitionWindow { partition_range, partitions, materialized_decoded_bytes: Some(bytes) })

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow_array::RecordBatch;
 use arrow_schema::Schema;
@@ -12,7 +13,7 @@ use lance_core::cache::LanceCache;
 use lance_encoding::decoder::{DecoderPlugins, FilterExpression};
 use lance_file::reader::{FileReader, FileReaderOptions};
 use lance_io::ReadBatchParams;
-use lance_io::scheduler::{FileScheduler, ScanScheduler, SchedulerConfig};
+use lance_io::scheduler::{FileScheduler, ScanScheduler};
 use lance_io::utils::CachedFileSize;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -37,6 +38,7 @@ pub struct Expected {
 pub struct LanceFiles {
     store: Store,
     scheduler: Arc<ScanScheduler>,
+    bytes_read: Arc<AtomicU64>,
 }
 
 /// A Lance file that is open.
@@ -48,6 +50,7 @@ pub struct LanceFile {
     reader: FileReader,
     schema: Schema,
     size: u64,
+    bytes_read: Arc<AtomicU64>,
 }
 
 /// Reads bytes of a file of a store.
@@ -56,18 +59,19 @@ pub struct ByteReader {
     store: Store,
     name: String,
     file: FileScheduler,
+    bytes_read: Arc<AtomicU64>,
 }
 
 impl LanceFiles {
     /// Call within a Tokio runtime.
     pub fn new(store: &LanceStore) -> Self {
-        let config = SchedulerConfig::max_bandwidth(&store.store);
-        Self { store: store.files.clone(), scheduler: ScanScheduler::new(store.store.clone(), config) }
+        Self { store: store.files.clone(), scheduler: store.scheduler(), bytes_read: Arc::default() }
     }
 
-    /// Bytes read so far, headers included; of local files without those that were read around it.
+    /// Bytes read so far: of files that were opened their ends, of flat ones what was asked for, and of others the pages that hold it.
+    /// Of local files without those that were read around it.
     pub fn bytes_read(&self) -> u64 {
-        self.scheduler.stats().bytes_read
+        self.bytes_read.load(Ordering::Relaxed)
     }
 
     pub async fn open(&self, name: &str, expected: Expected) -> Result<LanceFile> {
@@ -83,7 +87,9 @@ impl LanceFiles {
             Ok((file, reader, schema, size))
         })
         .await?;
-        Ok(LanceFile { store: self.store.clone(), name: name.to_string(), file, reader, schema, size })
+        self.bytes_read.fetch_add(size.saturating_sub(reader.metadata().num_data_bytes), Ordering::Relaxed);
+        let (store, name, bytes_read) = (self.store.clone(), name.to_string(), self.bytes_read.clone());
+        Ok(LanceFile { store, name, file, reader, schema, size, bytes_read })
     }
 }
 
@@ -102,7 +108,8 @@ impl LanceFile {
     }
 
     pub fn byte_reader(&self) -> ByteReader {
-        ByteReader { store: self.store.clone(), name: self.name.clone(), file: self.file.clone() }
+        let (store, name) = (self.store.clone(), self.name.clone());
+        ByteReader { store, name, file: self.file.clone(), bytes_read: self.bytes_read.clone() }
     }
 
     /// Where the values of some columns lie, or `None` where one is encoded, or they have not the same pages.
@@ -119,11 +126,12 @@ impl LanceFile {
 
     /// The only row of a small file, with its schema metadata.
     pub async fn read_row(self) -> Result<(HashMap<String, String>, RecordBatch)> {
-        let Self { store, name, reader, .. } = self;
+        let Self { store, name, reader, bytes_read, .. } = self;
         if reader.num_rows() != 1 {
             return Err(Error::corrupt(format!("{name} of {}: {} rows, expected one", store.uri(), reader.num_rows())));
         }
         let metadata = reader.schema().metadata.clone();
+        bytes_read.fetch_add(reader.metadata().num_data_bytes, Ordering::Relaxed);
         let batch = panics_caught(&name, &store, async move {
             let stream = reader.read_stream(ReadBatchParams::RangeFull, 1, 1, FilterExpression::no_filter()).await?;
             let schema = stream.schema();
@@ -132,6 +140,23 @@ impl LanceFile {
         })
         .await?;
         Ok((metadata, batch))
+    }
+
+    /// Bytes of the pages that hold some rows, which are in order.
+    fn page_bytes(&self, ranges: &[Range<u64>]) -> u64 {
+        let mut bytes = 0u64;
+        for column in &self.reader.metadata().column_infos {
+            let mut row = 0u64;
+            for page in column.page_infos.iter() {
+                let end = row.saturating_add(page.num_rows);
+                let next = ranges.partition_point(|range| range.end <= row);
+                if ranges.get(next).is_some_and(|range| range.start < end) {
+                    bytes += page.buffer_offsets_and_sizes.iter().map(|(_, size)| *size).fold(0, u64::saturating_add);
+                }
+                row = end;
+            }
+        }
+        bytes
     }
 
     /// Decode ranges of rows, at most `rows_at_once`; each batch is handed to `each` before there is a next one.
@@ -143,6 +168,7 @@ impl LanceFile {
         each: impl Fn(RecordBatch) -> Result<RecordBatch> + Send + 'static,
     ) -> Result<Vec<RecordBatch>> {
         let reader = self.reader.clone();
+        self.bytes_read.fetch_add(self.page_bytes(&ranges), Ordering::Relaxed);
         panics_caught(&self.name, &self.store, async move {
             let version = reader.metadata().version();
             let projection = lance_file::versions::reader_projection_from_column_names(version, reader.schema(), &columns)?;
@@ -161,6 +187,7 @@ impl LanceFile {
 impl ByteReader {
     pub async fn read(&self, ranges: Vec<Range<u64>>) -> Result<Vec<Bytes>> {
         let file = self.file.clone();
+        self.bytes_read.fetch_add(ranges.iter().map(|range| range.end - range.start).sum(), Ordering::Relaxed);
         panics_caught(&self.name, &self.store, async move { file.submit_request(ranges, 0).await }).await
     }
 }

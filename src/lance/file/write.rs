@@ -3,7 +3,6 @@
 //! Lance's own sinks hold up to 2 MiB (local) or ten parts (object store) a file, and a builder has hundreds of files open.
 
 use std::io;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -71,9 +70,9 @@ impl Writer for Sink {
     }
 }
 
-/// A file of an index on a local disk, without waiting until it is there.
-pub fn index_file(path: PathBuf) -> Result<Box<dyn Writer>> {
-    Ok(Box::new(Sink { file: FileSink::local(path)?, tail: TailRecorder::default() }))
+/// A file of an index, without waiting until it is on a local disk.
+pub fn index_file(store: &Store, uploads: &Uploads, relative: &str) -> Result<Box<dyn Writer>> {
+    Ok(Box::new(Sink { file: FileSink::create(store, uploads, relative, false)?, tail: TailRecorder::default() }))
 }
 
 /// A file whose columns are plain values, appended as they are.
@@ -116,7 +115,7 @@ impl FlatFileWriter {
 
 /// Write a small file of one batch with schema metadata, all of which is under the checksum. Call within a Tokio runtime.
 pub async fn write_row(store: &Store, relative: &str, metadata: &[(String, String)], batch: &RecordBatch, sync: bool) -> Result<Written> {
-    let uploads = Uploads::new(MIN_PART_BYTES, Handle::current());
+    let uploads = Uploads::new(MIN_PART_BYTES, 1, Handle::current());
     let tail = TailRecorder::default();
     tail.start();
     let sink = Sink { file: FileSink::create(store, &uploads, relative, sync)?, tail: tail.clone() };

@@ -18,7 +18,7 @@ use lance_io::traits::Writer;
 use object_store::path::Path;
 
 use crate::error::{Error, Result};
-use crate::io::Owner;
+use crate::io::{Owner, Store, Uploads};
 use crate::lance::dataset::Dataset;
 use crate::lance::file::index_file;
 
@@ -28,6 +28,7 @@ const OWNER_FILE: &str = ".lance-artifact-owner";
 #[derive(Debug, Clone)]
 pub struct SegmentFolder {
     store: Arc<ObjectStore>,
+    files: Store,
     path: Path,
     uuid: String,
 }
@@ -35,7 +36,10 @@ pub struct SegmentFolder {
 impl SegmentFolder {
     pub async fn of(dataset: &Dataset, uuid: &str) -> Result<Self> {
         let store = dataset.0.object_store(None).await?;
-        Ok(Self { store, path: dataset.0.indices_dir().join(uuid), uuid: uuid.to_string() })
+        let path = dataset.0.indices_dir().join(uuid);
+        let local = store.has_direct_local_paths().then(|| lance_io::local::to_local_path(&path).into());
+        let files = Store::new(store.inner.clone(), path.clone(), format!("{}/_indices/{uuid}", dataset.shown_uri()), local);
+        Ok(Self { store, files, path, uuid: uuid.to_string() })
     }
 
     /// As Lance's index builder wants it.
@@ -45,7 +49,7 @@ impl SegmentFolder {
 
     /// Where it is on this machine's disk.
     pub fn local(&self) -> Option<PathBuf> {
-        self.store.has_direct_local_paths().then(|| lance_io::local::to_local_path(&self.path).into())
+        self.files.local_root().map(PathBuf::from)
     }
 
     fn owner_file(&self) -> Path {
@@ -97,11 +101,8 @@ impl SegmentFolder {
         }
     }
 
-    pub(super) async fn create(&self, name: &str) -> Result<Box<dyn Writer>> {
-        match self.local() {
-            Some(folder) => index_file(folder.join(name)),
-            None => Ok(self.store.create(&self.path.clone().join(name)).await?),
-        }
+    pub(super) fn create(&self, name: &str, uploads: &Uploads) -> Result<Box<dyn Writer>> {
+        index_file(&self.files, uploads, name)
     }
 
     /// Remove the segments that killed builds left in a dataset; how many there were. Nothing depends on it: what cannot be listed

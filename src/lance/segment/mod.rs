@@ -8,4 +8,4 @@ mod writer;
 pub use committed::CommittedSegment;
 pub use details::{IndexType, index_details};
 pub use folder::SegmentFolder;
-pub use writer::{EncodedRows, PageEncoder, SegmentWriter};
+pub use writer::{EncodedColumn, PageEncoder, SegmentWriter};

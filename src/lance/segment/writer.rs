@@ -27,15 +27,18 @@ use prost::Message;
 
 use super::folder::SegmentFolder;
 use crate::error::{Error, Result};
+use crate::io::Uploads;
 use crate::lance::dataset::Dataset;
 use crate::lance::kernels::{distance_type, product_quantizer};
 use crate::model::IvfPqModel;
 
-/// Encoded pages of some rows.
-pub struct EncodedRows {
+/// Encoded pages of some rows of one column.
+pub struct EncodedColumn {
+    column: usize,
+    first_row: u64,
     num_rows: u64,
     pages: Vec<EncodedPage>,
-    columns: Vec<ColumnEncoding>,
+    encoding: ColumnEncoding,
 }
 
 /// Encodes rows: a schema, and how its columns are encoded.
@@ -44,21 +47,30 @@ pub struct PageEncoder {
     strategy: Arc<dyn FieldEncodingStrategy>,
 }
 
+/// What was written of a column.
+#[derive(Default)]
+struct WrittenColumn {
+    num_rows: u64,
+    /// Each with its first row.
+    pages: Vec<(u64, PageInfo)>,
+    encoding: ColumnEncoding,
+}
+
 /// Writes the files of a segment.
 pub struct SegmentWriter {
     folder: SegmentFolder,
+    uploads: Uploads,
     version: ConcreteFileVersion,
     model: Arc<IvfPqModel>,
     quantizer: ProductQuantizer,
     codes: FileWriter,
     encoder: Arc<PageEncoder>,
-    columns: Vec<(Vec<PageInfo>, ColumnEncoding)>,
-    num_rows: u64,
+    columns: [WrittenColumn; 2],
 }
 
 impl SegmentWriter {
     /// `folder` must be there where it is local.
-    pub async fn create(dataset: &Dataset, folder: SegmentFolder, model: Arc<IvfPqModel>) -> Result<Self> {
+    pub fn create(dataset: &Dataset, folder: SegmentFolder, model: Arc<IvfPqModel>, uploads: Uploads) -> Result<Self> {
         // As Lance does: indexes of datasets in the first format have files of the second.
         let version = match dataset.0.manifest().data_storage_format.lance_file_format() {
             ConcreteFileVersion::V1 => ConcreteFileVersion::V2_0,
@@ -66,9 +78,9 @@ impl SegmentWriter {
         };
         let quantizer = product_quantizer(&model);
         let encoder = Arc::new(PageEncoder::try_new(quantizer.field(), version)?);
-        let file = folder.create(INDEX_AUXILIARY_FILE_NAME).await?;
+        let file = folder.create(INDEX_AUXILIARY_FILE_NAME, &uploads)?;
         let codes = versions::create_lazy_writer(version, file, FileWriterOptions::default())?;
-        Ok(Self { folder, version, model, quantizer, codes, encoder, columns: Vec::new(), num_rows: 0 })
+        Ok(Self { folder, uploads, version, model, quantizer, codes, encoder, columns: Default::default() })
     }
 
     /// For the tasks that encode.
@@ -76,39 +88,43 @@ impl SegmentWriter {
         self.encoder.clone()
     }
 
-    /// Write encoded rows. Each column's rows must come in order.
-    pub async fn append(&mut self, rows: EncodedRows) -> Result<()> {
-        self.columns.resize_with(rows.columns.len(), Default::default);
-        for (column, encoding) in self.columns.iter_mut().zip(rows.columns) {
-            column.1 = encoding;
-        }
+    /// Write encoded rows of a column, in any order.
+    pub async fn append(&mut self, rows: EncodedColumn) -> Result<()> {
+        let column = &mut self.columns[rows.column];
+        let mut first_row = rows.first_row;
         for page in rows.pages {
             let mut buffers = Vec::with_capacity(page.data.len());
             for buffer in &page.data {
                 buffers.push(self.codes.write_external_buffer(buffer).await?);
             }
-            let (pages, _) = self
-                .columns
-                .get_mut(page.column_idx as usize)
-                .ok_or_else(|| Error::internal(format!("a page of column {} of an index file", page.column_idx)))?;
-            pages.push(PageInfo {
+            let info = PageInfo {
                 num_rows: page.num_rows,
                 priority: page.row_number,
                 encoding: page.description,
                 buffer_offsets_and_sizes: buffers.into(),
-            });
+            };
+            // Encoders of the first format do not tell the row of a page.
+            column.pages.push((first_row, info));
+            first_row += page.num_rows;
         }
-        self.num_rows += rows.num_rows;
+        column.encoding = rows.encoding;
+        column.num_rows += rows.num_rows;
         Ok(())
     }
 
     /// Write what a search needs to know of partitions of these `lengths`; the names and bytes of the files.
     pub async fn finish(self, lengths: &[u32], loss: f64) -> Result<Vec<(String, u64)>> {
-        let Self { folder, version, model, quantizer, mut codes, encoder, columns, num_rows } = self;
+        let Self { folder, uploads, version, model, quantizer, mut codes, encoder, columns } = self;
         // Global buffers follow, which the format wants aligned from 2.1 on: an empty buffer brings the padding there.
         codes.write_external_buffer(&[]).await?;
-        let column = |(index, (pages, encoding)): (u32, (Vec<PageInfo>, ColumnEncoding))| {
-            Arc::new(ColumnInfo::new(index, pages.into(), Vec::new(), encoding))
+        let num_rows = lengths.iter().map(|rows| u64::from(*rows)).sum();
+        if let Some(column) = columns.iter().find(|column| column.num_rows != num_rows) {
+            return Err(Error::internal(format!("a column of an index has {} rows, its partitions {num_rows}", column.num_rows)));
+        }
+        let column = |(index, mut column): (u32, WrittenColumn)| {
+            column.pages.sort_by_key(|(first_row, _)| *first_row);
+            let pages = column.pages.into_iter().map(|(_, page)| page).collect();
+            Arc::new(ColumnInfo::new(index, pages, Vec::new(), column.encoding))
         };
         let columns: Vec<_> = (0..).zip(columns).map(column).collect();
         codes.initialize_with_external_columns(encoder.schema.clone(), &columns, num_rows)?;
@@ -127,7 +143,7 @@ impl SegmentWriter {
         let metadata = serde_json::to_string(&metadata).and_then(|metadata| serde_json::to_string(&[metadata])).map_err(json)?;
         codes.add_schema_metadata(STORAGE_METADATA_KEY, metadata);
         let codes = codes.finish().await?;
-        let index_bytes = write_centroids(&folder, version, &model, lengths, loss).await?;
+        let index_bytes = write_centroids(&folder, &uploads, version, &model, lengths, loss).await?;
         Ok(vec![(INDEX_AUXILIARY_FILE_NAME.into(), codes.size_bytes), (INDEX_FILE_NAME.into(), index_bytes)])
     }
 }
@@ -135,13 +151,14 @@ impl SegmentWriter {
 /// The file of the centroids. A flat index of codes keeps nothing else beside them.
 async fn write_centroids(
     folder: &SegmentFolder,
+    uploads: &Uploads,
     version: ConcreteFileVersion,
     model: &IvfPqModel,
     lengths: &[u32],
     loss: f64,
 ) -> Result<u64> {
     let schema = Schema::try_from(FlatIndex::schema().as_ref())?;
-    let file = folder.create(INDEX_FILE_NAME).await?;
+    let file = folder.create(INDEX_FILE_NAME, uploads)?;
     let mut file = versions::create_writer(version, file, schema, FileWriterOptions::default())?;
     let mut ivf = IvfModel::new(model.centroids().clone(), Some(loss));
     lengths.iter().for_each(|_| ivf.add_partition(0));
@@ -163,32 +180,43 @@ impl PageEncoder {
         Ok(Self { schema, strategy })
     }
 
-    /// Make pages of rows from `first_row` on: each column as one page, or several where it is long.
-    pub async fn encode(&self, first_row: u64, row_ids: UInt64Array, codes: FixedSizeListArray) -> Result<EncodedRows> {
-        let num_rows = row_ids.len() as u64;
-        let arrays: [ArrayRef; 2] = [Arc::new(row_ids), Arc::new(codes)];
+    /// Make pages of row ids, the rows from `first_row` on.
+    pub async fn row_ids(&self, first_row: u64, row_ids: UInt64Array) -> Result<EncodedColumn> {
+        self.column(0, first_row, Arc::new(row_ids)).await
+    }
+
+    /// Make pages of codes, which lie transposed partition by partition.
+    pub async fn codes(&self, first_row: u64, codes: FixedSizeListArray) -> Result<EncodedColumn> {
+        self.column(1, first_row, Arc::new(codes)).await
+    }
+
+    /// One page, or several where it is long.
+    async fn column(&self, column: usize, first_row: u64, array: ArrayRef) -> Result<EncodedColumn> {
         let options = EncodingOptions { keep_original_array: true, ..Default::default() };
-        let encoders = BatchEncoder::try_new(&self.schema, self.strategy.as_ref(), &options)?.field_encoders;
-        let (mut pages, mut columns) = (Vec::new(), Vec::new());
-        for (mut encoder, array) in encoders.into_iter().zip(arrays) {
-            let num_rows = array.len() as u64;
-            let mut apart = OutOfLineBuffers::new(0, options.buffer_alignment);
-            let array = encoder.prepare_array(array)?;
-            let mut tasks = encoder.maybe_encode(array, &mut apart, RepDefBuilder::default(), first_row, num_rows)?;
-            tasks.extend(encoder.flush(&mut apart)?);
-            for task in tasks {
-                pages.push(task.await?);
-            }
-            for column in encoder.finish(&mut apart).await? {
-                if !column.column_buffers.is_empty() || !column.final_pages.is_empty() {
-                    return Err(Error::internal("an index column with buffers of its own"));
-                }
-                columns.push(column.encoding);
-            }
-            if !apart.take_buffers().is_empty() {
-                return Err(Error::internal("an index column with values out of line"));
-            }
+        let mut encoders = BatchEncoder::try_new(&self.schema, self.strategy.as_ref(), &options)?.field_encoders;
+        if encoders.len() <= column {
+            return Err(Error::internal(format!("an index of {} columns", encoders.len())));
         }
-        Ok(EncodedRows { num_rows, pages, columns })
+        let mut encoder = encoders.swap_remove(column);
+        let num_rows = array.len() as u64;
+        let mut apart = OutOfLineBuffers::new(0, options.buffer_alignment);
+        let array = encoder.prepare_array(array)?;
+        let mut tasks = encoder.maybe_encode(array, &mut apart, RepDefBuilder::default(), first_row, num_rows)?;
+        tasks.extend(encoder.flush(&mut apart)?);
+        let mut pages = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            pages.push(task.await?);
+        }
+        let mut encodings = encoder.finish(&mut apart).await?;
+        let Some(encoded) = encodings.pop().filter(|_| encodings.is_empty()) else {
+            return Err(Error::internal("a field of an index that is not one column"));
+        };
+        if !encoded.column_buffers.is_empty() || !encoded.final_pages.is_empty() {
+            return Err(Error::internal("an index column with buffers of its own"));
+        }
+        if !apart.take_buffers().is_empty() {
+            return Err(Error::internal("an index column with values out of line"));
+        }
+        Ok(EncodedColumn { column, first_row, num_rows, pages, encoding: encoded.encoding })
     }
 }
