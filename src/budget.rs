@@ -36,6 +36,10 @@ fn units(bytes: u64) -> u32 {
 
 impl Budget {
     pub fn new(limit: u64) -> Self {
+        // What earlier calls freed is none of this one's.
+        if let Some(give_back) = GIVE_BACK.get() {
+            give_back();
+        }
         let high = resident().map_or(u64::MAX, |now| now.saturating_add(limit - limit / 4));
         Self { free: Arc::new(Semaphore::new(units(limit) as usize)), limit, high }
     }
@@ -100,7 +104,7 @@ pub fn free_memory() -> Option<u64> {
 
 /// Bytes of memory that this process takes.
 #[cfg(target_os = "linux")]
-fn resident() -> Option<u64> {
+pub fn resident() -> Option<u64> {
     let pages: u64 = std::fs::read_to_string("/proc/self/statm").ok()?.split_whitespace().nth(1)?.parse().ok()?;
     // SAFETY: the call takes and returns a number.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
@@ -108,7 +112,7 @@ fn resident() -> Option<u64> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn resident() -> Option<u64> {
+pub fn resident() -> Option<u64> {
     None
 }
 

@@ -400,7 +400,7 @@ def test_a_sample_is_bounded_by_the_devices_memory(
     assert "vectors instead of 4800: more do not fit the device's memory" in caplog.text
     assert 2300 < max(double.control.rows) <= 2400
     with pytest.raises(la.InvalidInputError, match="does not fit the device's memory"):
-        train(ds, "cuvs", num_partitions=300)
+        train(ds, "cuvs", num_partitions=2500)
 
 
 def test_float64_beyond_float32_is_refused(double: Gpu, write: Any, tmp_path: Path) -> None:

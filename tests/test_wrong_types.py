@@ -326,7 +326,7 @@ def test_anything_at_all(
         raise Built
 
     with monkeypatch.context() as patched:
-        patched.setattr(_build_artifact, "PartitionArtifactBuilder", built)
+        patched.setattr(_build_artifact, "open_builder", built)
         patched.setattr(_finalize.core, "build_segment", built)
         try:
             function(**{**arguments, what: data.draw(anything)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ._checked import whole
-from ._lance_artifact import IvfPqModel, PartitionArtifactBuilder
+from ._lance_artifact import IvfPqModel, PartitionArtifactBuilder, _VectorSource
 from ._model import as_fixed_size_list
 from ._process import temporary_artifact
 from .backends import Backend, TrainParams
@@ -90,44 +89,25 @@ def check_training(params: TrainParams) -> None:
             raise InvalidInputError(f"{what}: got {value}, expected at least {least}")
 
 
-# Share of the free memory of this machine that a training sample may take: drawing it needs copies.
-SAMPLE_SHARE = 0.25
-# Training vectors for each centroid and codeword below which k-means is not worth its name.
-LEAST_SAMPLE_RATE = 16
-
-
-def available_memory() -> int:
-    """Bytes that can be allocated without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def bounded_sample(
-    backend: Backend, params: TrainParams, wanted: int, there: int, dimension: int, dtype: str
+    backend: Backend, params: TrainParams, wanted: int, there: int, most: int, dimension: int
 ) -> int:
-    """Rows of the training sample that fit the memory of this machine and of the backend's device.
+    """Rows of the training sample: of ``wanted`` of the rows that are ``there``, ``most`` fit the memory of the call.
 
-    Fewer than wanted are said; too few are an error before anything is read.
+    Fewer than wanted are said; fewer than there are to be centroids, or codewords, are an error before anything is read.
     """
-    most = int(available_memory() * SAMPLE_SHARE) // (dimension * np.dtype(dtype).itemsize)
-    where = "this machine's memory"
+    where = "memory_limit"
     limit = getattr(backend, "sample_bytes", None)
-    on_device = most if limit is None else limit() // (dimension * 4)
-    if on_device < most:
+    if limit is not None and (on_device := limit() // (dimension * 4)) < most:
         most, where = on_device, "the device's memory"
     if there <= most:
         return wanted
     codes = 2**params.num_bits
-    needed = LEAST_SAMPLE_RATE * (
-        codes if params.ivf_centroids is not None else max(params.num_partitions, codes)
-    )
+    needed = codes if params.ivf_centroids is not None else max(params.num_partitions, codes)
     if most < min(needed, there):
         raise InvalidInputError(
-            f"training: a sample of {min(needed, there)} vectors of dimension {dimension} does not fit {where}, which holds {most}; "
-            "lower num_partitions, or train elsewhere and pass ivf_centroids and pq_codebook"
+            f"training: a sample of {min(needed, there)} vectors, one for each centroid or codeword, does not fit {where}, which holds "
+            f"{most}; lower num_partitions, raise memory_limit, or train elsewhere and pass ivf_centroids and pq_codebook"
         )
     LOGGER.warning("training on %d vectors instead of %d: more do not fit %s", most, there, where)
     return most
@@ -141,24 +121,60 @@ def check_hnsw(index_type: str, m: int, ef_construction: int) -> None:
 
 
 def check_target(
+    source: _VectorSource,
     artifact_uri: str | Path | None,
     num_partitions: int,
     width: int,
+    num_bits: int,
     memory_limit: int | None,
     options: Any,
-    expected_rows: int | None = None,
 ) -> None:
     """What would fail after an hour of training fails before it: the writer's options, an artifact that is there, memory,
     files and threads that cannot be had."""
     with temporary_artifact() if artifact_uri is None else nullcontext(str(artifact_uri)) as uri:
-        PartitionArtifactBuilder(
+        open_builder(
+            source,
             uri,
-            num_partitions=num_partitions,
-            pq_code_width=width,
+            None,
+            num_partitions,
+            width,
+            num_bits,
             memory_limit=memory_limit,
             storage_options=options,
-            expected_rows=expected_rows,
         ).abort()
+
+
+def open_builder(
+    source: _VectorSource,
+    uri: str | Path,
+    model: IvfPqModel | None,
+    num_partitions: int,
+    width: int,
+    num_bits: int,
+    *,
+    memory_limit: int | None,
+    storage_options: Any,
+    num_buckets: int | None = None,
+    overwrite: bool = False,
+    described: dict[str, Any] | None = None,
+    sync: bool = True,
+) -> PartitionArtifactBuilder:
+    """A builder for all rows of ``source``, which gets its share of the call's memory."""
+    limit, _, writer = source.encode_shares(num_partitions, num_bits, memory_limit)
+    return PartitionArtifactBuilder._share(
+        str(uri),
+        model,
+        num_partitions=num_partitions,
+        pq_code_width=width,
+        num_buckets=num_buckets,
+        memory_limit=writer,
+        held=limit - writer,
+        overwrite=overwrite,
+        storage_options=storage_options,
+        source=described,
+        sync=sync,
+        expected_rows=source.count_rows(),
+    )
 
 
 def default_partitions(rows: int, target: int | None, sample_rate: int) -> int:

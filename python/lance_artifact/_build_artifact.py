@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._arguments import Progress, StorageOptions, fragment_list
+from ._arguments import Progress, StorageOptions, fragment_list, open_builder
 from ._artifacts import check_place, store_options
 from ._calls import awaited
 from ._checked import checked
 from ._dataset import Handle, vector_column
 from ._encode import encode_on_devices, encode_with, finished
-from ._lance_artifact import Artifact, IvfPqModel, PartitionArtifactBuilder
+from ._lance_artifact import Artifact, IvfPqModel
 from ._process import terminable
 from ._progress import reporter
 from .backends import Backend, DatasetBackend, DeviceEncoder, resolve_backend
@@ -88,7 +88,8 @@ def build_artifact(
     fragment_ids : sequence of int, optional
         Encode these fragments only: one worker's share.
     memory_limit : int, optional
-        Bytes of the writer; default 1 GiB or a quarter of RAM.
+        Bytes that the call may hold, beside what the process had before; default half of the memory that this machine, or its
+        container, has free, of which the writer takes 1 GiB or a quarter of RAM at most.
     num_buckets : int, optional
         Files of the artifact.
     overwrite : bool, default False
@@ -145,20 +146,25 @@ def build_artifact(
         )
     if batch_rows is not None and batch_rows < 1:
         raise InvalidInputError(f"batch_rows: got {batch_rows}, expected at least 1")
-    builder = PartitionArtifactBuilder(
-        str(artifact_uri),
+    limit, scan, _ = source.encode_shares(model.num_partitions, model.num_bits, memory_limit)
+    source = source.with_scan_bytes(scan)
+    builder = open_builder(
+        source,
+        artifact_uri,
         model,
+        model.num_partitions,
+        model.pq_code_width,
+        model.num_bits,
         num_buckets=num_buckets,
         memory_limit=memory_limit,
         overwrite=overwrite,
         storage_options=storage_options,
-        source=source.describe(),
+        described=source.describe(),
         sync=sync,
-        expected_rows=source.count_rows(),
     )
     try:
         if isinstance(chosen, CpuBackend):
-            seen, dropped = source.encode_on_cpu(model, builder, report)
+            seen, dropped = source.encode_on_cpu(model, builder, limit, report)
         elif isinstance(encoder, DeviceEncoder):
             seen, dropped, _ = encode_on_devices(encoder, model, source, builder, batch_rows, report)
         else:

@@ -89,7 +89,8 @@ def create_index(
     keep_artifact : bool, optional
         Default: kept where artifact_uri is given. After a failed commit a given one is always kept, to finalize again.
     memory_limit : int, optional
-        Bytes of the writer.
+        Bytes that the call may hold, beside what the process had before; default half of the memory that this machine, or its
+        container, has free. Samples, batches, the writer and windows of the index share it.
     storage_options : dict, or callable that gives one, optional
         Of the artifact; as in `build_artifact`.
     sync : bool, default False
@@ -131,9 +132,9 @@ def create_index(
         check_sub_vectors(dimension, model.num_sub_vectors, model.num_bits)
         if num_bits not in (8, model.num_bits):
             raise InvalidInputError(f"num_bits: got {num_bits}, the codebook has {model.num_bits}")
-        rows = handle.count_rows(ids)
-        width = model.pq_code_width
-        check_target(artifact_uri, model.num_partitions, width, memory_limit, storage_options, rows)
+        source, bits = handle.vectors(path, ids), model.num_bits
+        width, partitions = model.pq_code_width, model.num_partitions
+        check_target(source, artifact_uri, partitions, width, bits, memory_limit, storage_options)
         model = model.with_training(
             target_partition_size=target_partition_size, sample_rate=sample_rate, max_iters=max_iters
         )
@@ -145,7 +146,8 @@ def create_index(
             partitions = wanted_partitions(
                 num_partitions, ivf_centroids, rows, target_partition_size, sample_rate
             )
-            check_target(artifact_uri, partitions, width, memory_limit, storage_options, rows)
+            source = handle.vectors(path, ids)
+            check_target(source, artifact_uri, partitions, width, num_bits, memory_limit, storage_options)
         model = train(
             handle.dataset,
             path,
@@ -160,6 +162,7 @@ def create_index(
             fragment_ids=fragment_ids,
             target_partition_size=target_partition_size,
             backend=chosen,
+            memory_limit=memory_limit,
             progress=progress,
         )
     temporary = artifact_uri is None
@@ -189,6 +192,7 @@ def create_index(
             # A backend that writes its artifact itself may not say what it read: all that it was given.
             fragment_ids=None if "source" in artifact.manifest else ids or handle.fragment_ids(),
             sync=sync,
+            memory_limit=memory_limit,
             progress=progress,
             backend_name=chosen.name,
         )

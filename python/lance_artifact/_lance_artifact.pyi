@@ -120,6 +120,23 @@ class PartitionArtifactBuilder:
         source: Mapping[str, Any] | None = None,
         sync: bool = True,
         expected_rows: int | None = None,
+        format_version: int | None = None,
+    ) -> PartitionArtifactBuilder: ...
+    @staticmethod
+    def _share(
+        uri: str,
+        model: IvfPqModel | None,
+        *,
+        num_partitions: int,
+        pq_code_width: int,
+        num_buckets: int | None,
+        memory_limit: int,
+        held: int,
+        overwrite: bool,
+        storage_options: _StorageOptions | None,
+        source: Mapping[str, Any] | None,
+        sync: bool,
+        expected_rows: int | None,
     ) -> PartitionArtifactBuilder: ...
     def append_batch(self, data: Any) -> int: ...
     def finish(
@@ -254,11 +271,30 @@ class _VectorSource:
     def dtype(self) -> str: ...
     def describe(self) -> dict[str, Any]: ...
     def count_rows(self) -> int: ...
-    def sample(self, rows: int, metric: str, seed: int) -> pa.FixedSizeListArray: ...
+    def with_scan_bytes(self, scan_bytes: int) -> _VectorSource: ...
+    def encode_shares(
+        self, num_partitions: int, num_bits: int, memory_limit: int | None = None
+    ) -> tuple[int, int, int]: ...
+    def train_shares(
+        self,
+        num_partitions: int,
+        num_sub_vectors: int,
+        num_bits: int,
+        sample_rate: int,
+        trains_centroids: bool,
+        memory_limit: int | None = None,
+    ) -> tuple[int, int, int]: ...
+    def sample(
+        self, rows: int, metric: str, seed: int, memory_limit: int | None = None
+    ) -> pa.FixedSizeListArray: ...
     def scan(self, metric: str) -> _VectorScan: ...
     def drain(self) -> tuple[int, float]: ...
     def encode_on_cpu(
-        self, model: IvfPqModel, builder: PartitionArtifactBuilder, progress: _Report | None = None
+        self,
+        model: IvfPqModel,
+        builder: PartitionArtifactBuilder,
+        memory_limit: int,
+        progress: _Report | None = None,
     ) -> tuple[int, dict[str, int]]: ...
 
 @final

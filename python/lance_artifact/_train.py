@@ -52,6 +52,7 @@ def train(
     target_partition_size: int | None = None,
     backend: str | Backend = "auto",
     devices: Sequence[int] | None = None,
+    memory_limit: int | None = None,
     progress: Progress = False,
 ) -> IvfPqModel:
     """Train centroids and codebook on a random sample of the column, drawn without loading the column.
@@ -81,6 +82,9 @@ def train(
     backend : str or Backend, default "auto"
     devices : sequence of int, optional
         GPUs of a backend that has them; the first one trains. Default the first visible one.
+    memory_limit : int, optional
+        Bytes that the call may hold, beside what the process had before; default half of the memory that this machine, or its
+        container, has free. The sample is as large as fits; a warning says so where that is less than it should be.
     progress : bool or callable, default False
         True: a tqdm bar on a terminal. A callable gets `lance.progress.IndexProgress`.
 
@@ -124,8 +128,11 @@ def train(
         return chosen.train_on_dataset(handle.dataset, path, params, ids).with_training(**recorded)
     source = handle.vectors(path, ids)
     wanted = sample_rate * (max(num_partitions, 2**num_bits) if given is None else 2**num_bits)
-    wanted = bounded_sample(chosen, params, wanted, min(wanted, source.count_rows()), dimension, source.dtype)
-    sample = source.sample(wanted, metric, seed)
+    limit, scan, most = source.train_shares(
+        num_partitions, num_sub_vectors, num_bits, sample_rate, given is None, memory_limit
+    )
+    wanted = bounded_sample(chosen, params, wanted, min(wanted, source.count_rows()), most, dimension)
+    sample = source.with_scan_bytes(scan).sample(wanted, metric, seed, limit)
     LOGGER.info("training on %d vectors with backend %s", len(sample), chosen.name)
     model = chosen.train(sample, params, progress=reporter(progress))
     check_model(chosen, model, params, sample)

@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--fragment", type=int, action="append", metavar="ID", help="only these fragments; repeatable"
     )
-    build.add_argument("--memory-limit", type=int, metavar="BYTES", help="of the writer")
+    build.add_argument("--memory-limit", type=int, metavar="BYTES", help="of the whole command")
     storage(build)
 
     final = command("finalize", "make an index of artifacts and commit it")
@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ID",
         help="the fragments that are covered, where an artifact does not say it; repeatable",
     )
+    final.add_argument("--memory-limit", type=int, metavar="BYTES", help="of the whole command")
     storage(final)
 
     inspect = command("inspect", "sizes, skew and ranges of an artifact")
@@ -217,15 +218,15 @@ def _check_target(ds: Any, args: argparse.Namespace, options: Any) -> Any:
     """Before training, which may take an hour: whether the artifact can be written. The storage options for it."""
     from ._arguments import check_target, fragment_list, wanted_partitions
     from ._artifacts import check_place, store_options
-    from ._dataset import Handle
+    from ._dataset import Handle, vector_column
 
     handle = Handle.of(ds)
     args.artifact = check_place(handle, args.artifact)
     options = store_options(handle, args.artifact, options)
     width = max(1, args.num_sub_vectors * args.num_bits // 8)
-    rows = handle.count_rows(fragment_list(args.fragment))
-    partitions = wanted_partitions(args.num_partitions, None, rows, None, args.sample_rate)
-    check_target(args.artifact, partitions, width, args.memory_limit, options, rows)
+    source = handle.vectors(vector_column(handle, args.column)[0], fragment_list(args.fragment))
+    partitions = wanted_partitions(args.num_partitions, None, source.count_rows(), None, args.sample_rate)
+    check_target(source, args.artifact, partitions, width, args.num_bits, args.memory_limit, options)
     return options
 
 
@@ -251,7 +252,7 @@ def _build(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     }
     if args.artifact_only:
         options = _check_target(ds, args, options)
-        model = la.train(ds, args.column, **parameters)
+        model = la.train(ds, args.column, memory_limit=args.memory_limit, **parameters)
         artifact = la.build_artifact(
             ds, args.column, model, args.artifact, backend=args.backend, devices=args.devices, fragment_ids=args.fragment,
             memory_limit=args.memory_limit, storage_options=options, progress=_bars(args),
@@ -270,7 +271,7 @@ def _finalize(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
     ds = la.finalize(
         _open_dataset(args), args.column, args.artifacts, name=args.name, replace=args.replace,
         index_type=args.index_type, fragment_ids=args.fragment, storage_options=_options(args.storage_option),
-        progress=_bars(args),
+        memory_limit=args.memory_limit, progress=_bars(args),
     )  # fmt: skip
     return _index_result(ds, args)
 

@@ -6,6 +6,7 @@
 mod cpu;
 pub mod device;
 mod encoder;
+mod memory;
 mod params;
 mod pipeline;
 mod prepare;
@@ -13,6 +14,7 @@ mod source;
 
 pub use cpu::{CpuEncoder, train as train_cpu};
 pub use encoder::{Encoded, Encoder};
+pub use memory::{EncodeShares, TrainShares, TrainingShape, Vectors};
 pub use params::TrainParams;
 pub use pipeline::encode_into;
 pub use prepare::{Dropped, PreparedVectors, check_prepared, prepare};

@@ -10,6 +10,7 @@ use super::prepare::Dropped;
 use super::source::VectorSource;
 use crate::artifact::format::bucket_schema;
 use crate::artifact::{PartitionArtifactBuilder, RowCounts};
+use crate::budget::Budget;
 use crate::error::{Error, Result};
 use crate::model::{Metric, fixed_size_list};
 use crate::sync::spawn;
@@ -24,6 +25,7 @@ pub async fn encode_into(
     metric: Metric,
     encoder: Arc<dyn Encoder>,
     builder: Arc<PartitionArtifactBuilder>,
+    budget: &Budget,
     progress: impl Fn(u64) + Send,
 ) -> Result<RowCounts> {
     let expected = source.count_rows().await?;
@@ -52,6 +54,7 @@ pub async fn encode_into(
         written += batch.num_rows() as u64;
         let writing = builder.clone();
         spawn(move || writing.append_batch(&batch)).await?;
+        budget.relieve();
         progress(written + dropped.total());
     }
     let seen = written + dropped.total();

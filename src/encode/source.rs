@@ -8,15 +8,15 @@ use rand::rngs::SmallRng;
 use rand::seq::index;
 use rand::{Rng, SeedableRng};
 
+use super::memory::{Vectors, scan_options};
 use super::prepare::{PreparedVectors, prepare};
 use crate::artifact::Source;
+use crate::budget::Budget;
 use crate::error::{Error, Result};
-use crate::lance::dataset::{Dataset, ScanOptions, ScannedRows, VectorColumn};
+use crate::lance::dataset::{Dataset, ScannedRows, VectorColumn};
 use crate::model::{Metric, fixed_size_list, flat_values};
 
-/// Vector bytes of one scanned batch.
-const BATCH_BYTES: usize = 16 << 20;
-/// Vector bytes of one random read while sampling.
+/// Vector bytes of one random read while sampling, where there is memory for it.
 const TAKE_BYTES: usize = 32 << 20;
 
 /// The vectors of a column in some fragments of one version of a dataset.
@@ -25,6 +25,8 @@ pub struct VectorSource {
     pub dataset: Dataset,
     pub column: VectorColumn,
     fragment_ids: Vec<u32>,
+    /// What a scan may hold.
+    scan_bytes: Option<u64>,
 }
 
 impl VectorSource {
@@ -32,7 +34,17 @@ impl VectorSource {
     pub fn try_new(dataset: Dataset, column: &str, fragment_ids: Option<&[u32]>) -> Result<Self> {
         let column = VectorColumn::resolve(&dataset, column)?;
         let fragment_ids = dataset.select_fragments(fragment_ids)?;
-        Ok(Self { dataset, column, fragment_ids })
+        Ok(Self { dataset, column, fragment_ids, scan_bytes: None })
+    }
+
+    /// The same, whose scans keep within so many bytes.
+    pub fn with_scan_bytes(self, scan_bytes: u64) -> Self {
+        Self { scan_bytes: Some(scan_bytes), ..self }
+    }
+
+    /// As far as memory goes.
+    pub fn vectors(&self) -> Vectors {
+        Vectors { dimension: self.column.dimension, byte_width: self.column.element_type.byte_width() }
     }
 
     pub fn fragment_ids(&self) -> &[u32] {
@@ -62,11 +74,9 @@ impl VectorSource {
         self.column.dimension * self.column.element_type.byte_width()
     }
 
-    /// All rows in order, in batches of about 16 MiB of vectors with a few read ahead.
+    /// All rows in order, in batches of about 16 MiB of vectors, or less, with a few read ahead.
     pub async fn scan_unfiltered(&self) -> Result<impl Stream<Item = Result<ScannedRows>> + Send + use<>> {
-        let batch_rows = (BATCH_BYTES / self.row_bytes().max(1)).clamp(256, 65_536) as u32;
-        let ahead = std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 16);
-        self.dataset.scan(&self.column, &self.fragment_ids, ScanOptions { batch_rows, ahead }).await
+        self.dataset.scan(&self.column, &self.fragment_ids, scan_options(self.vectors(), self.scan_bytes)).await
     }
 
     /// All rows in order, prepared for `metric`.
@@ -77,15 +87,15 @@ impl VectorSource {
     /// `rows` random vectors, prepared for `metric`, drawn without loading the column and the same for the same seed; fewer
     /// where the dataset holds fewer usable ones. They come in random order, because training takes prefixes. Memory: the
     /// sample once, and what is read ahead.
-    pub async fn sample(&self, rows: usize, metric: Metric, seed: u64) -> Result<FixedSizeListArray> {
+    pub async fn sample(&self, rows: usize, metric: Metric, seed: u64, budget: &Budget) -> Result<FixedSizeListArray> {
         let total = self.count_rows().await?;
         let total = usize::try_from(total).map_err(|_| Error::invalid(format!("{total} rows do not fit this machine's addresses")))?;
         let mut random = SmallRng::seed_from_u64(seed);
         let mut drawn = MutableBuffer::new(rows.min(total).saturating_mul(self.row_bytes()));
         // Where so much of the table is wanted, reading it once in order is cheaper than random access.
-        if rows >= total / 8 || !self.sample_by_access(rows, total, metric, &mut random, &mut drawn).await? {
+        if rows >= total / 8 || !self.sample_by_access(rows, total, metric, &mut random, &mut drawn, budget).await? {
             drawn.truncate(0);
-            self.sample_by_scan(rows, metric, &mut random, &mut drawn).await?;
+            self.sample_by_scan(rows, metric, &mut random, &mut drawn, budget).await?;
         }
         let width = self.row_bytes();
         let drawn = tokio::task::spawn_blocking(move || {
@@ -108,9 +118,12 @@ impl VectorSource {
         metric: Metric,
         random: &mut SmallRng,
         drawn: &mut MutableBuffer,
+        budget: &Budget,
     ) -> Result<bool> {
         let mut order = index::sample(random, total, (rows * 2 + 1024).min(total)).into_vec();
-        let step = (TAKE_BYTES / self.row_bytes().max(1)).max(1);
+        // A take holds what it reads about four times.
+        let take_bytes = self.scan_bytes.map_or(TAKE_BYTES, |bytes| TAKE_BYTES.min(bytes as usize / 4));
+        let step = (take_bytes / self.row_bytes().max(1)).max(1);
         let mut have = 0;
         while have < rows {
             if order.is_empty() {
@@ -123,12 +136,20 @@ impl VectorSource {
             let picked = prepare(&row_ids, &vectors, metric)?;
             have += picked.vectors.len();
             drawn.extend_from_slice(self.bytes(&picked).as_slice());
+            budget.relieve();
         }
         Ok(true)
     }
 
     /// A reservoir over all usable rows, in one pass.
-    async fn sample_by_scan(&self, rows: usize, metric: Metric, random: &mut SmallRng, reservoir: &mut MutableBuffer) -> Result<()> {
+    async fn sample_by_scan(
+        &self,
+        rows: usize,
+        metric: Metric,
+        random: &mut SmallRng,
+        reservoir: &mut MutableBuffer,
+        budget: &Budget,
+    ) -> Result<()> {
         let width = self.row_bytes();
         let mut seen = 0usize;
         // Prepared side by side, taken in order.
@@ -153,6 +174,7 @@ impl VectorSource {
                 }
                 seen += 1;
             }
+            budget.relieve();
         }
         Ok(())
     }

@@ -90,9 +90,7 @@ impl PyArtifact {
     /// The manifest as a dict, without the list of partitions.
     #[getter]
     fn manifest<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let manifest = to_python(py, &self.artifact.manifest().without_partitions())?;
-        manifest.call_method1("pop", ("partitions",))?;
-        Ok(manifest)
+        to_python(py, &self.artifact.manifest().without_partitions())
     }
 
     /// Where its rows come from, as the manifest says, or None.

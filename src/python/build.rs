@@ -11,11 +11,12 @@ use pyo3_arrow::PyRecordBatch;
 use tokio::sync::{Mutex, mpsc};
 
 use super::builder::PyPartitionArtifactBuilder;
-use super::convert::{MetricArg, to_pyarrow, to_python};
+use super::convert::{MemoryLimit, MetricArg, to_pyarrow, to_python};
 use super::dataset::PyDataset;
 use super::model::PyIvfPqModel;
 use super::runtime::run;
-use crate::encode::{CpuEncoder, Dropped, VectorSource, encode_into};
+use crate::budget::{Budget, default_limit};
+use crate::encode::{CpuEncoder, Dropped, EncodeShares, TrainShares, TrainingShape, VectorSource, encode_into};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::sync::spawn;
@@ -31,6 +32,34 @@ impl PyVectorSource {
     fn new(dataset: &PyDataset, column: &str, fragment_ids: Option<Vec<u32>>) -> PyResult<Self> {
         let dataset = dataset.dataset.clone();
         Ok(Self(Arc::new(VectorSource::try_new(dataset, column, fragment_ids.as_deref())?)))
+    }
+
+    /// The same, whose scans keep within so many bytes.
+    fn with_scan_bytes(&self, scan_bytes: u64) -> Self {
+        Self(Arc::new(self.0.as_ref().clone().with_scan_bytes(scan_bytes)))
+    }
+
+    /// The bytes of an encoding call: of all of it, of its scan and of its writer.
+    #[pyo3(signature = (num_partitions, num_bits, memory_limit = None))]
+    fn encode_shares(&self, num_partitions: usize, num_bits: u32, memory_limit: Option<MemoryLimit>) -> PyResult<(u64, u64, u64)> {
+        let shares = EncodeShares::of(memory_limit.map(|limit| limit.0), self.0.vectors(), num_partitions, num_bits)?;
+        Ok((shares.limit, shares.scan, shares.writer))
+    }
+
+    /// The bytes of a training call, of all of it and of its scan, and the vectors that its sample may have.
+    #[pyo3(signature = (num_partitions, num_sub_vectors, num_bits, sample_rate, trains_centroids, memory_limit = None))]
+    fn train_shares(
+        &self,
+        num_partitions: usize,
+        num_sub_vectors: usize,
+        num_bits: u32,
+        sample_rate: usize,
+        trains_centroids: bool,
+        memory_limit: Option<MemoryLimit>,
+    ) -> (u64, u64, u64) {
+        let shape = TrainingShape { num_partitions, num_sub_vectors, num_bits, sample_rate, trains_centroids };
+        let shares = TrainShares::of(memory_limit.map(|limit| limit.0), self.0.vectors(), shape);
+        (shares.limit, shares.scan, shares.rows)
     }
 
     #[getter]
@@ -53,9 +82,18 @@ impl PyVectorSource {
     }
 
     /// Up to `rows` random prepared vectors, in random order.
-    fn sample<'py>(&self, py: Python<'py>, rows: usize, metric: MetricArg, seed: u64) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (rows, metric, seed, memory_limit = None))]
+    fn sample<'py>(
+        &self,
+        py: Python<'py>,
+        rows: usize,
+        metric: MetricArg,
+        seed: u64,
+        memory_limit: Option<u64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let source = self.0.clone();
-        let sample = run(py, None, |_, cancel| async move { cancel.race(source.sample(rows, metric.0, seed)).await })?;
+        let budget = Budget::new(memory_limit.unwrap_or_else(default_limit));
+        let sample = run(py, None, |_, cancel| async move { cancel.race(source.sample(rows, metric.0, seed, &budget)).await })?;
         to_pyarrow(py, Arc::new(sample))
     }
 
@@ -101,20 +139,23 @@ impl PyVectorSource {
     }
 
     /// Encode all rows on the CPU into an open builder. Returns the rows seen and those dropped, by reason.
-    #[pyo3(signature = (model, builder, progress = None))]
+    #[pyo3(signature = (model, builder, memory_limit, progress = None))]
     fn encode_on_cpu(
         &self,
         py: Python<'_>,
         model: PyIvfPqModel,
         builder: &Bound<'_, PyPartitionArtifactBuilder>,
+        memory_limit: u64,
         progress: Option<Bound<'_, PyAny>>,
     ) -> PyResult<(u64, BTreeMap<String, u64>)> {
         let (source, builder) = (self.0.clone(), builder.get().builder.clone());
         let metric = model.0.metric();
+        let budget = Budget::new(memory_limit);
         let counts = run(py, progress, |reporter, cancel| async move {
             let encoder = cancel.race(spawn(move || Ok(Arc::new(CpuEncoder::new(&model.0))))).await?;
             reporter.start("encode", Some(source.count_rows().await?), "rows");
-            let counts = cancel.race(encode_into(&source, metric, encoder, builder, |rows| reporter.advance("encode", rows))).await?;
+            let counts =
+                cancel.race(encode_into(&source, metric, encoder, builder, &budget, |rows| reporter.advance("encode", rows))).await?;
             reporter.complete("encode");
             Ok(counts)
         })?;

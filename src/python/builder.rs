@@ -9,8 +9,8 @@ use pyo3::types::PyType;
 
 use super::artifact::PyArtifact;
 use super::convert::{
-    CodeWidth, ExpectedRows, MemoryLimit, NumBuckets, NumPartitions, RowsDropped, RowsSeen, SourceArg, UriArg, overwrite, record_batches,
-    sync,
+    CodeWidth, ExpectedRows, FormatVersion, MemoryLimit, NumBuckets, NumPartitions, RowsDropped, RowsSeen, SourceArg, UriArg, overwrite,
+    record_batches, sync,
 };
 use super::exit::{self, Entry};
 use super::model::ModelArg;
@@ -57,6 +57,9 @@ use crate::sync::spawn;
 /// sync : bool, default True
 ///     finish() waits until the files, and the entries of new folders in their parents, are on the local disk, so that a crash of
 ///     the machine cannot lose a finished artifact. False is for artifacts that do not outlive their build; what a crash spoils then is found by the checksums.
+/// format_version : {1, 2}, optional
+///     1 lists the partitions in the manifest, which other readers know; 2 has them in a file of their own. Default 1, unless there
+///     are so many ranges (some 200,000) that a manifest is no place for them.
 ///
 /// Raises
 /// ------
@@ -74,42 +77,32 @@ pub struct PyPartitionArtifactBuilder {
     aborted: AtomicBool,
 }
 
-#[pymethods]
 impl PyPartitionArtifactBuilder {
-    #[new]
-    #[pyo3(signature = (uri, model = None, *, num_partitions = None, pq_code_width = None, num_buckets = None, memory_limit = None, overwrite = false, storage_options = None, source = None, sync = true, expected_rows = None))]
     #[allow(clippy::too_many_arguments)]
-    fn new(
+    fn open(
         py: Python<'_>,
         uri: UriArg,
-        model: Option<ModelArg>,
-        num_partitions: Option<NumPartitions>,
-        pq_code_width: Option<CodeWidth>,
+        encoding: Encoding,
         num_buckets: Option<NumBuckets>,
         memory_limit: Option<MemoryLimit>,
-        #[pyo3(from_py_with = overwrite)] overwrite: bool,
+        held: u64,
+        overwrite: bool,
         storage_options: Option<StorageOptionsArg>,
         source: Option<SourceArg>,
-        #[pyo3(from_py_with = sync)] sync: bool,
+        sync: bool,
         expected_rows: Option<ExpectedRows>,
+        format_version: Option<FormatVersion>,
     ) -> PyResult<Self> {
-        let encoding = match (model, num_partitions, pq_code_width) {
-            (Some(model), None, None) => Encoding::Model(model.0.0),
-            (None, Some(num_partitions), Some(pq_code_width)) => {
-                Encoding::Shape { num_partitions: num_partitions.into(), pq_code_width: pq_code_width.into() }
-            }
-            _ => {
-                return Err(Error::invalid("PartitionArtifactBuilder: pass either model, or both num_partitions and pq_code_width").into());
-            }
-        };
         let (accessor, storage_options) = parts(storage_options);
         let options = BuilderOptions {
             num_buckets: num_buckets.map(usize::from),
             memory_limit: memory_limit.map(|limit| limit.0),
+            held,
             expected_rows: expected_rows.map(|rows| rows.0),
             overwrite,
             storage_options: accessor,
             source: source.map(|s| s.0),
+            format_version: format_version.map(|version| version.0 as u32),
             sync,
         };
         let builder = run(py, None, |_, cancel| async move {
@@ -129,6 +122,65 @@ impl PyPartitionArtifactBuilder {
         })?;
         exit::watch(&builder);
         Ok(Self { builder, storage_options, finished: Arc::default(), aborted: AtomicBool::new(false) })
+    }
+}
+
+#[pymethods]
+impl PyPartitionArtifactBuilder {
+    #[new]
+    #[pyo3(signature = (uri, model = None, *, num_partitions = None, pq_code_width = None, num_buckets = None, memory_limit = None, overwrite = false, storage_options = None, source = None, sync = true, expected_rows = None, format_version = None))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        py: Python<'_>,
+        uri: UriArg,
+        model: Option<ModelArg>,
+        num_partitions: Option<NumPartitions>,
+        pq_code_width: Option<CodeWidth>,
+        num_buckets: Option<NumBuckets>,
+        memory_limit: Option<MemoryLimit>,
+        #[pyo3(from_py_with = overwrite)] overwrite: bool,
+        storage_options: Option<StorageOptionsArg>,
+        source: Option<SourceArg>,
+        #[pyo3(from_py_with = sync)] sync: bool,
+        expected_rows: Option<ExpectedRows>,
+        format_version: Option<FormatVersion>,
+    ) -> PyResult<Self> {
+        let encoding = match (model, num_partitions, pq_code_width) {
+            (Some(model), None, None) => Encoding::Model(model.0.0),
+            (None, Some(num_partitions), Some(pq_code_width)) => {
+                Encoding::Shape { num_partitions: num_partitions.into(), pq_code_width: pq_code_width.into() }
+            }
+            _ => {
+                return Err(Error::invalid("PartitionArtifactBuilder: pass either model, or both num_partitions and pq_code_width").into());
+            }
+        };
+        Self::open(py, uri, encoding, num_buckets, memory_limit, 0, overwrite, storage_options, source, sync, expected_rows, format_version)
+    }
+
+    /// A builder of a call of which others hold bytes too; exceptions speak of the call's limit.
+    #[staticmethod]
+    #[pyo3(signature = (uri, model, *, num_partitions, pq_code_width, num_buckets, memory_limit, held, overwrite, storage_options, source, sync, expected_rows))]
+    #[allow(clippy::too_many_arguments)]
+    fn _share(
+        py: Python<'_>,
+        uri: UriArg,
+        model: Option<ModelArg>,
+        num_partitions: NumPartitions,
+        pq_code_width: CodeWidth,
+        num_buckets: Option<NumBuckets>,
+        memory_limit: MemoryLimit,
+        held: u64,
+        overwrite: bool,
+        storage_options: Option<StorageOptionsArg>,
+        source: Option<SourceArg>,
+        sync: bool,
+        expected_rows: Option<ExpectedRows>,
+    ) -> PyResult<Self> {
+        let encoding = match model {
+            Some(model) => Encoding::Model(model.0.0),
+            None => Encoding::Shape { num_partitions: num_partitions.into(), pq_code_width: pq_code_width.into() },
+        };
+        Self::open(py, uri, encoding, num_buckets, Some(memory_limit), held, overwrite, storage_options, source, sync, expected_rows, None)
     }
 
     /// Append encoded rows.

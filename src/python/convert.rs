@@ -65,6 +65,7 @@ whole_numbers! {
     NumBuckets "num_buckets",
     MemoryLimit "memory_limit",
     ExpectedRows "expected_rows",
+    FormatVersion "format_version",
     RowsSeen "rows_seen",
     PartitionId "partition",
     NumSubVectors "num_sub_vectors",

@@ -8,10 +8,13 @@ use crate::error::Result;
 use crate::io::{HIDDEN_PREFIX, check_relative_path};
 use crate::model::item_field;
 
-/// The version of the format that this crate writes, and the only one there is.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version whose manifest lists the partitions itself. Other writers and readers know it.
+pub const LISTED: u32 = 1;
+/// The version whose partitions are in a file of their own, for so many ranges that JSON is no place for them.
+pub const TABLED: u32 = 2;
 pub const MANIFEST_FILE: &str = "manifest.json";
 pub const METADATA_FILE: &str = "metadata.lance";
+pub const PARTITIONS_FILE: &str = "partitions.lance";
 pub const PARTITIONS_DIR: &str = "partitions";
 
 pub const ROW_ID_COLUMN: &str = "_rowid";
@@ -35,6 +38,14 @@ pub fn metadata_path(tag: Option<&str>) -> String {
     match tag {
         None => METADATA_FILE.to_string(),
         Some(tag) => format!("metadata-{tag}.lance"),
+    }
+}
+
+/// `partitions.lance`, tagged like [`bucket_path`].
+pub fn partitions_path(tag: Option<&str>) -> String {
+    match tag {
+        None => PARTITIONS_FILE.to_string(),
+        Some(tag) => format!("partitions-{tag}.lance"),
     }
 }
 
@@ -91,7 +102,7 @@ pub fn ours(path: &str) -> Option<Ours<'_>> {
     }
     let stem = name.strip_suffix(".lance")?;
     if folder.is_empty() {
-        let rest = stem.strip_prefix("metadata")?;
+        let rest = stem.strip_prefix("metadata").or_else(|| stem.strip_prefix("partitions"))?;
         if rest.is_empty() {
             return Some(Ours::Data(None));
         }
@@ -144,6 +155,8 @@ mod tests {
             (bucket_path(123_456, of), Ours::Data(of)),
             (metadata_path(None), Ours::Data(None)),
             (metadata_path(of), Ours::Data(of)),
+            (partitions_path(None), Ours::Data(None)),
+            (partitions_path(of), Ours::Data(of)),
             (claim_file(None), Ours::Claim(None)),
             (claim_file(of), Ours::Claim(of)),
             (LOCK_FILE.to_string(), Ours::Lock),
@@ -165,6 +178,7 @@ mod tests {
             "partitions/.lance-artifact-claim",
             "bucket-00007.lance",
             "metadata2024.lance",
+            "partitions2.lance",
             "metadata-2024.lance",
             "metadata_mine.lance",
             "metadata.lance.bak",

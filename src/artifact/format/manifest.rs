@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::checksum::to_hex;
-use super::layout::{FORMAT_VERSION, MANIFEST_FILE, METADATA_FILE, check_path};
+use super::layout::{LISTED, MANIFEST_FILE, METADATA_FILE, TABLED, check_path};
 use super::partitions::PartitionTable;
 use crate::error::{Error, Result};
 use crate::io::HIDDEN_PREFIX;
@@ -124,6 +124,13 @@ pub struct Manifest {
     pub writer: Option<WriterInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<BTreeMap<String, FileEntry>>,
+    /// Version 2: the file that holds the partitions, and the bucket files that it counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions_file: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bucket_files: Vec<String>,
+    /// Version 1: in the manifest itself. Version 2: empty until they are read.
+    #[serde(default, skip_serializing_if = "PartitionTable::is_empty")]
     pub partitions: PartitionTable,
 }
 
@@ -137,15 +144,30 @@ impl Manifest {
         }
         let version: Version =
             serde_json::from_slice(bytes).map_err(|e| Error::corrupt(format!("manifest: not the JSON of a partition artifact: {e}")))?;
-        if version.version != FORMAT_VERSION {
+        if ![LISTED, TABLED].contains(&version.version) {
             return Err(Error::corrupt(format!(
-                "manifest: format version {} is not known, expected {FORMAT_VERSION}; upgrade lance-artifact if it is newer",
+                "manifest: format version {} is not known, expected {LISTED} or {TABLED}; upgrade lance-artifact if it is newer",
                 version.version
             )));
         }
-        let manifest: Self =
-            serde_json::from_slice(bytes).map_err(|e| Error::corrupt(format!("manifest: not the JSON of a version 1 artifact: {e}")))?;
+        let manifest: Self = serde_json::from_slice(bytes)
+            .map_err(|e| Error::corrupt(format!("manifest: not the JSON of a version {} artifact: {e}", version.version)))?;
         manifest.check()?;
+        if manifest.version == LISTED {
+            manifest.check_partitions()?;
+        }
+        Ok(manifest)
+    }
+
+    /// The file from which partitions are still to be read.
+    pub fn unread_partitions(&self) -> Option<&str> {
+        self.partitions_file.as_deref().filter(|_| self.partitions.is_empty())
+    }
+
+    /// The same, with the partitions that were read.
+    pub fn with_partitions(self, partitions: PartitionTable) -> Result<Self> {
+        let manifest = Self { partitions, ..self };
+        manifest.check_partitions()?;
         Ok(manifest)
     }
 
@@ -156,10 +178,10 @@ impl Manifest {
 
     /// Every file of the artifact but the manifest. No manifest can name the files that hold a target's state.
     pub fn names(&self) -> BTreeSet<String> {
-        let partitions = self.partitions.files();
+        let partitions = self.partitions.files().chain(self.bucket_files.iter().map(String::as_str));
         let described = self.files.iter().flat_map(|files| files.keys().map(String::as_str));
         let hidden = |name: &str| name.rsplit('/').next().is_some_and(|last| last.to_ascii_lowercase().starts_with(HIDDEN_PREFIX));
-        let names = partitions.chain(described).chain(self.metadata_file());
+        let names = partitions.chain(described).chain(self.metadata_file()).chain(self.partitions_file.as_deref());
         names.filter(|name| !name.eq_ignore_ascii_case(MANIFEST_FILE) && !hidden(name)).map(str::to_string).collect()
     }
 
@@ -179,6 +201,8 @@ impl Manifest {
             source: self.source.clone(),
             writer: self.writer.clone(),
             files: self.files.clone(),
+            partitions_file: self.partitions_file.clone(),
+            bucket_files: self.bucket_files.clone(),
             partitions: PartitionTable::default(),
         }
     }
@@ -197,12 +221,17 @@ impl Manifest {
         if self.num_partitions == 0 {
             return Err(Error::corrupt("manifest: num_partitions is 0"));
         }
-        if self.partitions.len() != self.num_partitions {
-            return Err(Error::corrupt(format!(
-                "manifest: {} entries in partitions, expected num_partitions = {}",
-                self.partitions.len(),
-                self.num_partitions
-            )));
+        match (self.version, &self.partitions_file) {
+            (LISTED, None) if self.bucket_files.is_empty() => {}
+            (TABLED, Some(file)) if self.partitions.is_empty() => check_path(file)?,
+            _ => {
+                return Err(Error::corrupt(
+                    "manifest: version 1 lists its partitions, version 2 names partitions_file and bucket_files instead",
+                ));
+            }
+        }
+        for file in &self.bucket_files {
+            check_path(file)?;
         }
         if self.pq_code_width.is_some_and(|width| width == 0 || i32::try_from(width).is_err()) {
             return Err(Error::corrupt(format!("manifest: pq_code_width is {:?}, expected 1 to {}", self.pq_code_width, i32::MAX)));
@@ -214,6 +243,18 @@ impl Manifest {
         }
         for path in self.files.iter().flatten().map(|(path, _)| path) {
             check_path(path)?;
+        }
+        Ok(())
+    }
+
+    /// What the partitions claim, of each other and of the rest.
+    fn check_partitions(&self) -> Result<()> {
+        if self.partitions.len() != self.num_partitions {
+            return Err(Error::corrupt(format!(
+                "manifest: {} entries in partitions, expected num_partitions = {}",
+                self.partitions.len(),
+                self.num_partitions
+            )));
         }
         if let Some((id, what)) = self.partitions.unchecked()
             && self.checksum_kind.as_deref() == Some(CHECKSUM_KIND)

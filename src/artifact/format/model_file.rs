@@ -7,7 +7,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::{Array, FixedSizeListArray, ListArray, RecordBatch};
 use arrow_schema::{DataType, Field, Schema};
 
-use super::layout::FORMAT_VERSION;
+use super::layout::LISTED;
 use super::manifest::FileEntry;
 use crate::error::{Error, Result};
 use crate::io::Store;
@@ -36,7 +36,7 @@ pub async fn write_model(store: &Store, file: &str, model: &IvfPqModel, sync: bo
     ]));
     let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(centroids), Arc::new(codebook)])?;
     let metadata = [
-        ("artifact_version", FORMAT_VERSION.to_string()),
+        ("artifact_version", LISTED.to_string()),
         ("distance_type", model.metric().to_string()),
         ("num_partitions", model.num_partitions().to_string()),
         ("num_sub_vectors", model.num_sub_vectors().to_string()),
@@ -56,8 +56,8 @@ pub fn parse_model(metadata: &HashMap<String, String>, batch: &RecordBatch) -> R
         let text = key(name)?;
         text.parse().map_err(|_| Error::corrupt(format!("schema metadata {PREFIX}{name} is {text:?}, expected a number")))
     };
-    if number("artifact_version")? != FORMAT_VERSION as usize {
-        return Err(Error::corrupt(format!("artifact_version {} is not known, expected {FORMAT_VERSION}", number("artifact_version")?)));
+    if number("artifact_version")? != LISTED as usize {
+        return Err(Error::corrupt(format!("artifact_version {} is not known, expected {LISTED}", number("artifact_version")?)));
     }
     if batch.num_rows() != 1 {
         return Err(Error::corrupt(format!("{} rows, expected one", batch.num_rows())));

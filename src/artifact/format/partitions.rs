@@ -108,8 +108,11 @@ impl Iterator for Ranges<'_> {
     type Item = RowRange;
 
     fn next(&mut self) -> Option<RowRange> {
-        let gap = take_number(&mut self.bytes)?;
-        let num_rows = take_number(&mut self.bytes)?;
+        // What is no whole range stays, for those who look whether anything is left.
+        let mut bytes = self.bytes;
+        let gap = take_number(&mut bytes)?;
+        let num_rows = take_number(&mut bytes)?;
+        self.bytes = bytes;
         let offset = self.end.wrapping_add_signed(((gap >> 1) as i64) ^ -((gap & 1) as i64));
         self.end = offset.wrapping_add(num_rows);
         Some(RowRange { offset, num_rows })
@@ -171,13 +174,23 @@ impl PartitionTable {
 
     /// The files that hold rows, each once.
     pub fn files(&self) -> impl Iterator<Item = &str> {
-        self.files.iter().map(String::as_str)
+        let mut used = vec![false; self.files.len()];
+        for entry in self.entries.iter().filter(|entry| entry.num_rows > 0) {
+            used[entry.file as usize] = true;
+        }
+        self.files.iter().zip(used).filter(|(_, used)| *used).map(|(file, _)| file.as_str())
     }
 
     /// Bytes of memory.
     pub fn held_bytes(&self) -> u64 {
         let files: usize = self.files.iter().map(|file| file.capacity() + size_of::<String>()).sum();
         (self.entries.capacity() * size_of::<Entry>() + self.bytes.capacity() + files) as u64
+    }
+
+    /// Give back memory that no partition needs.
+    pub fn shrink(&mut self) {
+        self.entries.shrink_to_fit();
+        self.bytes.shrink_to_fit();
     }
 
     /// Why the checksums cannot be checked: a partition, and what is wrong there.
@@ -253,28 +266,88 @@ impl PartitionTable {
     }
 }
 
-/// A partition that is written: its file, its ranges in the order of its rows, and the checksum over them.
-#[derive(Debug)]
-pub struct WrittenPartition {
-    pub path: String,
-    pub ranges: Vec<RowRange>,
-    pub checksum: u64,
+/// The ranges of one partition as they are kept, in the order of its rows.
+#[derive(Debug, Clone, Default)]
+pub struct EncodedRanges {
+    bytes: Vec<u8>,
+    /// The last one, which the next one may make longer.
+    last: Option<RowRange>,
+    end: u64,
+}
+
+impl EncodedRanges {
+    /// Add rows of the file.
+    pub fn push(&mut self, range: RowRange) {
+        match &mut self.last {
+            Some(last) if last.offset + last.num_rows == range.offset => last.num_rows += range.num_rows,
+            _ => {
+                self.write_last();
+                self.last = Some(range);
+            }
+        }
+    }
+
+    fn write_last(&mut self) {
+        if let Some(RowRange { offset, num_rows }) = self.last.take() {
+            let gap = offset as i64 - self.end as i64;
+            push_number(&mut self.bytes, ((gap << 1) ^ (gap >> 63)) as u64);
+            push_number(&mut self.bytes, num_rows);
+            self.end = offset + num_rows;
+        }
+    }
+
+    pub fn finish(mut self) -> Vec<u8> {
+        self.write_last();
+        self.bytes
+    }
+}
+
+/// Numbers that are mostly small, a byte each.
+#[derive(Debug, Default)]
+pub struct SmallNumbers(Vec<u8>);
+
+impl SmallNumbers {
+    pub fn push(&mut self, number: u64) {
+        push_number(&mut self.0, number);
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        let mut bytes = self.0.as_slice();
+        std::iter::from_fn(move || take_number(&mut bytes))
+    }
 }
 
 impl PartitionTable {
-    /// Of partitions that were written, in their order; `None` has no rows.
-    pub fn of_written(partitions: impl Iterator<Item = Option<WrittenPartition>>) -> Result<Self> {
-        let (mut table, mut known) = (Self::default(), HashMap::new());
-        for partition in partitions {
-            let partition = partition.map_or_else(JsonPartition::default, |written| JsonPartition {
-                num_rows: written.ranges.iter().map(|range| range.num_rows).sum(),
-                path: Some(written.path),
-                ranges: written.ranges,
-                checksum: Some(to_hex(written.checksum)),
-            });
-            table.push(&mut known, partition)?;
+    /// None yet, in these files.
+    pub fn in_files(files: Vec<String>) -> Self {
+        Self { files, ..Self::default() }
+    }
+
+    /// Add the next partition: rows in a file (by its number), and its ranges as [`EncodedRanges`] makes them.
+    pub fn push_encoded(&mut self, file: Option<u32>, num_rows: u32, checksum: u64, ranges: &[u8]) -> Result<()> {
+        let id = self.len();
+        let start = self.bytes.len() as u64;
+        self.bytes.extend_from_slice(ranges);
+        let (mut rows, mut count, mut reader) = (0u64, 0u64, Ranges { bytes: ranges, end: 0 });
+        for range in &mut reader {
+            if range.num_rows == 0 || range.offset >= 1 << 62 || range.num_rows > u64::from(u32::MAX) {
+                return Err(Error::corrupt(format!("partition {id} has an empty or overflowing range {range:?}")));
+            }
+            rows += range.num_rows;
+            count += 1;
         }
-        Ok(table)
+        if !reader.bytes.is_empty() || rows != u64::from(num_rows) {
+            return Err(Error::corrupt(format!("partition {id} says {num_rows} rows, its ranges hold {rows}")));
+        }
+        let file = match file {
+            Some(file) if (file as usize) < self.files.len() => file,
+            None if rows == 0 => NO_FILE,
+            other => return Err(Error::corrupt(format!("partition {id} has {rows} rows in file {other:?} of {}", self.files.len()))),
+        };
+        self.entries.push(Entry { start, checksum, num_rows, file });
+        self.num_rows += rows;
+        self.num_ranges += count;
+        Ok(())
     }
 }
 
@@ -309,8 +382,7 @@ impl<'de> Deserialize<'de> for PartitionTable {
                 while let Some(partition) = list.next_element::<JsonPartition>()? {
                     table.push(&mut known, partition).map_err(serde::de::Error::custom)?;
                 }
-                table.entries.shrink_to_fit();
-                table.bytes.shrink_to_fit();
+                table.shrink();
                 Ok(table)
             }
         }
@@ -322,25 +394,34 @@ impl<'de> Deserialize<'de> for PartitionTable {
 mod tests {
     use super::*;
 
+    fn encoded(ranges: &[RowRange]) -> Vec<u8> {
+        let mut encoded = EncodedRanges::default();
+        ranges.iter().for_each(|range| encoded.push(*range));
+        encoded.finish()
+    }
+
     #[test]
     fn ranges_come_back_in_a_few_bytes_each() {
         let ranges = |seed: u64| -> Vec<RowRange> {
             (0..100).map(|i| RowRange { offset: i * 12_000 + seed * 40 + i % 7, num_rows: 40 + seed % 9 }).collect()
         };
-        let partition = |id: u64| {
-            let written = WrittenPartition { path: format!("partitions/{}.lance", id % 3), ranges: ranges(id), checksum: id << 40 };
-            (!id.is_multiple_of(5)).then_some(written)
-        };
-        let table = PartitionTable::of_written((0..200).map(partition)).unwrap();
+        let mut table = PartitionTable::in_files((0..3).map(|n| format!("partitions/{n}.lance")).collect());
+        for id in 0..200u64 {
+            let rows = ranges(id).iter().map(|range| range.num_rows).sum::<u64>() as u32;
+            match id % 5 {
+                0 => table.push_encoded(None, 0, 0, &[]).unwrap(),
+                _ => table.push_encoded(Some((id % 3) as u32), rows, id << 40, &encoded(&ranges(id))).unwrap(),
+            }
+        }
         let json = serde_json::to_vec(&table).unwrap();
         let again: PartitionTable = serde_json::from_slice(&json).unwrap();
         assert_eq!((again.len(), again.num_ranges(), again.num_rows()), (200, 16_000, table.num_rows()));
         for table in [&table, &again] {
-            for id in 0..200 {
-                let (found, expected) = (table.get(id as usize).unwrap(), partition(id));
-                assert_eq!(found.path(), expected.as_ref().map(|p| p.path.as_str()));
-                assert!(found.ranges().eq(expected.iter().flat_map(|p| p.ranges.clone())));
-                assert_eq!(found.checksum(), expected.map_or(0, |p| p.checksum));
+            for id in 0..200u64 {
+                let (found, empty) = (table.get(id as usize).unwrap(), id.is_multiple_of(5));
+                assert_eq!(found.path(), (!empty).then(|| format!("partitions/{}.lance", id % 3)).as_deref());
+                assert!(found.ranges().eq(if empty { Vec::new() } else { ranges(id) }));
+                assert_eq!(found.checksum(), if empty { 0 } else { id << 40 });
             }
             assert!(table.get(200).is_none() && table.unchecked().is_none());
         }
@@ -350,9 +431,10 @@ mod tests {
 
     #[test]
     fn ranges_in_any_order_and_by_file() {
-        let ranges = vec![RowRange { offset: 900, num_rows: 5 }, RowRange { offset: 0, num_rows: 3 }, RowRange { offset: 10, num_rows: 1 }];
-        let written = WrittenPartition { path: "b.lance".into(), ranges: ranges.clone(), checksum: 1 };
-        let table = PartitionTable::of_written([None, Some(written)].into_iter()).unwrap();
+        let ranges = [RowRange { offset: 900, num_rows: 5 }, RowRange { offset: 0, num_rows: 3 }, RowRange { offset: 10, num_rows: 1 }];
+        let mut table = PartitionTable::in_files(vec!["a.lance".into(), "b.lance".into()]);
+        table.push_encoded(None, 0, 0, &[]).unwrap();
+        table.push_encoded(Some(1), 9, 7, &encoded(&ranges)).unwrap();
         assert!(table.get(1).unwrap().ranges().eq(ranges));
         let mut seen = Vec::new();
         table
@@ -362,6 +444,34 @@ mod tests {
             })
             .unwrap();
         assert_eq!(seen, [("b.lance".to_string(), vec![(0, 3, 1), (10, 1, 1), (900, 5, 1)])]);
+        assert_eq!(table.files().collect::<Vec<_>>(), ["b.lance"]);
+    }
+
+    #[test]
+    fn rows_that_follow_make_one_range() {
+        let ranges = [(0, 3), (3, 4), (9, 1), (10, 2)].map(|(offset, num_rows)| RowRange { offset, num_rows });
+        let mut table = PartitionTable::in_files(vec!["a".into()]);
+        table.push_encoded(Some(0), 10, 0, &encoded(&ranges)).unwrap();
+        let expected = [(0, 7), (9, 3)].map(|(offset, num_rows)| RowRange { offset, num_rows });
+        assert!(table.get(0).unwrap().ranges().eq(expected));
+    }
+
+    #[test]
+    fn damaged_ranges_are_refused() {
+        let good = encoded(&[RowRange { offset: 5, num_rows: 3 }]);
+        let push = |file, rows, bytes: &[u8]| PartitionTable::in_files(vec!["a".into()]).push_encoded(file, rows, 0, bytes);
+        assert!(push(Some(0), 3, &good).is_ok());
+        for (file, rows, bytes) in [
+            (Some(1), 3, good.clone()),
+            (None, 3, good.clone()),
+            (Some(0), 4, good.clone()),
+            (Some(0), 3, good[..1].to_vec()),
+            (Some(0), 3, [good.as_slice(), &[0x80]].concat()),
+            (Some(0), 0, vec![2, 0]),
+            (Some(0), 1, vec![0xff; 30]),
+        ] {
+            assert!(matches!(push(file, rows, &bytes), Err(Error::CorruptArtifact(_))), "{file:?} {rows} {bytes:?}");
+        }
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl ManifestFile {
         let bytes = read_manifest(&store).await?;
         let manifest = Manifest::parse(&bytes).map_err(|e| e.context(store.uri()))?;
         let files = BucketFiles::new(&store, manifest.files.clone().unwrap_or_default());
+        let Some(file) = manifest.unread_partitions().map(str::to_string) else {
+            return Ok(Self { files, manifest });
+        };
+        let partitions = files.read_partitions(&file, manifest.bucket_files.clone()).await?;
+        let manifest = manifest.with_partitions(partitions).map_err(|e| e.context(format!("{file} of {}", store.uri())))?;
         Ok(Self { files, manifest })
     }
 

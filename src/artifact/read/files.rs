@@ -13,12 +13,15 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use super::flat_file::{FlatFile, Place};
-use crate::artifact::format::{FileEntry, PART_ID_COLUMN, PQ_CODE_COLUMN, ROW_ID_COLUMN, from_hex};
+use crate::artifact::format::{
+    FileEntry, PART_ID_COLUMN, PARTITION_COLUMNS, PQ_CODE_COLUMN, PartitionTable, ROW_ID_COLUMN, add_partitions, from_hex,
+};
 use crate::error::{Error, Result};
 use crate::io::{Store, files_left};
 use crate::lance::LanceStore;
 use crate::lance::file::{Expected, LanceFile, LanceFiles, local_read_error};
 use crate::model::item_field;
+use crate::sync::locked;
 
 /// An open bucket file.
 #[derive(Debug)]
@@ -76,6 +79,9 @@ async fn local_permit() -> Result<OwnedSemaphorePermit> {
     LOCAL_FILES.clone().acquire_owned().await.map_err(|_| Error::internal("the semaphore of local files is closed"))
 }
 
+/// Rows of a file of partitions that are decoded at once.
+const PARTITIONS_AT_ONCE: u32 = 4096;
+
 type Slot = Arc<OnceCell<Arc<BucketFile>>>;
 
 /// The files of one artifact.
@@ -130,6 +136,27 @@ impl BucketFiles {
     /// The only row of a small file, with its schema metadata.
     pub async fn read_row(&self, file: &str) -> Result<(HashMap<String, String>, RecordBatch)> {
         self.open(file).await?.read_row().await
+    }
+
+    /// The partitions of an artifact of version 2, whose bucket files are known.
+    pub async fn read_partitions(&self, file: &str, bucket_files: Vec<String>) -> Result<PartitionTable> {
+        let opened = self.open(file).await?;
+        let (rows, size) = (opened.num_rows(), opened.size());
+        if rows > size.saturating_mul(ROWS_PER_BYTE) || rows > u64::from(u32::MAX) {
+            return Err(Error::corrupt(format!("{file} of {}: it claims {rows} partitions in {size} bytes", self.store.uri())));
+        }
+        let table = Arc::new(Mutex::new(PartitionTable::in_files(bucket_files)));
+        let whole: Arc<[Range<u64>]> = std::iter::once(0..rows).filter(|rows| !rows.is_empty()).collect();
+        let filled = table.clone();
+        let each = move |batch: RecordBatch| {
+            add_partitions(&mut locked(&filled), &batch)?;
+            // What was taken over need not be kept.
+            Ok(batch.slice(0, 0))
+        };
+        opened.decode(whole, PARTITION_COLUMNS.to_vec(), PARTITIONS_AT_ONCE, each).await?;
+        let mut table = std::mem::take(&mut *locked(&table));
+        table.shrink();
+        Ok(table)
     }
 
     /// Open a bucket file, or answer with the one that is open.

@@ -7,7 +7,7 @@ use arrow_buffer::ToByteSlice;
 use tokio::runtime::Handle;
 
 use super::stage::{BucketOrder, SortedRows, Stage};
-use crate::artifact::format::{FileEntry, RowRange, bucket_path, bucket_schema, checksum};
+use crate::artifact::format::{EncodedRanges, FileEntry, RowRange, SmallNumbers, bucket_path, bucket_schema, checksum};
 use crate::error::{Error, Result};
 use crate::io::{Store, Uploads};
 use crate::lance::file::{FlatFileWriter, FlatType};
@@ -34,11 +34,10 @@ async fn unless_cancelled<T>(cancelled: &AtomicBool, work: impl Future<Output = 
     }
 }
 
-/// What the manifest will say of a partition.
-#[derive(Debug, Default, Clone)]
+/// What is known of a partition while it is written.
+#[derive(Debug, Default, Clone, Copy)]
 pub struct PartitionState {
     pub num_rows: u64,
-    pub ranges: Vec<RowRange>,
     pub checksum: u64,
 }
 
@@ -50,12 +49,14 @@ pub struct BucketWriter {
     rows: u64,
     /// By rank within the bucket.
     partitions: Vec<PartitionState>,
+    /// Stage after stage the rows of each partition, by rank: from these follow the ranges, which would take ten times as much.
+    runs: SmallNumbers,
 }
 
 impl BucketWriter {
     pub fn new(bucket: usize, num_partitions: usize, code_width: usize, tag: Option<&str>) -> Self {
         let partitions = vec![PartitionState::default(); num_partitions];
-        Self { path: bucket_path(bucket, tag), code_width, file: None, rows: 0, partitions }
+        Self { path: bucket_path(bucket, tag), code_width, file: None, rows: 0, partitions, runs: SmallNumbers::default() }
     }
 
     pub fn path(&self) -> &str {
@@ -75,8 +76,19 @@ impl BucketWriter {
         &self.partitions
     }
 
-    pub fn take_partitions(&mut self) -> Vec<PartitionState> {
-        std::mem::take(&mut self.partitions)
+    /// The ranges of each partition, by rank, and what was written of it; once.
+    pub fn take_partitions(&mut self) -> Vec<(PartitionState, Vec<u8>)> {
+        let partitions = std::mem::take(&mut self.partitions);
+        let mut ranges = vec![EncodedRanges::default(); partitions.len()];
+        let mut offset = 0;
+        let ranks = 0..partitions.len();
+        for (num_rows, rank) in std::mem::take(&mut self.runs).iter().zip(ranks.cycle()) {
+            if num_rows > 0 {
+                ranges[rank].push(RowRange { offset, num_rows });
+                offset += num_rows;
+            }
+        }
+        partitions.into_iter().zip(ranges.into_iter().map(EncodedRanges::finish)).collect()
     }
 
     /// Drop the open file; it never appears under its name.
@@ -152,6 +164,7 @@ impl FlushJob<'_> {
         chunk.clear();
         for rank in ranks {
             let mut rows = &self.sorted.rows[start(rank)..start(rank + 1)];
+            writer.runs.push(rows.len() as u64);
             while !rows.is_empty() {
                 let (now, later) = rows.split_at(rows.len().min(self.chunk_rows - chunk.row_ids.len()));
                 let at = chunk.row_ids.len();
@@ -160,7 +173,6 @@ impl FlushJob<'_> {
                 let sum = checksum(&chunk.row_ids[at..], &chunk.codes[at * self.code_width..], self.code_width);
                 state.checksum = state.checksum.wrapping_add(sum);
                 state.num_rows += now.len() as u64;
-                push_range(&mut state.ranges, writer.rows + at as u64, now.len() as u64);
                 rows = later;
                 left -= now.len();
                 if chunk.row_ids.len() == self.chunk_rows || left == 0 {
@@ -204,13 +216,5 @@ impl FlushJob<'_> {
         written.map_err(|e: Error| e.context(format!("writing {} of {}", writer.path, self.store.uri())))?;
         writer.rows += rows;
         Ok(())
-    }
-}
-
-/// Rows that follow the last range in the file make it longer.
-fn push_range(ranges: &mut Vec<RowRange>, offset: u64, num_rows: u64) {
-    match ranges.last_mut() {
-        Some(last) if last.offset + last.num_rows == offset => last.num_rows += num_rows,
-        _ => ranges.push(RowRange { offset, num_rows }),
     }
 }

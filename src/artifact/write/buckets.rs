@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::runtime::Handle;
 
-use super::bucket::{BucketWriter, Chunk, FlushJob};
+use super::bucket::{BucketWriter, Chunk, FlushJob, PartitionState};
 use super::plan::MemoryPlan;
 use super::stage::{BucketOrder, SortedRows, Stage, sort};
-use crate::artifact::format::{FileEntry, PartitionTable, WrittenPartition};
+use crate::artifact::format::{FileEntry, PartitionTable};
 use crate::error::{Error, Result};
 use crate::io::Uploads;
 use crate::lance::LanceStore;
@@ -184,20 +184,52 @@ impl Buckets {
     }
 
     /// What the manifest is to say of each partition; once.
-    pub fn partitions(&self, num_partitions: usize) -> Result<PartitionTable> {
-        let mut partitions: Vec<Option<WrittenPartition>> = Vec::new();
-        partitions.resize_with(num_partitions, || None);
-        for (index, bucket) in self.files.iter().enumerate() {
-            let mut bucket = locked(bucket);
-            let path = bucket.path().to_string();
-            for (rank, state) in self.order.bucket_ranks(index).zip(bucket.take_partitions()) {
-                if !state.ranges.is_empty() {
-                    let (path, ranges, checksum) = (path.clone(), state.ranges, state.checksum);
-                    partitions[self.order.partition(rank) as usize] = Some(WrittenPartition { path, ranges, checksum });
-                }
+    pub fn take_partitions(&self) -> WrittenPartitions {
+        let mut paths = Vec::with_capacity(self.files.len());
+        let mut buckets = Vec::with_capacity(self.files.len());
+        for file in &self.files {
+            let mut file = locked(file);
+            paths.push(file.path().to_string());
+            buckets.push(file.take_partitions());
+        }
+        WrittenPartitions { paths, buckets }
+    }
+}
+
+/// The partitions of an artifact that is about to be published.
+pub struct WrittenPartitions {
+    /// Of the bucket files.
+    pub paths: Vec<String>,
+    /// By bucket, and by rank in it.
+    buckets: Vec<Vec<(PartitionState, Vec<u8>)>>,
+}
+
+impl WrittenPartitions {
+    /// Bytes of all ranges.
+    pub fn num_bytes(&self) -> usize {
+        self.buckets.iter().flatten().map(|(_, ranges)| ranges.len()).sum()
+    }
+
+    /// In the order of their ids: file, rows, checksum and ranges.
+    pub fn for_each(&self, mut each: impl FnMut(Option<u32>, u32, u64, &[u8]) -> Result<()>) -> Result<()> {
+        // Partition `id` is in bucket `id % buckets`: see `BucketOrder`.
+        let ranks = self.buckets.first().map_or(0, Vec::len);
+        for rank in 0..ranks {
+            for (file, bucket) in (0u32..).zip(&self.buckets) {
+                let Some((state, ranges)) = bucket.get(rank) else { continue };
+                let num_rows = u32::try_from(state.num_rows).map_err(|_| Error::internal("a partition of more than 32 bits of rows"))?;
+                let file = (num_rows > 0).then_some(file);
+                each(file, num_rows, if num_rows > 0 { state.checksum } else { 0 }, ranges)?;
             }
         }
-        PartitionTable::of_written(partitions.into_iter())
+        Ok(())
+    }
+
+    /// As the manifest of version 1 lists them.
+    pub fn table(&self) -> Result<PartitionTable> {
+        let mut table = PartitionTable::in_files(self.paths.clone());
+        self.for_each(|file, num_rows, checksum, ranges| table.push_encoded(file, num_rows, checksum, ranges))?;
+        Ok(table)
     }
 }
 
@@ -211,6 +243,7 @@ mod tests {
         let store = tokio::task::block_in_place(|| runtime.block_on(LanceStore::open(uri, None)))?;
         let wanted = Wanted {
             limit: 64 << 20,
+            held: 0,
             code_width: 1,
             num_partitions: 4,
             num_buckets: Some(2),

@@ -10,17 +10,22 @@ use tokio::runtime::Handle;
 
 use super::batch::EncodedColumns;
 use super::buckets::Buckets;
+use super::partitions_file::write_partitions;
 use super::plan::{MemoryPlan, Wanted, default_limit};
 use super::stage::Stage;
 use super::target::{Abandoned, Target};
 use crate::artifact::format::{
-    CHECKSUM_KIND, FORMAT_VERSION, Manifest, ModelSummary, RowCounts, Source, WriterInfo, metadata_path, write_model,
+    CHECKSUM_KIND, LISTED, Manifest, ModelSummary, PartitionTable, RowCounts, Source, TABLED, WriterInfo, metadata_path, partitions_path,
+    write_model,
 };
 use crate::error::{Error, Result};
 use crate::io::files_left;
 use crate::lance::{LanceStore, StorageOptions};
 use crate::model::IvfPqModel;
 use crate::sync::{Background, block_on, locked};
+
+/// Encoded ranges that a manifest lists: some 200,000, in some 10 MB of JSON.
+const MOST_LISTED_BYTES: usize = 600 << 10;
 
 /// What is encoded: a model, or just the shape that the codes have.
 #[derive(Debug, Clone)]
@@ -43,6 +48,8 @@ pub struct BuilderOptions {
     pub num_buckets: Option<usize>,
     /// Bytes; 1 GiB or a quarter of the machine's memory, whichever is less.
     pub memory_limit: Option<u64>,
+    /// Bytes that others hold of the limit that a caller gave, for messages.
+    pub held: u64,
     /// Rows that will be appended, about: for the parts of uploads, which there may be 10,000 of in a file, and for what is
     /// reserved at the start. More may come as long as they fit; without it parts are as large as a share of the limit allows.
     pub expected_rows: Option<u64>,
@@ -51,6 +58,8 @@ pub struct BuilderOptions {
     pub storage_options: Option<StorageOptions>,
     /// Where the rows come from, for the finalizer's checks.
     pub source: Option<Source>,
+    /// 1 or 2; by default 1 unless there are so many ranges that a manifest is no place for them.
+    pub format_version: Option<u32>,
     /// Let `finish` wait until the files are on the local disk, so that a crash of the machine cannot lose them. Not needed for
     /// an artifact that does not outlive its build.
     pub sync: bool,
@@ -61,10 +70,12 @@ impl Default for BuilderOptions {
         Self {
             num_buckets: None,
             memory_limit: None,
+            held: 0,
             expected_rows: None,
             overwrite: false,
             storage_options: None,
             source: None,
+            format_version: None,
             sync: true,
         }
     }
@@ -129,11 +140,17 @@ impl PartitionArtifactBuilder {
         if code_width == 0 || code_width > i32::MAX as usize {
             return Err(Error::invalid(format!("pq_code_width: got {code_width}, expected the bytes of one code, at least 1")));
         }
+        if let Some(version) = options.format_version
+            && ![LISTED, TABLED].contains(&version)
+        {
+            return Err(Error::invalid(format!("format_version: got {version}, expected {LISTED} or {TABLED}")));
+        }
         let store = LanceStore::open(uri, options.storage_options.as_ref()).await?;
         let limit = options.memory_limit.unwrap_or_else(default_limit);
         let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, 16);
         let plan = MemoryPlan::choose(&Wanted {
             limit,
+            held: options.held,
             code_width,
             num_partitions,
             num_buckets: options.num_buckets,
@@ -355,11 +372,23 @@ impl PartitionArtifactBuilder {
             }
             Encoding::Shape { .. } => None,
         };
+        let written = self.buckets.take_partitions();
+        let version = self.options.format_version.unwrap_or(if written.num_bytes() > MOST_LISTED_BYTES { TABLED } else { LISTED });
+        let (mut partitions, mut partitions_file, mut bucket_files) = (PartitionTable::default(), None, Vec::new());
+        if version == LISTED {
+            partitions = written.table()?;
+        } else {
+            let name = partitions_path(self.target.file_tag());
+            inner.closed_files.push(name.clone());
+            files.insert(name.clone(), self.block_on(write_partitions(&self.store, &name, &written, self.options.sync))?);
+            (partitions_file, bucket_files) = (Some(name), written.paths.clone());
+        }
+        drop(written);
         if self.options.sync {
             self.target.sync()?;
         }
         let manifest = Manifest {
-            version: FORMAT_VERSION,
+            version,
             num_partitions: self.num_partitions,
             num_buckets: Some(self.num_buckets()),
             metadata_file,
@@ -378,7 +407,9 @@ impl PartitionArtifactBuilder {
             source: self.options.source.clone(),
             writer: Some(WriterInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() }),
             files: Some(files),
-            partitions: self.buckets.partitions(self.num_partitions)?,
+            partitions_file,
+            bucket_files,
+            partitions,
         };
         let json = serde_json::to_vec(&manifest).map_err(|e| Error::internal(format!("manifest: {e}")))?;
         Ok(Closed { manifest, json: json.into() })

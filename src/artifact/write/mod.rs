@@ -4,6 +4,7 @@ mod batch;
 mod bucket;
 mod buckets;
 mod builder;
+mod partitions_file;
 mod plan;
 mod stage;
 mod target;

@@ -33,6 +33,8 @@ const OTHER_FILES: usize = 24;
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
     pub limit: u64,
+    /// What others hold of the call's limit, for messages.
+    pub held: u64,
     pub code_width: usize,
     pub num_partitions: usize,
     /// As many as are useful and fit, where it is not given.
@@ -131,8 +133,10 @@ impl MemoryPlan {
         }
         let lower = if fits > 0 { format!(" or lower num_buckets to {fits}") } else { String::new() };
         Err(Error::invalid(format!(
-            "memory_limit: got {} bytes, expected at least {needed} for {partitions} partitions in {num_buckets} buckets with codes of {} bytes{rows}; raise memory_limit{lower}",
-            wanted.limit, wanted.code_width
+            "memory_limit: got {} bytes, expected at least {} for {partitions} partitions in {num_buckets} buckets with codes of {} bytes{rows}; raise memory_limit{lower}",
+            wanted.limit + wanted.held,
+            needed + wanted.held,
+            wanted.code_width
         )))
     }
 
@@ -214,6 +218,7 @@ mod tests {
 
     const LOCAL: Wanted = Wanted {
         limit: 1 << 30,
+        held: 0,
         code_width: 64,
         num_partitions: 1024,
         num_buckets: None,

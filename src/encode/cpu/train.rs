@@ -61,8 +61,8 @@ pub fn train(sample: &FixedSizeListArray, metric: Metric, params: &TrainParams, 
     progress.start("train_quantizer", Some(params.num_sub_vectors as u64), "sub_vectors");
     let rows = sample.len().min(codes.saturating_mul(params.sample_rate)).max(codes);
     let training = &vectors[..rows * dimension];
-    let residuals = metric.encodes_residuals().then(|| residuals(training, dimension, &centroids, scale));
-    let codebook = train_codebook(residuals.as_deref().unwrap_or(training), dimension, params, progress)?;
+    let nearest = metric.encodes_residuals().then(|| NearestCentroids::new(training, dimension, &centroids, scale));
+    let codebook = train_codebook(training, nearest.as_ref(), dimension, params, progress)?;
     progress.complete("train_quantizer");
     let codebook = in_type(codebook, scale, element_type, dimension)?;
     IvfPqModel::try_new(&centroids, &codebook, metric, Some(params.num_sub_vectors))
@@ -103,31 +103,47 @@ fn train_centroids(vectors: &[f32], dimension: usize, metric: Metric, params: &T
     Ok(progressive(lloyd, of_centroids(params.num_partitions), vectors, dimension, &check)?.centroids)
 }
 
-/// `vector - nearest centroid` of the scaled sample.
-fn residuals(vectors: &[f32], dimension: usize, centroids: &FixedSizeListArray, scale: f64) -> Vec<f32> {
-    let centroids: Vec<f32> = as_float32(centroids).iter().map(|v| (f64::from(*v) / scale) as f32).collect();
-    let mut labels = vec![0; vectors.len() / dimension];
-    assign(vectors, dimension, &Codewords::new(&centroids, dimension, Form::L2), &mut labels);
-    let mut out = vec![0f32; vectors.len()];
-    out.par_chunks_exact_mut(dimension).zip(vectors.par_chunks_exact(dimension)).zip(&labels).for_each(|((out, vector), label)| {
-        let centroid = &centroids[*label as usize * dimension..][..dimension];
-        for ((out, v), c) in out.iter_mut().zip(vector).zip(centroid) {
-            *out = v - c;
-        }
-    });
-    out
+/// The centroid nearest to each vector of the scaled sample. Residuals are taken as they are needed: all of them would take as much
+/// memory as the sample.
+struct NearestCentroids {
+    centroids: Vec<f32>,
+    labels: Vec<u32>,
+}
+
+impl NearestCentroids {
+    fn new(vectors: &[f32], dimension: usize, centroids: &FixedSizeListArray, scale: f64) -> Self {
+        let centroids: Vec<f32> = as_float32(centroids).iter().map(|v| (f64::from(*v) / scale) as f32).collect();
+        let mut labels = vec![0; vectors.len() / dimension];
+        assign(vectors, dimension, &Codewords::new(&centroids, dimension, Form::L2), &mut labels);
+        Self { centroids, labels }
+    }
 }
 
 /// One k-means for each sub-vector, side by side; the flat codebook `[sub_vector][code][sub_dimension]`.
-fn train_codebook(vectors: &[f32], dimension: usize, params: &TrainParams, progress: &dyn Progress) -> Result<Vec<f32>> {
+fn train_codebook(
+    vectors: &[f32],
+    nearest: Option<&NearestCentroids>,
+    dimension: usize,
+    params: &TrainParams,
+    progress: &dyn Progress,
+) -> Result<Vec<f32>> {
     let width = dimension / params.num_sub_vectors;
     let codes = 1usize << params.num_bits;
     let done = AtomicU64::new(0);
     let books = (0..params.num_sub_vectors)
         .into_par_iter()
         .map(|m| {
-            let sub_vectors: Vec<f32> =
-                vectors.chunks_exact(dimension).flat_map(|vector| &vector[m * width..(m + 1) * width]).copied().collect();
+            let part = m * width..(m + 1) * width;
+            let mut sub_vectors: Vec<f32> = Vec::with_capacity(vectors.len() / dimension * width);
+            match nearest {
+                None => vectors.chunks_exact(dimension).for_each(|vector| sub_vectors.extend_from_slice(&vector[part.clone()])),
+                Some(NearestCentroids { centroids, labels }) => {
+                    for (vector, label) in vectors.chunks_exact(dimension).zip(labels) {
+                        let centroid = &centroids[*label as usize * dimension..][part.clone()];
+                        sub_vectors.extend(vector[part.clone()].iter().zip(centroid).map(|(v, c)| v - c));
+                    }
+                }
+            }
             let seed = params.seed.wrapping_add(1 + m as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let lloyd = Lloyd { clusters: codes, iterations: params.max_iters, seed, spherical: false };
             let trained = progressive(lloyd, OF_CODEWORDS, &sub_vectors, width, &|_| progress.check())?;

@@ -6,4 +6,4 @@ mod write;
 
 pub use flat::{FlatColumn, FlatType};
 pub use read::{ByteReader, Expected, LanceFile, LanceFiles, local_read_error};
-pub use write::{FlatFileWriter, Written, index_file, write_row};
+pub use write::{FlatFileWriter, TableWriter, Written, index_file, write_row};

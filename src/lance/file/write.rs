@@ -113,6 +113,33 @@ impl FlatFileWriter {
     }
 }
 
+/// A file of batches, encoded by Lance.
+pub struct TableWriter {
+    writer: FileWriter,
+    tail: TailRecorder,
+}
+
+impl TableWriter {
+    /// It appears under its name only once it is finished. `sync` makes it durable then. Call within a Tokio runtime.
+    pub fn create(store: &Store, relative: &str, schema: &arrow_schema::Schema, sync: bool) -> Result<Self> {
+        let uploads = Uploads::new(MIN_PART_BYTES, 1, Handle::current());
+        let tail = TailRecorder::default();
+        let sink = Sink { file: FileSink::create(store, &uploads, relative, sync)?, tail: tail.clone() };
+        let schema = Schema::try_from(schema)?;
+        let writer = create_writer(ConcreteFileVersion::V2_0, Box::new(sink), schema, FileWriterOptions::default())?;
+        Ok(Self { writer, tail })
+    }
+
+    pub async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        Ok(self.writer.write_batch(batch).await?)
+    }
+
+    pub async fn finish(mut self) -> Result<Written> {
+        self.tail.start();
+        Ok(Written::of(self.writer.finish().await?, &self.tail))
+    }
+}
+
 /// Write a small file of one batch with schema metadata, all of which is under the checksum. Call within a Tokio runtime.
 pub async fn write_row(store: &Store, relative: &str, metadata: &[(String, String)], batch: &RecordBatch, sync: bool) -> Result<Written> {
     let uploads = Uploads::new(MIN_PART_BYTES, 1, Handle::current());
