@@ -297,3 +297,105 @@ def test_a_model_in_every_form_is_the_same() -> None:
         assert again == first and hash(again) == hash(first)
     assert la.IvfPqModel(centroids, codebook, "dot") != first
     assert first.pq_code_width == 4 and first.dimension == 8 and first.num_bits == 8
+
+
+# Version 2: partitions in a file of their own
+
+
+@pytest.fixture
+def tabled(tmp_path: Path) -> Path:
+    with la.PartitionArtifactBuilder(
+        str(tmp_path / "two"), model(), num_buckets=3, format_version=2, memory_limit=2 << 20
+    ) as builder:
+        for first in range(0, 120_000, 40_000):
+            builder.append_batch(encoded(40_000, K, WIDTH, seed=first, first=first))
+    return tmp_path / "two"
+
+
+def test_version_2_holds_what_version_1_holds(tabled: Path, tmp_path: Path) -> None:
+    with la.PartitionArtifactBuilder(
+        str(tmp_path / "one"), model(), num_buckets=3, memory_limit=2 << 20
+    ) as builder:
+        for first in range(0, 120_000, 40_000):
+            builder.append_batch(encoded(40_000, K, WIDTH, seed=first, first=first))
+    one, two = builder.artifact, la.Artifact.open(str(tabled))
+    assert (one.manifest["version"], two.manifest["version"]) == (1, 2)
+    assert "partitions" not in json.loads((tabled / "manifest.json").read_text())
+    assert min(two.partition_range_counts()) > 1
+    assert one.partition_range_counts() == two.partition_range_counts()
+    assert content(one) == content(two)
+    report = two.verify()
+    assert (report.ok, report.num_rows, report.num_ranges) == (
+        True,
+        120_000,
+        sum(two.partition_range_counts()),
+    )
+
+
+def test_many_ranges_are_no_matter_for_a_manifest(tmp_path: Path) -> None:
+    """A quarter of a million ranges: version 2 by itself, and a manifest of a few kilobytes."""
+    partitions = 60_000
+    with la.PartitionArtifactBuilder(
+        str(tmp_path / "a"), num_partitions=partitions, pq_code_width=1, num_buckets=4, memory_limit=24 << 20
+    ) as builder:
+        for first in range(0, 2_000_000, 250_000):
+            builder.append_batch(encoded(250_000, partitions, 1, seed=first, first=first))
+    artifact = builder.artifact
+    assert sum(artifact.partition_range_counts()) > 200_000
+    assert artifact.manifest["version"] == 2
+    assert (tmp_path / "a" / "manifest.json").stat().st_size < 5000
+    assert artifact.verify().ok
+
+
+def test_version_2_is_replaced_and_deleted_like_any_other(tabled: Path) -> None:
+    from lance_artifact import _lance_artifact as core
+
+    with la.PartitionArtifactBuilder(str(tabled), model(), overwrite=True) as builder:
+        builder.append_batch(encoded(500, K, WIDTH))
+    assert builder.artifact.num_rows == 500
+    names = [path.name for path in tabled.rglob("*.lance")]
+    assert not any(name in ("partitions.lance", "metadata.lance") for name in names), names
+    with la.PartitionArtifactBuilder(str(tabled), model(), overwrite=True, format_version=2) as builder:
+        builder.append_batch(encoded(600, K, WIDTH))
+    assert builder.artifact.num_rows == 600
+    core.delete_artifact(str(tabled))
+    assert not tabled.exists()
+
+
+def move_a_row(manifest: dict[str, Any]) -> None:
+    manifest["bucket_files"] = manifest["bucket_files"][::-1]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: (path / "partitions.lance").unlink(),
+        lambda path: (path / "partitions.lance").write_bytes((path / "partitions.lance").read_bytes()[:-100]),
+        lambda path: (path / "partitions.lance").write_bytes((path / "metadata.lance").read_bytes()),
+        lambda path: edit(path, lambda m: m.update(version=1)),
+        lambda path: edit(path, lambda m: m.update(version=3)),
+        lambda path: edit(path, lambda m: m.pop("partitions_file")),
+        lambda path: edit(path, lambda m: m.update(partitions_file="../two/partitions.lance")),
+        lambda path: edit(path, lambda m: m.update(bucket_files=m["bucket_files"][:1])),
+        lambda path: edit(path, lambda m: m.update(bucket_files=["/etc/passwd"] * 3)),
+        lambda path: edit(path, lambda m: m.update(num_partitions=K + 1)),
+        lambda path: edit(path, lambda m: m["rows"].update(seen=1, written=1)),
+        lambda path: edit(path, lambda m: m.update(partitions=[{"num_rows": 0}] * K)),
+    ],
+)
+def test_damaged_partitions_are_refused(damage: Callable[[Path], Any], tabled: Path) -> None:
+    damage(tabled)
+    with pytest.raises(la.CorruptArtifactError):
+        la.Artifact.open(str(tabled))
+
+
+def test_partitions_in_the_wrong_files_are_found(tabled: Path) -> None:
+    edit(tabled, move_a_row)
+    assert not la.Artifact.open(str(tabled)).verify().ok
+
+
+@pytest.mark.parametrize("version", [0, 3, "2", 1.5, True])
+def test_format_versions_that_there_are_not(version: Any, tmp_path: Path) -> None:
+    with pytest.raises(la.InvalidInputError, match="format_version"):
+        la.PartitionArtifactBuilder(str(tmp_path / "a"), model(), format_version=version)
+    assert not (tmp_path / "a").exists()

@@ -14,6 +14,7 @@ import pytest
 
 import lance_artifact as la
 from conftest import column, encoded, stored, vectors
+from test_process import python
 
 
 def numbers(text: str) -> list[int]:
@@ -62,3 +63,109 @@ def test_a_partition_of_several_artifacts_slice_by_slice(model: la.IvfPqModel, t
     la.finalize(ds, "vector", made, name="whole")
     la.finalize(ds, "vector", made, name="sliced", memory_limit=14 << 20)
     assert stored(ds, "whole") == stored(ds, "sliced")
+
+
+# What calls take, in processes of their own
+
+PEAK = """
+import sys
+import lance, lance_artifact as la
+folder, limit = sys.argv[1], int(sys.argv[2])
+ds = lance.dataset(folder + "/t.lance")
+ds.count_rows()
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+
+before = peak()
+{work}
+print((peak() - before) // 1024)
+"""
+
+# Code that is paged in, threads, what Lance keeps of a dataset: see docs/ARCHITECTURE.md.
+MARGIN = 64
+
+
+def peak(work: str, folder: Path, limit: int) -> int:
+    """MiB above what the process took before, at the most."""
+    done = python(PEAK.format(work=work), str(folder), str(limit))
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 MB of vectors."""
+    folder = tmp_path_factory.mktemp("wide")
+    values = np.random.default_rng(0).standard_normal((130_000, 384), dtype=np.float32)
+    lance.write_dataset(
+        pa.table({"vector": column(values)}), str(folder / "t.lance"), max_rows_per_file=40_000
+    )
+    return folder
+
+
+BUILD = (
+    'la.create_index(ds, "vector", num_partitions=64, num_sub_vectors=16, replace=True, backend="cpu", {})\n'
+)
+
+
+def test_a_build_keeps_within_its_limit(wide: Path) -> None:
+    limit = 96 << 20
+    assert peak(BUILD.format("memory_limit=limit, max_iters=4"), wide, limit) < (limit >> 20) + MARGIN
+    assert lance.dataset(str(wide / "t.lance")).stats.index_stats("vector_idx")["num_indexed_rows"] == 130_000
+
+
+def test_training_takes_what_the_limit_allows(wide: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ds = lance.dataset(str(wide / "t.lance"))
+    options = {"num_partitions": 512, "num_sub_vectors": 16, "max_iters": 2, "backend": "cpu"}
+    assert la.train(ds, "vector", memory_limit=64 << 20, **options).num_partitions == 512
+    assert "vectors instead of 130000: more do not fit memory_limit" in caplog.text
+    trained_on = numbers(caplog.text.split("training on ")[1])[0]
+    assert 10_000 < trained_on < 60_000
+    with pytest.raises(la.InvalidInputError, match=r"a sample of \d+ vectors.*does not fit memory_limit"):
+        la.train(ds, "vector", memory_limit=4 << 20, **{**options, "num_partitions": 4096})
+
+
+def test_a_limit_that_is_too_small_is_refused_before_training(wide: Path) -> None:
+    """With one that is larger; what each part of the call needs is known before the first begins."""
+    ds = lance.dataset(str(wide / "t.lance"))
+    options = {"num_partitions": 64, "num_sub_vectors": 16, "backend": "cpu", "name": "small"}
+    seen: list[Any] = []
+    limit, tries = 3_000_000, 0
+    while limit < 40 << 20 and not seen:
+        try:
+            la.create_index(ds, "vector", memory_limit=limit, progress=seen.append, **options)
+        except la.InvalidInputError as error:
+            assert f"memory_limit: got {limit} bytes, expected at least" in str(error) and not seen
+            limit, tries = numbers(str(error))[1], tries + 1
+    assert seen and 1 <= tries <= 3
+    assert ds.stats.index_stats("small")["num_indexed_rows"] == 130_000
+
+
+def test_a_large_partition_is_finalized_within_the_limit(tmp_path: Path, model: la.IvfPqModel) -> None:
+    """One partition of 160 MB of row ids and codes at 48 MiB."""
+    rows = 10_000_000
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(rows * 8, np.float32)), 8)
+    ds = lance.write_dataset(pa.table({"vector": values}), str(tmp_path / "t.lance"), max_rows_per_file=rows)
+    with la.PartitionArtifactBuilder(
+        tmp_path / "a", model, source=la.describe_source(ds, "vector"), sync=False
+    ) as builder:
+        for first in range(0, rows, 1_000_000):
+            builder.append_batch(encoded(1_000_000, 1, 8, first=first))
+    limit = 48 << 20
+    work = 'la.finalize(ds, "vector", folder + "/a", memory_limit=limit)'
+    assert peak(work, tmp_path, limit) < (limit >> 20) + MARGIN
+    assert lance.dataset(ds.uri).stats.index_stats("vector_idx")["num_indexed_rows"] == rows
+
+
+def test_artifacts_of_one_model_share_it(tmp_path: Path) -> None:
+    """Forty empty artifacts of a model of 12 MB."""
+    rng = np.random.default_rng(0)
+    centroids = rng.standard_normal((4096, 768)).astype("f4")
+    model = la.IvfPqModel(centroids, rng.standard_normal((256, 768)).astype("f4"), num_sub_vectors=96)
+    lance.write_dataset(pa.table({"vector": column(centroids[:1])}), str(tmp_path / "t.lance"))
+    for n in range(40):
+        with la.PartitionArtifactBuilder(tmp_path / f"a{n}", model, sync=False):
+            pass
+    work = 'opened = la.Artifact._open_all([(f"{folder}/a{n}", None) for n in range(40)])'
+    assert peak(work, tmp_path, 0) < 4 * 12 + MARGIN

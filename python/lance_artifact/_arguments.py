@@ -131,6 +131,13 @@ def check_target(
 ) -> None:
     """What would fail after an hour of training fails before it: the writer's options, an artifact that is there, memory,
     files and threads that cannot be had."""
+    if memory_limit is not None:
+        _, _, writer = source.encode_shares(num_partitions, num_bits, memory_limit)
+        needed = source.least_to_finalize(num_partitions, width, num_bits, writer)
+        if memory_limit < needed:
+            raise InvalidInputError(
+                f"memory_limit: got {memory_limit} bytes, expected at least {needed}, which the index needs in the end"
+            )
     with temporary_artifact() if artifact_uri is None else nullcontext(str(artifact_uri)) as uri:
         open_builder(
             source,

@@ -275,6 +275,9 @@ class _VectorSource:
     def encode_shares(
         self, num_partitions: int, num_bits: int, memory_limit: int | None = None
     ) -> tuple[int, int, int]: ...
+    def least_to_finalize(
+        self, num_partitions: int, pq_code_width: int, num_bits: int, writer: int
+    ) -> int: ...
     def train_shares(
         self,
         num_partitions: int,

@@ -14,4 +14,4 @@ mod transpose;
 mod windows;
 
 pub use commit::{CommitBase, changed_since, check_commit, missing_files};
-pub use segment::{Segment, SegmentRequest, build_segment};
+pub use segment::{IndexShape, Segment, SegmentRequest, build_segment, least_memory};

@@ -65,6 +65,32 @@ pub struct Segment {
     pub bytes_read: u64,
 }
 
+/// What is known of an index before its rows are encoded.
+#[derive(Debug, Clone, Copy)]
+pub struct IndexShape {
+    pub rows: u64,
+    pub num_partitions: usize,
+    pub code_width: usize,
+    /// Of centroids and codebook.
+    pub model_bytes: u64,
+    /// Stages in which the rows are written.
+    pub stages: u64,
+}
+
+/// The least `memory_limit` that an index of one artifact needs here, about: for those who would rather know before they train.
+pub fn least_memory(shape: IndexShape) -> u64 {
+    let partitions = shape.num_partitions as u64;
+    let ranges = partitions.saturating_mul(4 * shape.stages.max(1));
+    // Blocks of bits are whole ones, and so are the descriptions of 256 files.
+    let held = shape.model_bytes + 24 * partitions + ranges + shape.rows / 7 + (256 << 10);
+    (held + window_bytes(shape.code_width)).next_multiple_of(1 << 20)
+}
+
+/// What windows and the parts of an upload need.
+fn window_bytes(code_width: usize) -> u64 {
+    least_bytes(code_width) + MIN_PART_BYTES as u64 * 2
+}
+
 /// Check everything, then build. A failure leaves no files behind.
 pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn Progress>) -> Result<Segment> {
     let column = VectorColumn::resolve(&request.dataset, &request.column)?;
@@ -87,7 +113,7 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn Progress>)
     agree_on_rows(&request.artifacts, &coverage)?;
     let budget = Budget::new(request.memory_limit.unwrap_or_else(default_limit));
     let held: u64 = request.artifacts.iter().map(|artifact| artifact.held_bytes()).sum();
-    let least = least_bytes(model.code_width()) + MIN_PART_BYTES as u64 * 2;
+    let least = window_bytes(model.code_width());
     let model_bytes = model.num_bytes() as u64;
     let _held =
         budget.hold(held + model_bytes + coverage.held_bytes(), "the model, the ranges of the artifacts and a bit for each row", least)?;

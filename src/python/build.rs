@@ -18,6 +18,7 @@ use super::runtime::run;
 use crate::budget::{Budget, default_limit};
 use crate::encode::{CpuEncoder, Dropped, EncodeShares, TrainShares, TrainingShape, VectorSource, encode_into};
 use crate::error::{Error, Result};
+use crate::finalize::{IndexShape, least_memory};
 use crate::progress::Progress;
 use crate::sync::spawn;
 
@@ -44,6 +45,17 @@ impl PyVectorSource {
     fn encode_shares(&self, num_partitions: usize, num_bits: u32, memory_limit: Option<MemoryLimit>) -> PyResult<(u64, u64, u64)> {
         let shares = EncodeShares::of(memory_limit.map(|limit| limit.0), self.0.vectors(), num_partitions, num_bits)?;
         Ok((shares.limit, shares.scan, shares.writer))
+    }
+
+    /// The least memory_limit with which these rows can be finalized afterwards, about; `writer`: the bytes of their writer.
+    fn least_to_finalize(&self, py: Python<'_>, num_partitions: usize, pq_code_width: usize, num_bits: u32, writer: u64) -> PyResult<u64> {
+        let source = self.0.clone();
+        let rows = run(py, None, |_, cancel| async move { cancel.race(source.count_rows()).await })?;
+        let vectors = self.0.vectors();
+        let model_bytes = (vectors.dimension * vectors.byte_width) as u64 * (num_partitions as u64 + (1 << num_bits.min(16)));
+        let staged = writer / (2 * (pq_code_width as u64 + 12) + 4);
+        let stages = rows.div_ceil((staged / 2).max(1));
+        Ok(least_memory(IndexShape { rows, num_partitions, code_width: pq_code_width, model_bytes, stages }))
     }
 
     /// The bytes of a training call, of all of it and of its scan, and the vectors that its sample may have.

@@ -77,9 +77,22 @@ impl LanceFiles {
     pub async fn open(&self, name: &str, expected: Expected) -> Result<LanceFile> {
         let path = self.store.path(name)?;
         let scheduler = self.scheduler.clone();
+        // Where a checksum of its end will tell, the size that is expected saves a request.
+        let assumed = expected.size_bytes.filter(|size| *size > 0 && expected.tail.is_some() && self.store.local_root().is_none());
         let (file, reader, schema, size) = panics_caught(name, &self.store, async move {
-            let file = scheduler.open_file(&path, &CachedFileSize::unknown()).await?;
-            let size = check_tail(&file, &expected).await?;
+            let mut opened = None;
+            if let Some(size) = assumed {
+                let file = scheduler.open_file(&path, &CachedFileSize::new(size)).await?;
+                opened = check_tail(&file, &expected).await.ok().map(|size| (file, size));
+            }
+            let (file, size) = match opened {
+                Some(opened) => opened,
+                None => {
+                    let file = scheduler.open_file(&path, &CachedFileSize::unknown()).await?;
+                    let size = check_tail(&file, &expected).await?;
+                    (file, size)
+                }
+            };
             let plugins = Arc::<DecoderPlugins>::default();
             let reader = FileReader::try_open(file.clone(), None, plugins, &LanceCache::no_cache(), FileReaderOptions::default()).await?;
             // Its conversion panics on damaged type names.
