@@ -30,6 +30,16 @@ pub fn set_give_back(give_back: fn()) {
     let _ = GIVE_BACK.set(give_back);
 }
 
+/// Where there is plenty, memory is better used again than given back.
+fn settle(limit: u64) {
+    if let Some(give_back) = GIVE_BACK.get().filter(|_| limit < PLENTY) {
+        give_back();
+    }
+}
+
+/// A limit that few calls come near.
+const PLENTY: u64 = 2 << 30;
+
 fn units(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
 }
@@ -37,9 +47,7 @@ fn units(bytes: u64) -> u32 {
 impl Budget {
     pub fn new(limit: u64) -> Self {
         // What earlier calls freed is none of this one's.
-        if let Some(give_back) = GIVE_BACK.get() {
-            give_back();
-        }
+        settle(limit);
         let high = resident().map_or(u64::MAX, |now| now.saturating_add(limit - limit / 4));
         Self { free: Arc::new(Semaphore::new(units(limit) as usize)), limit, high }
     }
@@ -60,6 +68,11 @@ impl Budget {
         let units = units(bytes).min(units(self.limit));
         let permit = self.free.clone().acquire_many_owned(units).await;
         permit.map(Reservation).map_err(|_| Error::internal("a budget is closed"))
+    }
+
+    /// Have the allocator give back what it keeps, for those who come next.
+    pub fn settle(&self) {
+        settle(self.limit);
     }
 
     /// Have the allocator give back what it keeps of freed memory, where this process comes near the limit. To be called where memory
@@ -104,7 +117,7 @@ pub fn free_memory() -> Option<u64> {
 
 /// Bytes of memory that this process takes.
 #[cfg(target_os = "linux")]
-pub fn resident() -> Option<u64> {
+fn resident() -> Option<u64> {
     let pages: u64 = std::fs::read_to_string("/proc/self/statm").ok()?.split_whitespace().nth(1)?.parse().ok()?;
     // SAFETY: the call takes and returns a number.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
@@ -112,7 +125,7 @@ pub fn resident() -> Option<u64> {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub fn resident() -> Option<u64> {
+fn resident() -> Option<u64> {
     None
 }
 

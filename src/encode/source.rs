@@ -103,6 +103,7 @@ impl VectorSource {
             drawn
         })
         .await?;
+        budget.settle();
         let values = ArrayData::builder(self.column.element_type.data_type())
             .len(drawn.len() / self.column.element_type.byte_width())
             .add_buffer(drawn.into())

@@ -9,7 +9,6 @@ use tokio::runtime::Runtime;
 
 use super::cancel::Cancel;
 use super::exit::{self, Entry, Inside};
-use crate::budget::resident;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::sync::{self, Background};
@@ -17,9 +16,8 @@ use crate::sync::{self, Background};
 /// How often a waiting call looks for signals.
 const POLL: Duration = Duration::from_millis(50);
 
-/// After work that takes longer, or more memory, what it freed is given back.
+/// After work that takes longer, its memory is given back.
 const LONG: Duration = Duration::from_millis(500);
-const LARGE: u64 = 32 << 20;
 
 /// Blocking threads that are kept for the short work of stores and files: IO goes on however many threads are had later.
 const BLOCKING_THREADS: usize = 4;
@@ -215,7 +213,7 @@ where
     F: Future<Output = Result<T>> + Send + 'static,
 {
     let runtime = inside.detach(py, runtime)?;
-    let (started, before) = (Instant::now(), resident().unwrap_or(0));
+    let started = Instant::now();
     let (events, receiver) = channel();
     let receiver = Mutex::new(receiver);
     let guard = events.clone();
@@ -249,8 +247,7 @@ where
         }
     }
     let result = inside.detach(py, || runtime.block_on(task));
-    let grown = resident().unwrap_or(0).saturating_sub(before);
-    give_back(py, inside, started, grown);
+    give_back(py, inside, started);
     match (raised, result) {
         (Some(exception), _) => Err(exception),
         (None, Ok(result)) => Ok(result?),
@@ -258,8 +255,8 @@ where
     }
 }
 
-fn give_back(py: Python<'_>, inside: &Inside, started: Instant, grown: u64) {
-    if started.elapsed() > LONG || grown > LARGE {
+fn give_back(py: Python<'_>, inside: &Inside, started: Instant) {
+    if started.elapsed() > LONG {
         inside.detach(py, super::allocator::give_back);
     }
 }
@@ -303,6 +300,6 @@ fn block_inside<T: Send + 'static>(py: Python<'_>, inside: &Inside, work: impl F
     } else {
         inside.detach(py, || sync::caught(work))
     };
-    give_back(py, inside, started, 0);
+    give_back(py, inside, started);
     Ok(result?)
 }

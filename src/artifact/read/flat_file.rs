@@ -46,6 +46,9 @@ impl Stamp {
     }
 }
 
+/// Larger reads than this are tried before they are made.
+const PROBED_BYTES: usize = 64 << 20;
+
 /// Bytes of one piece of one column, and where they go among those of its rows.
 struct Request {
     bytes: Range<u64>,
@@ -131,10 +134,17 @@ impl FlatFile {
 
 /// A damaged file may claim more rows than there is memory for.
 fn allocate(sizes: &[usize]) -> std::io::Result<Vec<MutableBuffer>> {
-    let mut probe: Vec<u8> = Vec::new();
-    probe.try_reserve_exact(sizes.iter().sum()).map_err(|e| std::io::Error::new(std::io::ErrorKind::OutOfMemory, e))?;
-    drop(probe);
-    Ok(sizes.iter().map(|size| MutableBuffer::from_len_zeroed(*size)).collect())
+    let all = sizes.iter().sum();
+    if all > PROBED_BYTES {
+        let mut probe: Vec<u8> = Vec::new();
+        probe.try_reserve_exact(all).map_err(|e| std::io::Error::new(std::io::ErrorKind::OutOfMemory, e))?;
+    }
+    let allocate = |size: &usize| {
+        let mut values = MutableBuffer::new(*size);
+        values.resize(*size, 0);
+        values
+    };
+    Ok(sizes.iter().map(allocate).collect())
 }
 
 #[cfg(unix)]
