@@ -105,6 +105,10 @@ pub struct PartitionArtifactBuilder {
 struct Inner {
     state: State,
     stage: Stage,
+    /// Rows at which it is full.
+    stage_rows: usize,
+    /// Rows of the stages before.
+    staged_rows: u64,
     /// The stage being written; it comes back empty.
     flushing: Option<Background<Stage>>,
     /// A failed write; every later call answers with it.
@@ -174,7 +178,15 @@ impl PartitionArtifactBuilder {
             rows: AtomicU64::new(0),
             total_loss: Mutex::new(None),
             buckets: Arc::new(buckets),
-            inner: Mutex::new(Inner { state: State::Open, stage, flushing: None, failed: None, closed_files: Vec::new() }),
+            inner: Mutex::new(Inner {
+                state: State::Open,
+                stage,
+                stage_rows: plan.stage_after(0),
+                staged_rows: 0,
+                flushing: None,
+                failed: None,
+                closed_files: Vec::new(),
+            }),
             target,
             process: std::process::id(),
             runtime,
@@ -223,12 +235,12 @@ impl PartitionArtifactBuilder {
         let mut inner = self.open("append_batch")?;
         let mut at = 0;
         while at < row_ids.len() {
-            if inner.stage.len() == self.buckets.plan.stage_rows {
+            if inner.stage.len() >= inner.stage_rows {
                 self.flush(&mut inner, false).inspect_err(|e| inner.failed = Some(e.clone()))?;
             }
-            let take = (self.buckets.plan.stage_rows - inner.stage.len()).min(row_ids.len() - at);
+            let take = (inner.stage_rows - inner.stage.len()).min(row_ids.len() - at);
             let to = at + take;
-            self.reserve(&mut inner.stage, take).inspect_err(|e| inner.failed = Some(e.clone()))?;
+            self.reserve(&mut inner, take).inspect_err(|e| inner.failed = Some(e.clone()))?;
             inner.stage.extend(&row_ids[at..to], &part_ids[at..to], &codes[at * self.code_width..to * self.code_width]);
             at = to;
         }
@@ -237,9 +249,10 @@ impl PartitionArtifactBuilder {
     }
 
     /// Room for rows that nobody expected.
-    fn reserve(&self, stage: &mut Stage, rows: usize) -> Result<()> {
-        stage
-            .try_reserve(rows, self.buckets.plan.stage_rows, self.code_width)
+    fn reserve(&self, inner: &mut Inner, rows: usize) -> Result<()> {
+        inner
+            .stage
+            .try_reserve(rows, inner.stage_rows, self.code_width)
             .map_err(|e| Error::Storage(format!("append_batch: no memory for {rows} more rows: {e}; lower memory_limit")))
     }
 
@@ -286,12 +299,17 @@ impl PartitionArtifactBuilder {
         if inner.stage.is_empty() {
             return Ok(());
         }
+        inner.staged_rows += inner.stage.len() as u64;
+        inner.stage_rows = self.buckets.plan.stage_after(inner.staged_rows);
         // Only a build that needs a second stage pays for it.
         let next = match written {
-            Some(stage) => stage,
+            Some(stage) if stage.capacity() >= inner.stage_rows || last => stage,
             None if last => Stage::default(),
-            None => Stage::try_with_capacity(self.buckets.plan.stage_rows, self.code_width)
-                .map_err(|e| Error::Storage(format!("no memory for a second stage: {e}; lower memory_limit")))?,
+            smaller => {
+                drop(smaller);
+                Stage::try_with_capacity(inner.stage_rows, self.code_width)
+                    .map_err(|e| Error::Storage(format!("no memory for a second stage: {e}; lower memory_limit")))?
+            }
         };
         let stage = std::mem::replace(&mut inner.stage, next);
         let buckets = self.buckets.clone();

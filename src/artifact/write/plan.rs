@@ -13,6 +13,9 @@ const PARTITION_OVERHEAD: usize = 104;
 /// Fewer staged rows than this make runs too short to be worth reading.
 const MIN_STAGE_ROWS: usize = 4096;
 
+/// Rows of the first stages, where the limit allows as many.
+const SMALL_STAGE_BYTES: usize = 96 << 20;
+
 /// Larger runs are written in several pages.
 const MAX_CHUNK_BYTES: usize = 2 << 20;
 
@@ -57,8 +60,10 @@ pub struct MemoryPlan {
     pub part_bytes: usize,
     /// Rows that one bucket file can take.
     pub file_rows: u64,
-    /// Rows of one stage. Two stages exist: one fills while the other is grouped and written.
+    /// Rows of one stage, at most. Two stages exist: one fills while the other is grouped and written.
     pub stage_rows: usize,
+    /// Rows of the first stages.
+    pub small_stage_rows: usize,
     /// Rows of a stage that room is made for at the start.
     pub first_rows: usize,
     /// Rows handed to a file at once.
@@ -88,6 +93,12 @@ fn total_memory() -> Option<u64> {
 }
 
 impl MemoryPlan {
+    /// Rows of the stage that follows so many rows: few at first, so that a build takes no more memory than its rows are worth, and an
+    /// eighth of what was written, so that its ranges are long.
+    pub fn stage_after(&self, rows: u64) -> usize {
+        self.stage_rows.min(self.small_stage_rows.max(usize::try_from(rows / 8).unwrap_or(usize::MAX)))
+    }
+
     /// Choose the files, the size of their parts and the stages; refuse what cannot end well.
     pub fn choose(wanted: &Wanted) -> Result<Self> {
         let (partitions, fit) = (wanted.num_partitions, wanted.files_left.saturating_sub(OTHER_FILES));
@@ -200,7 +211,8 @@ impl MemoryPlan {
             part_bytes: MIN_PART_BYTES,
             file_rows,
             stage_rows,
-            first_rows: stage_rows.min(expected),
+            small_stage_rows: stage_rows.min((SMALL_STAGE_BYTES / row_bytes).max(MIN_STAGE_ROWS)),
+            first_rows: stage_rows.min(expected).min((SMALL_STAGE_BYTES / row_bytes).max(MIN_STAGE_ROWS)),
             chunk_rows: (chunk_bytes / row_bytes).max(1),
             threads,
         })
@@ -305,6 +317,17 @@ mod tests {
         let error = MemoryPlan::choose(&Wanted { num_buckets: Some(64), ..few }).unwrap_err().to_string();
         assert!(error.contains("at most 26") && error.contains("ulimit -n"), "{error}");
         assert!(matches!(MemoryPlan::choose(&Wanted { files_left: 20, ..LOCAL }), Err(Error::Storage(_))));
+    }
+
+    #[test]
+    fn stages_grow_with_what_was_written() {
+        let plan = MemoryPlan::choose(&Wanted { limit: 4 << 30, ..LOCAL }).unwrap();
+        assert_eq!(plan.stage_after(0), SMALL_STAGE_BYTES / 76);
+        assert_eq!(plan.stage_after(4_000_000), plan.small_stage_rows);
+        assert_eq!(plan.stage_after(80_000_000), 10_000_000);
+        assert_eq!(plan.stage_after(u64::MAX), plan.stage_rows);
+        let small = MemoryPlan::choose(&Wanted { limit: 64 << 20, ..LOCAL }).unwrap();
+        assert_eq!((small.stage_after(0), small.first_rows), (small.stage_rows, small.stage_rows));
     }
 
     #[test]

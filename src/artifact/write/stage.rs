@@ -31,6 +31,11 @@ impl Stage {
         self.row_ids.len()
     }
 
+    /// Rows that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.row_ids.capacity()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.row_ids.is_empty()
     }
