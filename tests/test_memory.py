@@ -65,6 +65,19 @@ def test_a_partition_of_several_artifacts_slice_by_slice(model: la.IvfPqModel, t
     assert stored(ds, "whole") == stored(ds, "sliced")
 
 
+def test_a_limit_that_lances_own_builder_would_not_keep_is_refused(
+    write: Callable[..., Any], model: la.IvfPqModel, tmp_path: Path
+) -> None:
+    ds = write(vectors(3000, 8))
+    made = shards(ds, model, tmp_path / "shards")
+    graphs = {"index_type": "IVF_HNSW_PQ", "m": 8, "ef_construction": 20}
+    with pytest.raises(la.InvalidInputError, match=r"expected at least .*Lance's builder") as error:
+        la.finalize(ds, "vector", made, memory_limit=256 << 20, **graphs)
+    assert not ds.describe_indices()
+    la.finalize(ds, "vector", made, memory_limit=numbers(str(error.value))[1], **graphs)
+    assert ds.describe_indices()[0].index_type == "IVF_HNSW_PQ"
+
+
 # What calls take, in processes of their own
 
 PEAK = """

@@ -78,7 +78,8 @@ def finalize(
         Wait until the index's files are on the local disk before they are committed. Lance itself leaves that to the system.
     memory_limit : int, optional
         Bytes that the call may hold, beside what the process had before; default half of the memory that this machine, or its
-        container, has free. An IVF_HNSW_PQ index is built by Lance, which holds up to 512 MiB of its own.
+        container, has free. An IVF_HNSW_PQ index is made by Lance, whose builder takes 512 MiB and its largest partition with its
+        graph: a limit below that is refused.
     progress : bool or callable, default False
     backend_name : str, optional
         Recorded in the index details.

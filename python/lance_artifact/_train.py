@@ -125,6 +125,10 @@ def train(
         "max_iters": max_iters,
     }
     if isinstance(chosen, DatasetBackend):
+        if memory_limit is not None:
+            raise InvalidInputError(
+                f"memory_limit: backend {chosen.name!r} reads the column itself and takes none"
+            )
         return chosen.train_on_dataset(handle.dataset, path, params, ids).with_training(**recorded)
     source = handle.vectors(path, ids)
     wanted = sample_rate * (max(num_partitions, 2**num_bits) if given is None else 2**num_bits)

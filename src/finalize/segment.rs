@@ -21,6 +21,9 @@ use crate::model::{IvfPqModel, Metric, Training};
 use crate::progress::Progress;
 use crate::sync::spawn;
 
+/// What Lance's builder takes for its windows (`PARTITION_BUILD_BUDGET_BYTES`).
+const BUILDER_BYTES: u64 = 512 << 20;
+
 /// Parts of a file that are on their way at once.
 const MAX_IN_FLIGHT: u64 = 8;
 
@@ -172,6 +175,9 @@ async fn build_files(
             write_segment(segment, partitions.clone(), budget, progress.as_ref()).await?
         }
         IndexType::IvfHnswPq { m, ef_construction } => {
+            if let Some(limit) = request.memory_limit {
+                check_graphs(limit, budget, &partitions, m)?;
+            }
             build_hnsw(&request.dataset, &column.path, folder, model, partitions.clone(), (m, ef_construction), progress).await?
         }
     };
@@ -185,6 +191,21 @@ async fn build_files(
         return Err(Error::internal(format!("the index segment holds {stored} rows, the artifacts {num_rows}")));
     }
     Ok(files)
+}
+
+/// Lance's builder holds its windows, and the graphs that it makes, whatever the limit is: refuse one that it would not keep.
+fn check_graphs(limit: u64, budget: &Budget, partitions: &Partitions, m: usize) -> Result<()> {
+    let largest = (0..partitions.len()).filter_map(|p| partitions.rows(p)).max().unwrap_or(0);
+    // A node has up to twice `m` neighbours, each with its distance, and its codes are read, put together and written.
+    let of_row = 3 * partitions.row_bytes() as u64 + 16 * m as u64;
+    let needed = (limit - budget.free() + BUILDER_BYTES + largest * of_row).next_multiple_of(1 << 20);
+    if needed > limit {
+        return Err(Error::invalid(format!(
+            "memory_limit: got {limit} bytes, expected at least {needed}: an IVF_HNSW_PQ index is made by Lance's builder, which takes \
+             {BUILDER_BYTES} and its largest partition of {largest} rows with its graph; raise it, or make an IVF_PQ index"
+        )));
+    }
+    Ok(())
 }
 
 /// How the files of a segment go to an object store, and the bytes that the parts hold.

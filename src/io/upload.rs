@@ -66,7 +66,7 @@ impl Uploads {
                     State::Starting(starting) => starting.await.ok().and_then(Result::ok),
                     State::Open(upload) => Some(upload),
                     State::Ending(ending) => ending.await.ok().and_then(Result::err).and_then(|(_, upload)| upload),
-                    State::None | State::Done => None,
+                    State::None | State::Done | State::Failed => None,
                 };
                 if let Some(mut upload) = upload {
                     let _ = upload.abort().await;
@@ -88,6 +88,7 @@ enum State {
     Open(OpenUpload),
     Ending(JoinHandle<Result<(), FailedEnd>>),
     Done,
+    Failed,
 }
 
 /// A file that is uploaded in parts, some in flight while the next one fills; a small one is one put. Parts are of one size, as
@@ -116,8 +117,8 @@ impl Upload {
 
     /// Give the upload up: stores bill the parts of forgotten ones.
     fn give_up(&mut self) {
-        let (state, sending) = (std::mem::replace(&mut self.state, State::Done), std::mem::take(&mut self.sending));
-        if !matches!(state, State::None | State::Done) {
+        let (state, sending) = (std::mem::replace(&mut self.state, State::Failed), std::mem::take(&mut self.sending));
+        if !matches!(state, State::None | State::Done | State::Failed) {
             self.uploads.abort(state, sending);
         }
     }
@@ -177,6 +178,7 @@ impl Upload {
         loop {
             match &mut self.state {
                 State::Done => return Poll::Ready(Ok(())),
+                State::Failed => return Poll::Ready(Err(io::Error::other("the upload has failed"))),
                 State::Ending(ending) => {
                     let ended = futures::ready!(ending.poll_unpin(cx));
                     self.state = State::Done;
@@ -186,7 +188,7 @@ impl Upload {
                             self.state = upload.map_or(State::Done, State::Open);
                             return Poll::Ready(Err(self.failed(error)));
                         }
-                        Err(error) => return Poll::Ready(Err(io::Error::other(error))),
+                        Err(error) => return Poll::Ready(Err(self.failed(error))),
                     }
                 }
                 State::None if self.size == 0 => self.state = State::Done,
@@ -258,6 +260,8 @@ impl Drop for Upload {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use object_store::memory::InMemory;
     use tokio::io::AsyncWriteExt;
 
@@ -282,5 +286,51 @@ mod tests {
         let uploads = long.uploads.clone();
         drop(long);
         assert!(uploads.aborted().await && store.head(&Path::from("y")).await.is_err());
+    }
+
+    /// An upload that fails at its third part: what is below it, how often it was aborted, and parts.
+    #[derive(Debug)]
+    struct FailingUpload(Box<dyn MultipartUpload>, Arc<AtomicUsize>, usize);
+
+    #[async_trait::async_trait]
+    impl MultipartUpload for FailingUpload {
+        fn put_part(&mut self, data: PutPayload) -> object_store::UploadPart {
+            self.2 += 1;
+            if self.2 == 3 {
+                return Box::pin(async { Err(object_store::Error::Generic { store: "failing", source: "the third part".into() }) });
+            }
+            self.0.put_part(data)
+        }
+
+        async fn complete(&mut self) -> object_store::Result<object_store::PutResult> {
+            self.0.complete().await
+        }
+
+        async fn abort(&mut self) -> object_store::Result<()> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.abort().await
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_part_that_fails_ends_the_upload_and_it_never_looks_finished() {
+        let (aborts, store) = (Arc::new(AtomicUsize::new(0)), Arc::new(InMemory::new()));
+        let below = store.put_multipart(&Path::from("x")).await.unwrap();
+        let uploads = Uploads::new(100, 2, Handle::current());
+        let mut upload = Upload::new(store.clone(), Path::from("x"), uploads.clone());
+        upload.state = State::Open(Box::new(FailingUpload(below, aborts.clone(), 0)));
+        let mut failed = None;
+        for _ in 0..20 {
+            if let Err(error) = upload.write_all(&[7; 60]).await {
+                failed = Some(error.to_string());
+                break;
+            }
+        }
+        assert!(failed.or(upload.shutdown().await.err().map(|e| e.to_string())).is_some_and(|e| e.contains("third part")));
+        assert!(upload.shutdown().await.is_err(), "finished after a failure");
+        drop(upload);
+        assert!(uploads.aborted().await);
+        assert_eq!(aborts.load(Ordering::Relaxed), 1);
+        assert!(store.head(&Path::from("x")).await.is_err());
     }
 }
