@@ -19,6 +19,11 @@ from history_model import DIM, Rows, open_line, segments, table
 NAMES = ("v_a", "v_b")
 
 
+def _unless_gone(_: object, path: str, raised: Any) -> None:
+    if not isinstance(raised[1], FileNotFoundError):
+        raise raised[1]
+
+
 @dataclass
 class Kept:
     """A handle that was opened some steps ago."""
@@ -251,7 +256,8 @@ class Dataset:
 
     def recreate(self) -> str:
         versions = self.fresh(None).version
-        shutil.rmtree(self.root)
+        # The build beside may be removing what it has begun at the same moment.
+        shutil.rmtree(self.root, onerror=_unless_gone)
         self.generation += 1
         self.write()
         # As many versions, so that numbers agree.
