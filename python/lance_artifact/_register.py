@@ -134,7 +134,7 @@ def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments
 def _finalize(
     uri: str, dataset: Any, column: Any, index_type: str, progress: Any, arguments: Any, extra: Any
 ) -> Any:
-    training = sorted(set(extra) - {"m", "ef_construction", "num_bits"})
+    training = sorted(set(extra) - {"m", "ef_construction", "num_bits", "memory_limit"})
     if training:
         raise InvalidInputError(
             f"{training}: the artifact is encoded already; they have no meaning with precomputed_partition_artifact_uri"
@@ -174,6 +174,7 @@ def _finalize(
         fragment_ids=arguments["fragment_ids"],
         m=extra.get("m", 20),
         ef_construction=extra.get("ef_construction", 150),
+        memory_limit=extra.get("memory_limit"),
         progress=progress,
     )
 
