@@ -19,25 +19,26 @@ test *args:
 histories *args:
     scripts/histories {{args}}
 
-# Formatting, lints and types, without the tests
+# Formatting, lints, types and Rust's tests, without Python's
 lint:
     cargo fmt --check
-    cargo clippy --release --all-targets --features python -- -D warnings
-    .venv/bin/ruff check python tests benches examples
-    .venv/bin/ruff format --check python tests benches examples
+    scripts/check-rust
+    .venv/bin/ruff check python tests benches examples scripts/house
+    .venv/bin/ruff format --check python tests benches examples scripts/house
     .venv/bin/mypy
 
 # On a machine with an NVIDIA GPU: the GPU tests, then the GPU benchmark
 gpu *args:
     scripts/gpu {{args}}
 
-# Benchmarks, as one table and bench.json: all, `quick` (ten minutes), or one of handover, writer, finalize, scale, build, memory, gpu
+# Benchmarks, as one table and bench.json: all, `quick` (ten minutes), or one of handover, writer, finalize, scale, build, memory,
+# limits, shards, gpu
 bench name="all" *args:
     scripts/bench {{name}} {{args}}
 
 # A wheel for this machine, stripped, in dist/
 wheel: setup
-    .venv/bin/maturin build --release --strip --out dist
+    .venv/bin/maturin build --strip --out dist
 
 # Rust documentation, warnings refused
 docs:

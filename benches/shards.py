@@ -11,14 +11,9 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 import _common
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from local_s3 import BUCKET, s3_server
 
 PARTITIONS, DIMENSION, WIDTH = 1024, 16, 16
 
@@ -81,45 +79,6 @@ def finalize(folder: str, shards: int, storage_options: dict[str, str] | None) -
     return {"seconds": peak.seconds, "bytes": peak.bytes}
 
 
-@contextmanager
-def s3_server(log: Path) -> Iterator[dict[str, str]]:
-    import boto3
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with log.open("wb") as errors:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-        )
-        try:
-            for _ in range(200):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            options = {
-                "aws_access_key_id": "key",
-                "aws_secret_access_key": "secret",
-                "aws_region": "us-east-1",
-                "aws_endpoint": f"http://127.0.0.1:{port}",
-                "allow_http": "true",
-            }
-            boto3.client(
-                "s3",
-                endpoint_url=options["aws_endpoint"],
-                region_name="us-east-1",
-                aws_access_key_id="key",
-                aws_secret_access_key="secret",
-            ).create_bucket(Bucket="bench")
-            yield options
-        finally:
-            server.kill()
-            server.wait()
-
-
 def requests(log: Path, start: int) -> Counter[str]:
     """By method, of what the server has logged since."""
     return Counter(re.findall(r'"(GET|PUT|HEAD|POST|DELETE) ', log.read_text()[start:]))
@@ -155,8 +114,8 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="shards-") as temporary:
         for shards in args.shards:
             log = Path(temporary, f"log-{shards}")
-            with s3_server(log) as options:
-                place = {"folder": "s3://bench/x", "shards": shards, "storage_options": options}
+            with log.open("wb") as errors, s3_server(errors) as options:
+                place = {"folder": f"s3://{BUCKET}/x", "shards": shards, "storage_options": options}
                 _common.in_process(__file__, "prepare", rows=args.s3_rows, **place)
                 start = len(log.read_text())
                 result = _common.in_process(__file__, "finalize", **place)

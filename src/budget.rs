@@ -49,7 +49,12 @@ impl Budget {
         // What earlier calls freed is none of this one's.
         settle(limit);
         let high = resident().map_or(u64::MAX, |now| now.saturating_add(limit - limit / 4));
-        Self { free: Arc::new(Semaphore::new(units(limit) as usize)), limit, high }
+        Self { free: Arc::new(Semaphore::new(Self::permits(limit) as usize)), limit, high }
+    }
+
+    /// Whole units: what is left over is nobody's.
+    fn permits(limit: u64) -> u32 {
+        u32::try_from(limit / UNIT).unwrap_or(u32::MAX)
     }
 
     /// All there is.
@@ -62,10 +67,15 @@ impl Budget {
         self.free.available_permits() as u64 * UNIT
     }
 
+    /// What is held now.
+    pub fn held(&self) -> u64 {
+        u64::from(Self::permits(self.limit)) * UNIT - self.free()
+    }
+
     /// Wait for bytes, in the order of those who ask. More than there are at all are all there are: what cannot be made smaller
     /// goes on alone.
     pub async fn reserve(&self, bytes: u64) -> Result<Reservation> {
-        let units = units(bytes).min(units(self.limit));
+        let units = units(bytes).min(Self::permits(self.limit));
         let permit = self.free.clone().acquire_many_owned(units).await;
         permit.map(Reservation).map_err(|_| Error::internal("a budget is closed"))
     }
@@ -91,7 +101,7 @@ impl Budget {
         let free = self.free();
         let held = if free >= bytes.saturating_add(least) { self.free.clone().try_acquire_many_owned(units(bytes)).ok() } else { None };
         held.map(Reservation).ok_or_else(|| {
-            let needed = (self.limit - free).saturating_add(bytes).saturating_add(least).next_multiple_of(1 << 20);
+            let needed = self.held().saturating_add(bytes).saturating_add(least).next_multiple_of(1 << 20);
             Error::invalid(format!("memory_limit: got {} bytes, expected at least {needed}: {what} take {bytes}", self.limit))
         })
     }
@@ -206,6 +216,18 @@ mod tests {
         let larger = Budget::new(84 << 20);
         let _held = larger.hold(20 << 20, "", 1 << 20).unwrap();
         assert!(larger.hold(60 << 20, "", 4 << 20).is_ok());
+    }
+
+    #[test]
+    fn limits_of_no_whole_unit_say_what_would_do_too() {
+        for limit in [1, 4095, 4097, u64::MAX] {
+            let budget = Budget::new(limit);
+            assert_eq!(budget.held(), 0);
+            if limit < 1 << 20 {
+                let error = budget.hold(10_000, "rows", 0).unwrap_err().to_string();
+                assert!(error.contains(&format!("got {limit} bytes, expected at least {}:", 1 << 20)), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -54,6 +54,22 @@ def test_what_does_not_fit_is_refused_with_what_would(
     assert sum(map(len, stored(ds, "vector_idx"))) == 3000
 
 
+def test_a_precomputed_artifact_takes_the_limit_too(
+    write: Callable[..., Any], model: la.IvfPqModel, tmp_path: Path
+) -> None:
+    ds = write(vectors(3000, 8), max_rows_per_file=3000)
+    with la.PartitionArtifactBuilder(
+        tmp_path / "a", model, source=la.describe_source(ds, "vector")
+    ) as builder:
+        builder.append_batch(encoded(3000, 4, 8))
+    options = {"precomputed_partition_artifact_uri": str(tmp_path / "a"), "name": "made"}
+    with pytest.raises(la.InvalidInputError, match="memory_limit: got 1 bytes, expected at least") as error:
+        ds.create_index("vector", "IVF_PQ", memory_limit=1, **options)
+    assert not ds.describe_indices()
+    ds.create_index("vector", "IVF_PQ", memory_limit=numbers(str(error.value))[1], **options)
+    assert sum(map(len, stored(ds, "made"))) == 3000
+
+
 def test_a_partition_of_several_artifacts_slice_by_slice(model: la.IvfPqModel, tmp_path: Path) -> None:
     """Three artifacts, whose partitions are cut at other places than the artifacts are."""
     values = np.zeros((900_000, 8), np.float32)

@@ -6,7 +6,6 @@ import http.client
 import http.server
 import json
 import pickle
-import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 import lance
 import numpy as np
 import pyarrow as pa
@@ -25,42 +23,15 @@ import pytest
 
 import lance_artifact as la
 from conftest import column, content, encoded, vectors
+from local_s3 import client, s3_server
 
 K, M, DIM, ROWS = 8, 4, 16, 3000
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )  # fmt: skip
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        options = {
-            "aws_access_key_id": "key",
-            "aws_secret_access_key": "very-secret",
-            "aws_region": "us-east-1",
-            "aws_endpoint": f"http://127.0.0.1:{port}",
-            "allow_http": "true",
-        }
-        client(options).create_bucket(Bucket="vectors")
+    with s3_server() as options:
         yield options
-    finally:
-        server.kill()
-        server.wait()
-
-
-def client(options: dict[str, str]) -> Any:
-    return boto3.client(
-        "s3", endpoint_url=options["aws_endpoint"], region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="very-secret"
-    )  # fmt: skip
 
 
 def keys(options: dict[str, str], prefix: str) -> list[str]:

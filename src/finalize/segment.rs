@@ -198,7 +198,7 @@ fn check_graphs(limit: u64, budget: &Budget, partitions: &Partitions, m: usize) 
     let largest = (0..partitions.len()).filter_map(|p| partitions.rows(p)).max().unwrap_or(0);
     // A node has up to twice `m` neighbours, each with its distance, and its codes are read, put together and written.
     let of_row = 3 * partitions.row_bytes() as u64 + 16 * m as u64;
-    let needed = (limit - budget.free() + BUILDER_BYTES + largest * of_row).next_multiple_of(1 << 20);
+    let needed = (budget.held() + BUILDER_BYTES + largest * of_row).next_multiple_of(1 << 20);
     if needed > limit {
         return Err(Error::invalid(format!(
             "memory_limit: got {limit} bytes, expected at least {needed}: an IVF_HNSW_PQ index is made by Lance's builder, which takes \

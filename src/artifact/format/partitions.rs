@@ -298,6 +298,7 @@ impl EncodedRanges {
 
     pub fn finish(mut self) -> Vec<u8> {
         self.write_last();
+        self.bytes.shrink_to_fit();
         self.bytes
     }
 }
@@ -307,6 +308,11 @@ impl EncodedRanges {
 pub struct SmallNumbers(Vec<u8>);
 
 impl SmallNumbers {
+    /// Bytes that they take.
+    pub fn bytes(&self) -> usize {
+        self.0.capacity()
+    }
+
     pub fn push(&mut self, number: u64) {
         push_number(&mut self.0, number);
     }

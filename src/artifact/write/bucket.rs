@@ -71,6 +71,11 @@ impl BucketWriter {
         self.rows
     }
 
+    /// Bytes that its runs take.
+    pub fn run_bytes(&self) -> usize {
+        self.runs.bytes()
+    }
+
     /// By rank within the bucket.
     pub fn partitions(&self) -> &[PartitionState] {
         &self.partitions

@@ -59,6 +59,11 @@ impl Buckets {
         self.files.len()
     }
 
+    /// Bytes that the runs of all files take.
+    pub fn run_bytes(&self) -> usize {
+        self.files.iter().map(|file| locked(file).run_bytes()).sum()
+    }
+
     /// Make work in progress end soon with an error.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
@@ -204,31 +209,41 @@ pub struct WrittenPartitions {
     buckets: Vec<Vec<(PartitionState, Vec<u8>)>>,
 }
 
+/// One of them.
+pub struct WrittenPartition<'a> {
+    /// The number of its bucket file; none without rows.
+    pub file: Option<u32>,
+    pub num_rows: u32,
+    pub checksum: u64,
+    pub ranges: &'a [u8],
+}
+
 impl WrittenPartitions {
     /// Bytes of all ranges.
     pub fn num_bytes(&self) -> usize {
         self.buckets.iter().flatten().map(|(_, ranges)| ranges.len()).sum()
     }
 
-    /// In the order of their ids: file, rows, checksum and ranges.
-    pub fn for_each(&self, mut each: impl FnMut(Option<u32>, u32, u64, &[u8]) -> Result<()>) -> Result<()> {
+    /// In the order of their ids.
+    pub fn iter(&self) -> impl Iterator<Item = Result<WrittenPartition<'_>>> {
         // Partition `id` is in bucket `id % buckets`: see `BucketOrder`.
         let ranks = self.buckets.first().map_or(0, Vec::len);
-        for rank in 0..ranks {
-            for (file, bucket) in (0u32..).zip(&self.buckets) {
-                let Some((state, ranges)) = bucket.get(rank) else { continue };
+        (0..ranks).flat_map(|rank| (0u32..).zip(&self.buckets).filter_map(move |(file, bucket)| Some((file, bucket.get(rank)?)))).map(
+            |(file, (state, ranges))| {
                 let num_rows = u32::try_from(state.num_rows).map_err(|_| Error::internal("a partition of more than 32 bits of rows"))?;
-                let file = (num_rows > 0).then_some(file);
-                each(file, num_rows, if num_rows > 0 { state.checksum } else { 0 }, ranges)?;
-            }
-        }
-        Ok(())
+                let (file, checksum) = if num_rows > 0 { (Some(file), state.checksum) } else { (None, 0) };
+                Ok(WrittenPartition { file, num_rows, checksum, ranges })
+            },
+        )
     }
 
     /// As the manifest of version 1 lists them.
     pub fn table(&self) -> Result<PartitionTable> {
         let mut table = PartitionTable::in_files(self.paths.clone());
-        self.for_each(|file, num_rows, checksum, ranges| table.push_encoded(file, num_rows, checksum, ranges))?;
+        for partition in self.iter() {
+            let WrittenPartition { file, num_rows, checksum, ranges } = partition?;
+            table.push_encoded(file, num_rows, checksum, ranges)?;
+        }
         Ok(table)
     }
 }

@@ -181,7 +181,7 @@ impl PartitionArtifactBuilder {
             inner: Mutex::new(Inner {
                 state: State::Open,
                 stage,
-                stage_rows: plan.stage_after(0),
+                stage_rows: plan.stage_after(0, 0)?,
                 staged_rows: 0,
                 flushing: None,
                 failed: None,
@@ -300,7 +300,9 @@ impl PartitionArtifactBuilder {
             return Ok(());
         }
         inner.staged_rows += inner.stage.len() as u64;
-        inner.stage_rows = self.buckets.plan.stage_after(inner.staged_rows);
+        if !last {
+            inner.stage_rows = self.buckets.plan.stage_after(inner.staged_rows, self.buckets.run_bytes())?;
+        }
         // Only a build that needs a second stage pays for it.
         let next = match written {
             Some(stage) if stage.capacity() >= inner.stage_rows || last => stage,

@@ -1,6 +1,6 @@
 //! Writing `partitions.lance`.
 
-use super::buckets::WrittenPartitions;
+use super::buckets::{WrittenPartition, WrittenPartitions};
 use crate::artifact::format::{FileEntry, PartitionRowsBuilder, partitions_schema};
 use crate::error::Result;
 use crate::io::Store;
@@ -11,19 +11,15 @@ const BATCH_BYTES: usize = 1 << 20;
 
 /// Write a row for each partition.
 pub async fn write_partitions(store: &Store, name: &str, partitions: &WrittenPartitions, sync: bool) -> Result<FileEntry> {
-    let mut batches = Vec::new();
     let mut rows = PartitionRowsBuilder::default();
     let mut writer = TableWriter::create(store, name, partitions_schema().as_ref(), sync)?;
-    partitions.for_each(|file, num_rows, checksum, ranges| {
+    for partition in partitions.iter() {
+        let WrittenPartition { file, num_rows, checksum, ranges } = partition?;
         rows.push(file, num_rows, checksum, ranges);
         if rows.bytes() >= BATCH_BYTES {
-            batches.push(rows.finish()?);
+            writer.write(&rows.finish()?).await?;
         }
-        Ok(())
-    })?;
-    batches.push(rows.finish()?);
-    for batch in batches {
-        writer.write(&batch).await?;
     }
+    writer.write(&rows.finish()?).await?;
     Ok(FileEntry::of(writer.finish().await?))
 }

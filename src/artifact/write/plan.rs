@@ -10,6 +10,8 @@ const DEFAULT_LIMIT: u64 = 1 << 30;
 const FILE_OVERHEAD: usize = 16 * 1024;
 /// What is kept per partition until the manifest is written: its ranges, rows and checksum.
 const PARTITION_OVERHEAD: usize = 104;
+/// What the runs of a build take at its end, by what they take before: they become ranges, and the ranges a file.
+const RUNS_AT_THE_END: u64 = 5;
 /// Fewer staged rows than this make runs too short to be worth reading.
 const MIN_STAGE_ROWS: usize = 4096;
 
@@ -62,6 +64,8 @@ pub struct MemoryPlan {
     pub file_rows: u64,
     /// Rows of one stage, at most. Two stages exist: one fills while the other is grouped and written.
     pub stage_rows: usize,
+    /// Bytes of a staged row, in both stages and the sort.
+    pub staged_row_bytes: usize,
     /// Rows of the first stages.
     pub small_stage_rows: usize,
     /// Rows of a stage that room is made for at the start.
@@ -93,10 +97,18 @@ fn total_memory() -> Option<u64> {
 }
 
 impl MemoryPlan {
-    /// Rows of the stage that follows so many rows: few at first, so that a build takes no more memory than its rows are worth, and an
-    /// eighth of what was written, so that its ranges are long.
-    pub fn stage_after(&self, rows: u64) -> usize {
-        self.stage_rows.min(self.small_stage_rows.max(usize::try_from(rows / 8).unwrap_or(usize::MAX)))
+    /// Rows of the stage that follows so many rows, whose runs are kept in so many bytes: few at first, so that a build takes no more
+    /// memory than its rows are worth, then an eighth of what was written, so that its ranges are long, in what the runs leave.
+    pub fn stage_after(&self, rows: u64, run_bytes: usize) -> Result<usize> {
+        let most = self.stage_rows.saturating_sub(run_bytes / self.staged_row_bytes);
+        if most < MIN_STAGE_ROWS || (run_bytes as u64).saturating_mul(RUNS_AT_THE_END) > self.limit {
+            return Err(Error::invalid(format!(
+                "memory_limit: the runs of {rows} rows take {run_bytes} bytes, and a manifest of them does not fit in the writer's {}; \
+                 build again with expected_rows, which says before it begins what is needed, with a higher memory_limit, or in shards",
+                self.limit
+            )));
+        }
+        Ok(most.min(self.small_stage_rows.max(usize::try_from(rows / 8).unwrap_or(usize::MAX))))
     }
 
     /// Choose the files, the size of their parts and the stages; refuse what cannot end well.
@@ -204,6 +216,15 @@ impl MemoryPlan {
         }
         // Rows of a stage are counted in 32 bits.
         let stage_rows = stage_rows.min(u32::MAX as usize / 2);
+        // What its runs will take: about so many stages, each with a run of every partition.
+        let run_bytes = if stage_rows / wanted.num_partitions.max(1) < 100 { 1 } else { 2 };
+        let rows = wanted.expected_rows.unwrap_or(0);
+        let runs = rows / stage_rows as u64 * (wanted.num_partitions as u64 * run_bytes);
+        if runs.saturating_mul(RUNS_AT_THE_END) > limit {
+            // Stages get at least seven eighths of what files leave; their number falls as the limit grows.
+            let (fixed, all) = (fixed as f64, RUNS_AT_THE_END as f64 * rows as f64 * wanted.num_partitions as f64 * 2.0 * per_row as f64);
+            return Err(((fixed + (fixed * fixed + 3.5 * all).sqrt()) / 1.75) as u64 + (1 << 20));
+        }
         let expected = wanted.expected_rows.map_or(stage_rows, |rows| usize::try_from(rows).unwrap_or(usize::MAX));
         Ok(Self {
             limit,
@@ -211,6 +232,7 @@ impl MemoryPlan {
             part_bytes: MIN_PART_BYTES,
             file_rows,
             stage_rows,
+            staged_row_bytes: per_row,
             small_stage_rows: stage_rows.min((SMALL_STAGE_BYTES / row_bytes).max(MIN_STAGE_ROWS)),
             first_rows: stage_rows.min(expected).min((SMALL_STAGE_BYTES / row_bytes).max(MIN_STAGE_ROWS)),
             chunk_rows: (chunk_bytes / row_bytes).max(1),
@@ -280,6 +302,7 @@ mod tests {
             Wanted { limit: 128 << 20, num_buckets: Some(256), uploads: true, ..LOCAL },
             Wanted { limit: 128 << 20, num_buckets: Some(64), uploads: true, expected_rows: Some(4_000_000_000), ..LOCAL },
             Wanted { limit: 512 << 20, num_buckets: Some(16), uploads: true, expected_rows: Some(90_000_000_000), ..LOCAL },
+            Wanted { limit: 256 << 20, num_partitions: 1 << 18, expected_rows: Some(10_000_000_000), ..LOCAL },
         ] {
             let error = MemoryPlan::choose(&wanted).unwrap_err().to_string();
             let limit = number_after(&error, "at least ");
@@ -322,12 +345,12 @@ mod tests {
     #[test]
     fn stages_grow_with_what_was_written() {
         let plan = MemoryPlan::choose(&Wanted { limit: 4 << 30, ..LOCAL }).unwrap();
-        assert_eq!(plan.stage_after(0), SMALL_STAGE_BYTES / 76);
-        assert_eq!(plan.stage_after(4_000_000), plan.small_stage_rows);
-        assert_eq!(plan.stage_after(80_000_000), 10_000_000);
-        assert_eq!(plan.stage_after(u64::MAX), plan.stage_rows);
+        assert_eq!(plan.stage_after(0, 0).unwrap(), SMALL_STAGE_BYTES / 76);
+        assert_eq!(plan.stage_after(4_000_000, 0).unwrap(), plan.small_stage_rows);
+        assert_eq!(plan.stage_after(80_000_000, 0).unwrap(), 10_000_000);
+        assert_eq!(plan.stage_after(u64::MAX, 0).unwrap(), plan.stage_rows);
         let small = MemoryPlan::choose(&Wanted { limit: 64 << 20, ..LOCAL }).unwrap();
-        assert_eq!((small.stage_after(0), small.first_rows), (small.stage_rows, small.stage_rows));
+        assert_eq!((small.stage_after(0, 0).unwrap(), small.first_rows), (small.stage_rows, small.stage_rows));
     }
 
     #[test]
