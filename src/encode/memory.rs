@@ -5,8 +5,9 @@ use crate::budget::default_limit;
 use crate::error::{Error, Result};
 use crate::lance::dataset::ScanOptions;
 
-/// Vector bytes of one scanned batch, where there is memory for it.
-const BATCH_BYTES: u64 = 16 << 20;
+/// Vector bytes of one scanned batch, where there is memory for it: what keeps every core busy for a moment, and no more.
+const CORE_BYTES: u64 = 2 << 20;
+const MOST_BATCH_BYTES: u64 = 16 << 20;
 const LEAST_BATCH_BYTES: u64 = 256 << 10;
 /// Beside the batches read ahead: two that are encoded, and one on its way.
 const OTHER_BATCHES: usize = 3;
@@ -41,16 +42,21 @@ fn ahead() -> usize {
     std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 16)
 }
 
+fn full_batch() -> u64 {
+    let cores = std::thread::available_parallelism().map_or(4, usize::from) as u64;
+    (cores * CORE_BYTES).clamp(2 * CORE_BYTES, MOST_BATCH_BYTES)
+}
+
 /// How a scan keeps within `bytes`; `None`: as is best for its speed.
 pub fn scan_options(vectors: Vectors, bytes: Option<u64>) -> ScanOptions {
     let mut ahead = ahead();
-    let mut batch_bytes = BATCH_BYTES;
+    let mut batch_bytes = full_batch();
     if let Some(bytes) = bytes {
         let of = |ahead: usize| bytes / (COPIES * (ahead + OTHER_BATCHES) as u64);
         if of(ahead) < (1 << 20) {
             ahead = 2;
         }
-        batch_bytes = of(ahead).clamp(LEAST_BATCH_BYTES, BATCH_BYTES);
+        batch_bytes = of(ahead).clamp(LEAST_BATCH_BYTES, full_batch());
     }
     let most = if bytes.is_some() { 1 } else { 256 };
     ScanOptions { batch_rows: (batch_bytes / vectors.row_bytes().max(1)).clamp(most, 65_536) as u32, ahead }
@@ -58,7 +64,7 @@ pub fn scan_options(vectors: Vectors, bytes: Option<u64>) -> ScanOptions {
 
 /// What a scan that is not held back takes.
 fn whole_scan() -> u64 {
-    COPIES * BATCH_BYTES * (ahead() + OTHER_BATCHES) as u64
+    COPIES * full_batch() * (ahead() + OTHER_BATCHES) as u64
 }
 
 /// The shares of a call that encodes.
@@ -160,7 +166,7 @@ mod tests {
         let error = EncodeShares::of(Some(64 << 20), VECTORS, 65_536, 8).unwrap_err().to_string();
         let needed = error.split("at least ").nth(1).and_then(|rest| rest.split(':').next()).unwrap().parse().unwrap();
         assert!(EncodeShares::of(Some(needed), VECTORS, 65_536, 8).is_ok(), "{error}");
-        assert_eq!(scan_options(VECTORS, None).batch_rows, 32_768);
+        assert_eq!(u64::from(scan_options(VECTORS, None).batch_rows), full_batch() / 512);
     }
 
     #[test]
