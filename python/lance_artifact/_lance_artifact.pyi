@@ -25,6 +25,7 @@ __all__ = [
     "discard_segment",
     "encode_on_device",
     "measure_copy",
+    "model_of_index",
     "owner_is_gone",
     "owner_marks",
     "synchronize",
@@ -62,6 +63,8 @@ class IvfPqModel:
     def fingerprint(self) -> str: ...
     @property
     def training(self) -> dict[str, int] | None: ...
+    @staticmethod
+    def from_index(dataset: Any, name: str) -> IvfPqModel: ...
     def with_training(
         self,
         *,
@@ -326,6 +329,7 @@ def train_on_cpu(
     ivf_centroids: Any = None,
     progress: _Report | None = None,
 ) -> IvfPqModel: ...
+def model_of_index(dataset: _Dataset, name: str) -> IvfPqModel: ...
 def build_segment(
     dataset: _Dataset,
     column: str,

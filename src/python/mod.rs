@@ -42,6 +42,7 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(device::synchronize, module)?)?;
     module.add_function(wrap_pyfunction!(device::encode_on_device, module)?)?;
     module.add_function(wrap_pyfunction!(model::train_on_cpu, module)?)?;
+    module.add_function(wrap_pyfunction!(model::model_of_index, module)?)?;
     module.add_function(wrap_pyfunction!(segment::build_segment, module)?)?;
     module.add_function(wrap_pyfunction!(segment::discard_segment, module)?)?;
     module.add_function(wrap_pyfunction!(segment::delete_artifact, module)?)?;

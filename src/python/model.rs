@@ -6,6 +6,7 @@ use arrow_array::{UInt8Array, UInt32Array};
 use pyo3::prelude::*;
 
 use super::convert::{FixedSizeListArg, MaxIters, MetricArg, NumSubVectors, SampleRate, TargetPartitionSize, shown, to_pyarrow, to_python};
+use super::dataset::PyDataset;
 use super::runtime::{run, run_apart, run_blocking};
 use crate::encode::{CpuEncoder, Encoder, TrainParams, check_prepared, train_cpu};
 use crate::error::Error;
@@ -118,6 +119,29 @@ impl PyIvfPqModel {
         self.0.training().map(|training| to_python(py, &training)).transpose()
     }
 
+    /// The model of a committed IVF_PQ or IVF_HNSW_PQ index, whoever built it: what new rows are encoded with, so that they can join it.
+    ///
+    /// Parameters
+    /// ----------
+    /// dataset : lance.LanceDataset, LanceDB table, or path
+    /// name : str
+    ///     Of the index.
+    ///
+    /// Returns
+    /// -------
+    /// IvfPqModel
+    ///
+    /// Raises
+    /// ------
+    /// InvalidInputError
+    ///     There is no index of that name, or it has no centroids or no PQ codebook.
+    /// ArtifactMismatchError
+    ///     Its segments are of different models.
+    #[staticmethod]
+    fn from_index<'py>(py: Python<'py>, dataset: Bound<'py, PyAny>, name: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        py.import("lance_artifact._model_of_index")?.getattr("model_of_index")?.call1((dataset, name))
+    }
+
     /// The same model with other training parameters on record.
     ///
     /// Parameters
@@ -175,6 +199,14 @@ impl PyIvfPqModel {
         let state = (model.ivf_centroids(py)?, model.pq_codebook(py)?, model.metric(), model.num_sub_vectors(), model.training(py)?);
         Ok((make, state.into_pyobject(py)?.into_any()))
     }
+}
+
+/// The model of the index of a name.
+#[pyfunction]
+pub fn model_of_index(py: Python<'_>, dataset: &PyDataset, name: String) -> PyResult<PyIvfPqModel> {
+    let dataset = dataset.dataset.clone();
+    let model = run(py, None, |_, cancel| async move { cancel.race(crate::lance::segment::model_of_index(&dataset, &name)).await })?;
+    Ok(PyIvfPqModel(Arc::new(model)))
 }
 
 /// A model, and nothing that only looks like one.

@@ -3,9 +3,11 @@
 mod committed;
 mod details;
 mod folder;
+mod model;
 mod writer;
 
 pub use committed::CommittedSegment;
 pub use details::{IndexType, index_details};
 pub use folder::SegmentFolder;
+pub use model::model_of_index;
 pub use writer::{EncodedColumn, PageEncoder, SegmentWriter};
