@@ -30,8 +30,8 @@ pub fn set_give_back(give_back: fn()) {
     let _ = GIVE_BACK.set(give_back);
 }
 
-/// Where there is plenty, memory is better used again than given back.
-fn settle(limit: u64) {
+/// Have the allocator give back what it keeps. Where there is plenty, memory is better used again.
+pub fn settle(limit: u64) {
     if let Some(give_back) = GIVE_BACK.get().filter(|_| limit < PLENTY) {
         give_back();
     }

@@ -198,3 +198,22 @@ def test_artifacts_of_one_model_share_it(tmp_path: Path) -> None:
             pass
     work = 'opened = la.Artifact._open_all([(f"{folder}/a{n}", None) for n in range(40)])'
     assert peak(work, tmp_path, 0) < 4 * 12 + MARGIN
+
+
+WRITE = """
+import numpy as np, pyarrow as pa
+codes = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(250_000 * 64, np.uint8)), 64)
+parts = pa.array(np.arange(250_000, dtype=np.uint32) % 64)
+ids = pa.array(np.arange(250_000, dtype=np.uint64))
+batch = pa.record_batch([ids, parts, codes], ["_rowid", "__ivf_part_id", "__pq_code"])
+options = dict(num_partitions=64, pq_code_width=64, memory_limit=limit, sync=False)
+with la.PartitionArtifactBuilder(folder + "/long", **options) as builder:
+    for _ in range(64):
+        builder.append_batch(batch)
+"""
+
+
+def test_a_long_build_keeps_within_its_limit(wide: Path) -> None:
+    """Its stages grow; those that were outgrown are given back."""
+    limit = 256 << 20
+    assert peak(WRITE, wide, limit) < (limit >> 20) + MARGIN

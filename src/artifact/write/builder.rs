@@ -18,6 +18,7 @@ use crate::artifact::format::{
     CHECKSUM_KIND, LISTED, Manifest, ModelSummary, PartitionTable, RowCounts, Source, TABLED, WriterInfo, metadata_path, partitions_path,
     write_model,
 };
+use crate::budget::settle;
 use crate::error::{Error, Result};
 use crate::io::files_left;
 use crate::lance::{LanceStore, StorageOptions};
@@ -309,6 +310,7 @@ impl PartitionArtifactBuilder {
             None if last => Stage::default(),
             smaller => {
                 drop(smaller);
+                settle(self.buckets.plan.limit);
                 Stage::try_with_capacity(inner.stage_rows, self.code_width)
                     .map_err(|e| Error::Storage(format!("no memory for a second stage: {e}; lower memory_limit")))?
             }

@@ -108,7 +108,13 @@ impl MemoryPlan {
                 self.limit
             )));
         }
-        Ok(most.min(self.small_stage_rows.max(usize::try_from(rows / 8).unwrap_or(usize::MAX))))
+        // In steps of twice as much: stages that grow with every one leave as many blocks of memory that no later one fits.
+        let wanted = usize::try_from(rows / 8).unwrap_or(usize::MAX);
+        let mut stage_rows = self.small_stage_rows;
+        while stage_rows <= wanted / 2 && stage_rows < most {
+            stage_rows *= 2;
+        }
+        Ok(if stage_rows > most / 2 && wanted >= most { most } else { stage_rows.min(most) })
     }
 
     /// Choose the files, the size of their parts and the stages; refuse what cannot end well.
@@ -347,7 +353,7 @@ mod tests {
         let plan = MemoryPlan::choose(&Wanted { limit: 4 << 30, ..LOCAL }).unwrap();
         assert_eq!(plan.stage_after(0, 0).unwrap(), SMALL_STAGE_BYTES / 76);
         assert_eq!(plan.stage_after(4_000_000, 0).unwrap(), plan.small_stage_rows);
-        assert_eq!(plan.stage_after(80_000_000, 0).unwrap(), 10_000_000);
+        assert_eq!(plan.stage_after(80_000_000, 0).unwrap(), 4 * plan.small_stage_rows);
         assert_eq!(plan.stage_after(u64::MAX, 0).unwrap(), plan.stage_rows);
         let small = MemoryPlan::choose(&Wanted { limit: 64 << 20, ..LOCAL }).unwrap();
         assert_eq!((small.stage_after(0, 0).unwrap(), small.first_rows), (small.stage_rows, small.stage_rows));
