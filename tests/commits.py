@@ -52,9 +52,9 @@ def written(path: Path, stable: bool, seed: int = 0) -> Any:
     )
 
 
-def before_commit(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Any]) -> None:
+def before_commit(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Any], where: Any = _finalize) -> None:
     """Let something happen when the segment is built and not yet committed, once."""
-    commit, done = _finalize.commit_segment, []
+    commit, done = where.commit_segment, []
 
     def wrapped(*arguments: Any) -> None:
         if not done:
@@ -62,7 +62,7 @@ def before_commit(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Any]) -> N
             what()
         commit(*arguments)
 
-    monkeypatch.setattr(_finalize, "commit_segment", wrapped)
+    monkeypatch.setattr(where, "commit_segment", wrapped)
 
 
 def at_the_commit(

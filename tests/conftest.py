@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -63,22 +64,30 @@ def segment(ds: Any, name: str) -> Any:
 
 
 def stored(ds: Any, name: str) -> list[dict[int, bytes]]:
-    """For each partition of an index: row id to code, read from ``auxiliary.idx`` without Lance's search."""
-    uuid = segment(ds, name).uuid
-    statistics = ds.stats.index_stats(name)["indices"][0]
+    """For each partition of an index of one segment: row id to code, read from ``auxiliary.idx`` without Lance's search."""
+    return stored_in(ds, name, segment(ds, name).uuid)
+
+
+def stored_in(ds: Any, name: str, uuid: str) -> list[dict[int, bytes]]:
+    """The same, of one segment of an index."""
+    statistics = next(s for s in ds.stats.index_stats(name)["indices"] if s["uuid"] == uuid)
     sizes = [p["size"] for p in statistics["partitions"]]
     path = Path(ds.uri) / "_indices" / uuid / "auxiliary.idx"
     from lance.file import LanceFileReader
 
-    table = LanceFileReader(str(path)).read_all().to_table()
+    file = LanceFileReader(str(path))
+    table = file.read_all().to_table()
+    (quantization,) = json.loads((file.metadata().schema.metadata or {})[b"storage_metadata"])
+    transposed = json.loads(quantization)["transposed"]
     row_ids = table["_rowid"].to_numpy()
     codes = table["__pq_code"].combine_chunks()
     width = codes.type.list_size
     flat = codes.flatten().to_numpy().reshape(-1)
     content, at = [], 0
     for size in sizes:
-        # Codes of a partition are stored transposed: [byte][row].
-        block = flat[at * width : (at + size) * width].reshape(width, size).T
+        # Codes of a partition are stored transposed, [byte][row], but for those of segments that are to be merged.
+        block = flat[at * width : (at + size) * width]
+        block = block.reshape(width, size).T if transposed else block.reshape(size, width)
         ids = row_ids[at : at + size]
         assert len(set(ids.tolist())) == size, "a row id is stored twice"
         content.append({int(i): block[n].tobytes() for n, i in enumerate(ids)})

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 import lance_artifact as la
-from commits import BUILD, DIM, ROWS, K, append, before_commit, cleanup, folders, nearest, written
+from commits import BUILD, DIM, ROWS, K, M, append, before_commit, cleanup, folders, nearest, written
 from conftest import leftovers, segment, vectors
 from lance_artifact import _create_index
 
@@ -192,9 +192,13 @@ def test_an_index_that_reaches_further_is_known_before_training(
 
 
 def test_a_second_segment_beside_the_first(ds: Any) -> None:
-    """Fragments that no segment covers yet get one of their own, as with pylance."""
+    """Fragments that no segment covers yet get one of their own, of the same model."""
     la.create_index(ds, "vector", fragment_ids=[0, 1], **BUILD)
-    la.create_index(ds, "vector", fragment_ids=[2], replace=True, **BUILD)
+    with pytest.raises(la.ArtifactMismatchError, match="of another model"):
+        la.create_index(ds, "vector", fragment_ids=[2], replace=True, **BUILD)
+    model = la.IvfPqModel.from_index(ds, "vector_idx")
+    given = {"ivf_centroids": model.ivf_centroids, "pq_codebook": model.pq_codebook, "num_sub_vectors": M}
+    la.create_index(ds, "vector", fragment_ids=[2], replace=True, backend="cpu", **given)
     index = next(i for i in ds.describe_indices() if i.name == "vector_idx")
     assert sorted(sorted(s.fragment_ids) for s in index.segments) == [[0, 1], [2]]
 

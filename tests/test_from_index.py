@@ -75,15 +75,21 @@ def test_segments_of_one_model_and_of_two(write: Callable[..., Any]) -> None:
     ds.optimize.optimize_indices(num_indices_to_merge=0)
     assert len(ds.describe_indices()[0].segments) == 2
     assert la.IvfPqModel.from_index(ds, "vector_idx") == model
-    fragment = ds.get_fragments()[-1].fragment_id
-    other = la.train(ds, "vector", **{**options, "num_partitions": K + 1})
-    artifact = la.build_artifact(
-        ds, "vector", other, f"{ds.uri}-artifact", fragment_ids=[fragment], backend="cpu"
-    )
-    la.finalize(ds, "vector", artifact, replace=True)
-    assert len(ds.describe_indices()[0].segments) == 2
+    parts = [
+        ds.create_index_uncommitted(
+            "vector",
+            "IVF_PQ",
+            "other",
+            num_partitions=K,
+            num_sub_vectors=M,
+            max_iters=2,
+            fragment_ids=[f.fragment_id],
+        )
+        for f in ds.get_fragments()[:2]
+    ]
+    ds.commit_existing_index_segments("other", "vector", parts)
     with pytest.raises(la.ArtifactMismatchError, match="segments of different models"):
-        la.IvfPqModel.from_index(ds, "vector_idx")
+        la.IvfPqModel.from_index(ds, "other")
 
 
 def test_an_index_without_a_codebook_is_refused(write: Callable[..., Any]) -> None:

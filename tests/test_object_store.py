@@ -23,7 +23,7 @@ import pytest
 
 import lance_artifact as la
 from conftest import column, content, encoded, vectors
-from local_s3 import client, s3_server
+from local_s3 import BUCKET, client, s3_server
 
 K, M, DIM, ROWS = 8, 4, 16, 3000
 
@@ -485,3 +485,32 @@ def test_a_store_that_is_away_for_minutes_costs_no_build(
         )
     assert waits == [_encode.PATIENCE[0]]
     assert artifact.num_rows == ROWS and la.Artifact.open("s3://vectors/away-for-minutes", s3).verify().ok
+
+
+def test_a_run_lives_in_the_store(s3: dict[str, str]) -> None:
+    array = vectors(3000, 16)
+    ds = lance.write_dataset(
+        pa.table({"vector": column(array)}),
+        f"s3://{BUCKET}/runs.lance",
+        storage_options=s3,
+        max_rows_per_file=1000,
+    )
+    ask: dict[str, Any] = {"num_partitions": 4, "num_sub_vectors": 4, "max_iters": 3, "backend": "cpu"}
+    place = f"s3://{BUCKET}/runs/one"
+    # The store's options are the dataset's own.
+    la.create_index(ds, "vector", artifact_uri=place, resume=True, num_shards=3, **ask)
+    run = la.Run.open(place, storage_options=s3, dataset_storage_options=s3)
+    status = run.status()
+    assert status.shards == (True,) * 3 and status.committed is not None
+    version = ds.version
+    assert la.resume_run(place, storage_options=s3, dataset_storage_options=s3).version == version
+    ds = lance.write_dataset(
+        pa.table({"vector": column(array[:100])}), ds.uri, mode="append", storage_options=s3
+    )
+    assert la.extend_index(ds, "vector_idx").num_rows == 100
+    merged = la.merge_segments(ds, "vector_idx")
+    assert (merged.num_segments, merged.num_rows) == (1, 3100)
+    assert ds.stats.index_stats("vector_idx")["num_unindexed_rows"] == 0
+    assert la.clean_run(place, everything=True, storage_options=s3, dataset_storage_options=s3)
+    with pytest.raises(la.ArtifactNotFoundError):
+        la.Run.open(place, storage_options=s3)

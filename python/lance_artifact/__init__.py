@@ -9,8 +9,14 @@ from __future__ import annotations
 from . import _versions as _versions  # first: whether pylance is one that works
 from . import backends, exceptions
 from ._build_artifact import build_artifact, describe_source
+from ._build_segment import build_segment
+from ._clean import Leftover, clean_run
 from ._create_index import create_index
+from ._estimate import Estimate
+from ._evaluate import Evaluation, Setting, evaluate
+from ._extend import Extension, extend_index
 from ._finalize import finalize
+from ._fit import ModelFit
 from ._lance_artifact import (
     Artifact,
     CpuEncoder,
@@ -20,7 +26,12 @@ from ._lance_artifact import (
     VerifyReport,
     __version__,
 )
+from ._merge import Merge, merge_segments
+from ._plan import BuildPlan, Shard, plan
 from ._register import register, unregister
+from ._resume import resume_run
+from ._run import Run
+from ._run_files import RunStatus
 from ._scan import PreparedVectors, prepared_vectors
 from ._train import train
 from .backends import (
@@ -59,6 +70,7 @@ __all__ = [
     "Availability",
     "Backend",
     "BackendUnavailableError",
+    "BuildPlan",
     "ColumnNotFoundError",
     "ColumnTypeError",
     "CommitConflictError",
@@ -70,12 +82,22 @@ __all__ = [
     "DeviceMemoryError",
     "DeviceSession",
     "Encoder",
+    "Estimate",
+    "Evaluation",
+    "Extension",
     "IndexExistsError",
     "InvalidInputError",
     "IvfPqModel",
     "LanceArtifactError",
+    "Leftover",
+    "Merge",
+    "ModelFit",
     "PartitionArtifactBuilder",
     "PreparedVectors",
+    "Run",
+    "RunStatus",
+    "Setting",
+    "Shard",
     "StorageError",
     "TrainParams",
     "UnsupportedVersionError",
@@ -85,12 +107,19 @@ __all__ = [
     "available_backends",
     "backends",
     "build_artifact",
+    "build_segment",
+    "clean_run",
     "create_index",
     "describe_source",
+    "evaluate",
     "exceptions",
+    "extend_index",
     "finalize",
+    "merge_segments",
+    "plan",
     "prepared_vectors",
     "register",
+    "resume_run",
     "train",
     "unregister",
 ]

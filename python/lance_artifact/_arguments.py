@@ -6,9 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
 import pyarrow as pa
 
 from ._checked import whole
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from lance.progress import IndexProgress
 
 StorageOptions = dict[str, str] | Callable[[], dict[str, str] | None]
+# What becomes of an index of a name: an error, replaced where it covers the same fragments, or never replaced.
+Mode = Literal["create", "replace", "append"]
 Progress = bool | Callable[["IndexProgress"], Any]
 
 LOGGER = logging.getLogger("lance_artifact")
@@ -37,6 +38,17 @@ def index_type_name(index_type: str) -> str:
     if not isinstance(index_type, str) or index_type.upper() not in INDEX_TYPES:
         raise InvalidInputError(f"index_type: got {index_type!r}, expected one of {INDEX_TYPES}")
     return index_type.upper()
+
+
+def index_mode(replace: bool, mode: str | None) -> Mode:
+    """What becomes of an index of that name, of pylance's argument and of ours."""
+    if mode is None:
+        return "replace" if replace else "create"
+    if mode not in ("create", "replace", "append"):
+        raise InvalidInputError(f'mode: got {mode!r}, expected "create", "replace" or "append"')
+    if replace and mode != "replace":
+        raise InvalidInputError(f"mode: got {mode!r} beside replace=True; pass one of them")
+    return cast(Mode, mode)
 
 
 def metric_name(metric: str) -> str:
@@ -233,7 +245,8 @@ def check_model(
         params.num_bits,
         sample.type.list_size,
     )
-    dtype = str(np.dtype(sample.type.value_type.to_pandas_dtype()))
+    # Not to_pandas_dtype, which needs pandas in some releases of pyarrow.
+    dtype = {"halffloat": "float16", "float": "float32", "double": "float64"}[str(sample.type.value_type)]
     if got != expected or model.dtype != dtype:
         raise InvalidInputError(
             f"backend {backend.name!r} trained (metric, num_partitions, num_sub_vectors, num_bits, dimension) = {got} in "

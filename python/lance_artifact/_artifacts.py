@@ -5,13 +5,21 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from . import _lance_artifact as core
+from ._arguments import fixed_size_list
 from ._dataset import Handle
-from ._lance_artifact import Artifact
-from .exceptions import ArtifactMismatchError, InvalidInputError, LanceArtifactError
+from ._lance_artifact import Artifact, IvfPqModel
+from .exceptions import (
+    ArtifactExistsError,
+    ArtifactMismatchError,
+    ArtifactNotFoundError,
+    InvalidInputError,
+    LanceArtifactError,
+)
 
 LOGGER = logging.getLogger("lance_artifact")
 
@@ -61,6 +69,62 @@ def covered(at: Handle, artifacts: list[Artifact], fragment_ids: list[int] | Non
     if len(known) < len(sources):
         return at.fragment_ids()
     return [i for source in known for i in source["fragment_ids"]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller asks of an artifact and its model."""
+
+    metric: str
+    num_partitions: int
+    num_sub_vectors: int
+    num_bits: int
+    sample_rate: int
+    max_iters: int
+    target_partition_size: int | None
+
+
+def published_artifact(
+    source: core._VectorSource,
+    uri: str,
+    storage_options: Any,
+    asked: Asked,
+    model: IvfPqModel | None,
+    ivf_centroids: Any,
+) -> Artifact | None:
+    """The finished artifact of an earlier call that asked for the same, if one is there; anything else there is an error."""
+    try:
+        artifact = Artifact.open(uri, storage_options)
+    except ArtifactNotFoundError:
+        return None
+    found: dict[str, Any] = dict(artifact._source or {})
+    expected: dict[str, Any] = dict(source.describe())
+    for said in (found, expected):
+        # Where the dataset is may be spelled in several ways: its files tell.
+        said.pop("dataset_uri", None)
+        said["fragment_ids"] = sorted(said.get("fragment_ids", ()))
+    theirs = artifact.model
+    if theirs is not None:
+        training = theirs.training or {}
+        found |= {
+            key: getattr(theirs, key) for key in ("metric", "num_partitions", "num_sub_vectors", "num_bits")
+        }
+        found |= {key: training.get(key) for key in ("sample_rate", "max_iters", "target_partition_size")}
+    expected |= asdict(asked)
+    if model is not None:
+        found["model"], expected["model"] = theirs and theirs.fingerprint, model.fingerprint
+    differences = [f"{k}={found.get(k)!r}, now {v!r}" for k, v in expected.items() if found.get(k) != v]
+    if not differences and model is None and ivf_centroids is not None and theirs is not None:
+        given = fixed_size_list("ivf_centroids", ivf_centroids)
+        if not given.flatten().equals(theirs.ivf_centroids.flatten()):
+            differences.append("other ivf_centroids")
+    if differences:
+        raise ArtifactExistsError(
+            f"{artifact.uri}: an artifact that was encoded otherwise is there: {'; '.join(differences)}. Ask for the same, choose another "
+            "artifact_uri, or remove it"
+        )
+    LOGGER.info("%s: taking the artifact of %d rows that is there", artifact.uri, artifact.num_rows)
+    return artifact
 
 
 def discard_artifact(artifact: Artifact, uri: str, storage_options: Any) -> None:

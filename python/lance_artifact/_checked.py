@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -66,6 +67,14 @@ def whole(least: int = 0, most: int = _MOST) -> Check:
         return int(value)
 
     return check
+
+
+def index_uuid(what: str, value: Any) -> str:
+    """A UUID as text or as such."""
+    try:
+        return str(uuid.UUID(str(value)))
+    except ValueError:
+        raise refuse(what, value, "a UUID") from None
 
 
 def flag(what: str, value: Any) -> bool:
@@ -178,6 +187,20 @@ CHECKS: dict[str, Check] = {
     "overwrite": flag,
     "sync": flag,
     "keep_artifact": flag,
+    "measure_fit": flag,
+    "index_uuid": index_uuid,
+    "k": whole(1, 10_000),
+    "num_queries": whole(1, 100_000),
+    "verify": flag,
+    "calibrate": flag,
+    "everything": flag,
+    "dry_run": flag,
+    "resume": flag,
+    "num_shards": whole(1),
+    "dataset_storage_options": options,
+    "skip_transpose": flag,
+    "mode": text,
+    "num_indices_to_merge": whole(1),
     "num_partitions": whole(1),
     "num_sub_vectors": whole(1),
     "num_bits": whole(1),

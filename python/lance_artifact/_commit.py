@@ -6,7 +6,9 @@ import copy
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -14,9 +16,11 @@ import lance
 from lance.dataset import Index, LanceOperation
 
 from . import _lance_artifact as core
+from ._arguments import Mode
 from ._dataset import Handle, readable
 from ._undo import TRIES, Committed, coverage, made_by, manifest, undo, versions_down
 from .exceptions import (
+    ArtifactMismatchError,
     CommitConflictError,
     IndexExistsError,
     InvalidInputError,
@@ -45,12 +49,17 @@ class Wanted:
     """The index that is to be written."""
 
     name: str
-    replace: bool
+    mode: Mode
     field_id: int
     path: str
     index_type: str
     # None where only the artifacts know.
     metric: str | None
+    # Its fingerprint, and the segments that were found to have the same; None where it is not known yet.
+    model: str | None = None
+    of_model: set[str] = dataclasses.field(default_factory=set)
+    # Of a run, whose index is committed once.
+    run_id: str | None = None
 
 
 def check_name(
@@ -58,8 +67,8 @@ def check_name(
 ) -> bool:
     """Whether the index can be written over these fragments.
 
-    An index of that name that exists is replaced where it covers nothing else, and gets one more segment where it covers none
-    of them. Fragments of ``may_lose`` may lose their index; the answer is whether any does.
+    An index of that name that exists is replaced where it covers nothing else (not if ``mode`` is "append"), and gets one more
+    segment where it covers none of them. Fragments of ``may_lose`` may lose their index; the answer is whether any does.
     """
     name = wanted.name
     same = same_name(dataset, name)
@@ -68,7 +77,7 @@ def check_name(
             raise InvalidInputError(
                 f"name: index {name!r} is on {list(index.field_names)}, not on {wanted.path!r}; choose another name"
             )
-    if same and not wanted.replace:
+    if same and wanted.mode == "create":
         raise IndexExistsError(
             f"Index name '{name}' already exists, please specify a different name or use replace=True"
         )
@@ -79,10 +88,14 @@ def check_name(
     for index in same:
         for segment in index.segments:
             covered = set(segment.fragment_ids) & there
+            if covered & intended and wanted.mode == "append":
+                raise CommitConflictError(
+                    f"index {name!r} covers fragments {_few(covered & intended)} already; a segment that is appended must cover others"
+                )
             if covered & intended:
                 losing |= covered - intended
             elif covered:
-                _check_fits(index, segment, wanted)
+                _check_fits(dataset, index, segment, wanted)
     if losing - may_lose:
         raise InvalidInputError(
             f"fragment_ids: index {name!r} also covers fragments {_few(losing - may_lose)}, which would lose their index; build all "
@@ -91,7 +104,7 @@ def check_name(
     return bool(losing)
 
 
-def _check_fits(index: Any, segment: Any, wanted: Wanted) -> None:
+def _check_fits(dataset: lance.LanceDataset, index: Any, segment: Any, wanted: Wanted) -> None:
     """A segment that stays beside ours: queries are planned for both at once."""
     theirs = (index.index_type, str(index.details.get("metric_type", "")).lower() or None)
     ours = (wanted.index_type, wanted.metric or theirs[1])
@@ -103,6 +116,21 @@ def _check_fits(index: Any, segment: Any, wanted: Wanted) -> None:
             f"{theirs[0]} and metric {theirs[1]}; one of {ours[0]} and {ours[1]} cannot be put beside it. Build all of its fragments, or "
             "choose another name"
         )
+    theirs_uuid = str(segment.uuid)
+    if wanted.model is None or theirs_uuid in wanted.of_model:
+        return
+    model = core.model_of_index(Handle.of(dataset).core, wanted.name, [theirs_uuid])
+    if model.fingerprint != wanted.model:
+        raise ArtifactMismatchError(
+            f"index {wanted.name!r} has a segment over fragments {_few(segment.fragment_ids)} that would stay, of another model "
+            f"({model.num_partitions} partitions, {model.num_sub_vectors} sub-vectors); segments of one index must be of one model: encode "
+            f"with IvfPqModel.from_index(dataset, {wanted.name!r}), build all of its fragments, or choose another name"
+        )
+    wanted.of_model.add(theirs_uuid)
+
+
+class AlreadyCommitted(LanceArtifactError):
+    """Another process has committed the index of the same run."""
 
 
 @dataclass
@@ -127,6 +155,26 @@ class Attempt:
             )
         elif self.state == "built":
             core.discard_segment(self.at.core, self.uuid)
+
+
+@contextmanager
+def attempt_of(handle: Handle, at: Handle, segment_uuid: str | None = None) -> Iterator[Attempt]:
+    """A segment that is built and committed within, or leaves nothing behind."""
+    attempt = Attempt(handle, at, segment_uuid or str(uuid.uuid4()))
+    try:
+        yield attempt
+    except BaseException:
+        # Ctrl-C may come between build and commit, when neither is there to clean up, and so may sys.exit() in a callback.
+        attempt.discard()
+        raise
+
+
+def provenance(backend_name: str | None) -> dict[str, str]:
+    """What index details say of who built a segment."""
+    hints = {"lance_artifact.version": core.__version__}
+    if backend_name:
+        hints["lance_artifact.backend"] = backend_name
+    return hints
 
 
 def commit_segment(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> None:
@@ -228,6 +276,8 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
             continue
         column, new_fragments = checked["column"], checked["new_fragment_ids"]
         ids = list(segment.fragment_ids)
+        if wanted.run_id and core.segments_with(Handle.of(base).core, name, wanted.run_id):
+            raise AlreadyCommitted(f"index {name!r} of run {wanted.run_id} is committed")
         # Lance extends an index to fragments that an update of other columns wrote; ours may not reach as far.
         loses = check_name(base, wanted, ids, frozenset(new_fragments))
         index = Index(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import _lance_artifact as core
-from ._arguments import Progress, StorageOptions, fragment_list, index_type_name, metric_name
+from ._arguments import (
+    Progress,
+    StorageOptions,
+    fragment_list,
+    index_mode,
+    index_type_name,
+    metric_name,
+)
 from ._artifacts import common_version, covered, open_artifacts
 from ._calls import awaited
 from ._checked import checked
-from ._commit import Attempt, Wanted, check_name, commit_segment
+from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
 from ._dataset import Handle, vector_column
 from ._lance_artifact import Artifact, IvfPqModel
 from ._process import terminable
@@ -33,6 +39,7 @@ def finalize(
     model: IvfPqModel | None = None,
     name: str | None = None,
     replace: bool = False,
+    mode: str | None = None,
     index_type: str = "IVF_PQ",
     metric: str | None = None,
     fragment_ids: Sequence[int] | None = None,
@@ -64,6 +71,11 @@ def finalize(
     name : str, optional
         Default ``f"{column}_idx"``.
     replace : bool, default False
+        As ``mode="replace"``.
+    mode : {"create", "replace", "append"}, default "create"
+        What becomes of an index of that name. "create": it is an error. "replace": its segments over the same fragments are
+        replaced, those over others stay. "append": nothing is replaced, and the fragments must be others than those it covers. What
+        stays must be of the same type, metric and model.
     index_type : {"IVF_PQ", "IVF_HNSW_PQ"}
     metric : str, optional
         Must match the model's.
@@ -107,15 +119,19 @@ def finalize(
     ids = fragment_list(fragment_ids)
     opened = open_artifacts(handle, artifacts, storage_options)
     at = handle.at(common_version(handle, opened))
-    metrics = [m.metric for m in (model, *(a.model for a in opened)) if m is not None]
-    wanted = Wanted(name, replace, handle.field_id(path), path, index_type, metrics[0] if metrics else None)
+    models = [m for m in (model, *(a.model for a in opened)) if m is not None]
+    wanted = Wanted(
+        name,
+        index_mode(replace, mode),
+        handle.field_id(path),
+        path,
+        index_type,
+        models[0].metric if models else None,
+        models[0].fingerprint if models else None,
+    )
     path = at.path_of(wanted.field_id, path)
     check_name(handle.latest(), wanted, covered(at, opened, ids), at.fragments_since())
-    attempt = Attempt(handle, at, str(uuid.uuid4()))
-    hints = {"lance_artifact.version": core.__version__}
-    if backend_name:
-        hints["lance_artifact.backend"] = backend_name
-    try:
+    with attempt_of(handle, at) as attempt:
         segment = core.build_segment(
             at.core,
             path,
@@ -127,14 +143,10 @@ def finalize(
             m=m,
             ef_construction=ef_construction,
             fragment_ids=ids,
-            hints=hints,
+            hints=provenance(backend_name),
             sync=sync,
             memory_limit=memory_limit,
             progress=reporter(progress),
         )
         commit_segment(attempt, wanted, segment)
-    except BaseException:
-        # Ctrl-C may come between the two, when neither is there to clean up, and so may sys.exit() in a callback.
-        attempt.discard()
-        raise
     return handle.user

@@ -21,15 +21,25 @@ __all__ = [
     "__version__",
     "build_segment",
     "cuda_devices",
+    "default_memory_limit",
     "delete_artifact",
+    "delete_files",
     "discard_segment",
     "encode_on_device",
+    "list_folder",
     "measure_copy",
+    "merge_segments",
     "model_of_index",
     "owner_is_gone",
     "owner_marks",
+    "partition_sizes",
+    "put_new",
+    "read_file",
+    "segments_with",
     "synchronize",
     "train_on_cpu",
+    "unfinished_files",
+    "unfinished_segments",
 ]
 __version__: str
 
@@ -256,9 +266,12 @@ class _Segment:
     @property
     def details(self) -> tuple[str, bytes]: ...
     @property
+    def dataset_version(self) -> int: ...
+    @property
     def num_rows(self) -> int: ...
     @property
     def bytes_read(self) -> int: ...
+    def release(self, dataset: _Dataset) -> None: ...
     def check_commit(self, dataset: _Dataset, base: bytes, name: str) -> dict[str, Any] | None: ...
     def changed_since(self, dataset: _Dataset, now: bytes) -> str | None: ...
     def missing_files(self, dataset: _Dataset) -> str | None: ...
@@ -329,7 +342,28 @@ def train_on_cpu(
     ivf_centroids: Any = None,
     progress: _Report | None = None,
 ) -> IvfPqModel: ...
-def model_of_index(dataset: _Dataset, name: str) -> IvfPqModel: ...
+def model_of_index(dataset: _Dataset, name: str, segments: Sequence[str] | None = None) -> IvfPqModel: ...
+def unfinished_files(
+    folder: str, storage_options: _StorageOptions | None = None, unknown_too: bool = False
+) -> tuple[list[str], bool]: ...
+def unfinished_segments(dataset: _Dataset) -> list[str]: ...
+def segments_with(dataset: _Dataset, name: str, text: str) -> list[str]: ...
+def default_memory_limit() -> int: ...
+def partition_sizes(dataset: _Dataset, name: str) -> list[int]: ...
+def merge_segments(
+    dataset: _Dataset,
+    name: str,
+    segments: Sequence[str],
+    uuid: str,
+    *,
+    index_type: str = "IVF_PQ",
+    m: int = 20,
+    ef_construction: int = 150,
+    hints: Mapping[str, str] | None = None,
+    sync: bool = False,
+    memory_limit: int | None = None,
+    progress: _Report | None = None,
+) -> tuple[_Segment | None, int, int, int]: ...
 def build_segment(
     dataset: _Dataset,
     column: str,
@@ -343,12 +377,27 @@ def build_segment(
     ef_construction: int = 150,
     fragment_ids: Sequence[int] | None = None,
     hints: Mapping[str, str] | None = None,
+    skip_transpose: bool = False,
     sync: bool = False,
     memory_limit: int | None = None,
     progress: _Report | None = None,
 ) -> _Segment: ...
 def discard_segment(dataset: _Dataset, uuid: str) -> None: ...
 def delete_artifact(uri: str, storage_options: _StorageOptions | None = None) -> None: ...
+def put_new(
+    folder: str,
+    name: str,
+    content: bytes,
+    storage_options: _StorageOptions | None = None,
+    sync: bool = True,
+) -> bool: ...
+def read_file(folder: str, name: str, storage_options: _StorageOptions | None = None) -> bytes | None: ...
+def list_folder(
+    folder: str, below: str = "", storage_options: _StorageOptions | None = None
+) -> list[tuple[str, int | None, float]]: ...
+def delete_files(
+    folder: str, names: Sequence[str], folders: Sequence[str], storage_options: _StorageOptions | None = None
+) -> None: ...
 def cuda_devices(*, free_memory: bool = False) -> dict[str, Any]: ...
 def measure_copy(device: int, *, size: int = 67108864, repeats: int = 20) -> tuple[float, float]: ...
 def encode_on_device(

@@ -19,6 +19,7 @@ from ._create_index import create_index
 from ._finalize import finalize
 from ._lance_artifact import Artifact
 from ._train import train
+from ._uncommitted import create_index_uncommitted as create_uncommitted
 from .backends import resolve_accelerator
 from .exceptions import ArtifactMismatchError, InvalidInputError
 
@@ -54,7 +55,13 @@ _OURS = {
     "keep_artifact",
     "memory_limit",
     "devices",
+    "resume",
+    "num_shards",
+    "verify",
 }
+
+# Of those what a segment that is not committed has a use for.
+_OF_SEGMENTS = _OURS - {"artifact_uri", "keep_artifact", "resume", "num_shards", "verify"}
 
 
 def _is_cuvs(accelerator: Any) -> bool:
@@ -97,20 +104,7 @@ def _wrap_create_index(original: Any) -> Any:
 
 def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments: Any) -> Any:
     extra = arguments.pop("kwargs", {})
-    for what, default in _REFUSED.items():
-        given = arguments.pop(what, default)
-        # Not compared: an array has no one truth value.
-        if given is not default:
-            raise InvalidInputError(
-                f"{what}: not supported with accelerator='cuvs' or precomputed_partition_artifact_uri"
-            )
-    for what in _WITHOUT_EFFECT:
-        arguments.pop(what, None)
-    unknown = set(extra) - _OURS
-    if unknown:
-        raise InvalidInputError(
-            f"{sorted(unknown)}: not known with accelerator='cuvs' or precomputed_partition_artifact_uri; known are {sorted(_OURS)}"
-        )
+    _only_ours(arguments, extra, "accelerator='cuvs' or precomputed_partition_artifact_uri")
     accelerator = arguments.pop("accelerator", None)
     progress = check("progress", arguments.pop("progress_callback", None)) or False
     # pylance logs that it falls back to the CPU for other index types; IVF_HNSW_PQ is built from the same codes here.
@@ -129,6 +123,20 @@ def _create_index(uri: Any, self: Any, column: Any, index_type: str, **arguments
             **extra,
         )
     return _finalize(check("artifact_uri", uri), self, column, index_type, progress, arguments, extra)
+
+
+def _only_ours(arguments: dict[str, Any], extra: dict[str, Any], where: str, known: set[str] = _OURS) -> None:
+    """Take out what has no effect here, and refuse what has another one."""
+    for what, default in _REFUSED.items():
+        given = arguments.pop(what, default)
+        # Not compared: an array has no one truth value.
+        if given is not default:
+            raise InvalidInputError(f"{what}: not supported with {where}")
+    for what in _WITHOUT_EFFECT:
+        arguments.pop(what, None)
+    unknown = set(extra) - known
+    if unknown:
+        raise InvalidInputError(f"{sorted(unknown)}: not known with {where}; known are {sorted(known)}")
 
 
 def _finalize(
@@ -209,9 +217,73 @@ def _wrap_prepare(original: Any) -> Any:
     return prepare_global_ivf_pq
 
 
+def _wrap_uncommitted(original: Any) -> Any:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def create_index_uncommitted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if "accelerator" not in kwargs and len(args) < 10:
+            return original(self, *args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        accelerator: Any = bound.arguments.get("accelerator")
+        if not _is_cuvs(accelerator):
+            return original(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        dataset, extra = arguments.pop("self"), arguments.pop("kwargs", {})
+        index_uuid = arguments.pop("index_uuid")
+        # Codes are row by row in any case.
+        for what in ("accelerator", "replace", "skip_transpose", "storage_options", "rabitq_model"):
+            arguments.pop(what, None)
+        devices = check("devices", extra.pop("devices", None))
+        progress = check("progress", extra.pop("progress_callback", None)) or False
+        _only_ours(arguments, extra, "accelerator='cuvs'", _OF_SEGMENTS)
+        return create_uncommitted(
+            dataset,
+            index_uuid=index_uuid,
+            backend=resolve_accelerator(accelerator, devices),
+            progress=progress,
+            **arguments,
+            **extra,
+        )
+
+    setattr(create_index_uncommitted, _MARK, original)
+    return create_index_uncommitted
+
+
+def _wrap_train_ivf(original: Any) -> Any:
+    @functools.wraps(original)
+    def train_ivf(
+        self: Any, num_partitions: int | None = None, *, accelerator: Any = None, **kwargs: Any
+    ) -> Any:
+        if not _is_cuvs(accelerator):
+            return original(self, num_partitions, accelerator=accelerator, **kwargs)
+        from lance.indices import IvfModel
+
+        metric = kwargs.pop("distance_type", "l2")
+        column = self.column[0] if isinstance(self.column, list) else self.column
+        rows = self._count_rows(kwargs.get("fragment_ids"))
+        model = train(
+            self.dataset,
+            column,
+            metric=metric,
+            num_partitions=self._determine_num_partitions(num_partitions, rows),
+            # The smallest codebook: it is not asked for.
+            num_sub_vectors=1,
+            backend=resolve_accelerator(accelerator),
+            **kwargs,
+        )
+        return IvfModel(model.ivf_centroids, model.metric)
+
+    setattr(train_ivf, _MARK, original)
+    return train_ivf
+
+
 _WRAPPED = (
     (LanceDataset, "create_index", _wrap_create_index),
+    (LanceDataset, "create_index_uncommitted", _wrap_uncommitted),
     (IndicesBuilder, "prepare_global_ivf_pq", _wrap_prepare),
+    (IndicesBuilder, "train_ivf", _wrap_train_ivf),
 )
 
 

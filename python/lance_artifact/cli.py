@@ -15,6 +15,7 @@ from typing import Any
 # What the statistics of an index hold; said here so that pylance does not warn about its default on every run.
 os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
 
+from . import _cli_life
 from . import exceptions as errors
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
@@ -83,10 +84,10 @@ def _parser() -> argparse.ArgumentParser:
             help="of dataset and artifact; repeatable",
         )
 
-    def training(made: argparse.ArgumentParser) -> None:
+    def training(made: argparse.ArgumentParser, required: bool = True) -> None:
         made.add_argument("--metric", default="l2", choices=["l2", "cosine", "dot"])
         made.add_argument("--num-partitions", type=int, metavar="K")
-        made.add_argument("--num-sub-vectors", type=int, required=True, metavar="M")
+        made.add_argument("--num-sub-vectors", type=int, required=required, metavar="M")
         made.add_argument("--num-bits", type=int, default=8, choices=[4, 8])
         made.add_argument("--sample-rate", type=int, default=256)
         made.add_argument("--max-iters", type=int, default=50)
@@ -114,6 +115,13 @@ def _parser() -> argparse.ArgumentParser:
         "--devices", type=_devices, metavar="N,N", help="GPUs that share the rows; default the first"
     )
     build.add_argument("--artifact", metavar="URI", help="where to lay the artifact out, and keep it")
+    build.add_argument(
+        "--resume",
+        action="store_true",
+        help="--artifact is the folder of a run: what an earlier try published there is taken",
+    )
+    build.add_argument("--verify", action="store_true", help="search the index when it is committed")
+    build.add_argument("--num-shards", type=int, metavar="N", help="artifacts of a run; needs --resume")
     build.add_argument("--artifact-only", action="store_true", help="stop before the index; needs --artifact")
     build.add_argument(
         "--fragment", type=int, action="append", metavar="ID", help="only these fragments; repeatable"
@@ -146,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = command("verify", "check every promise of an artifact's manifest against its files")
     verify.add_argument("artifact")
     storage(verify)
+
+    _cli_life.add(command, lambda made: training(made, required=False), committing)
 
     command("backends", "who can train and encode here, and what the others lack")
     return parser
@@ -207,6 +217,9 @@ def _check_artifact_only(args: argparse.Namespace) -> None:
         ("--name", args.name is not None),
         ("--replace", args.replace),
         ("--index-type", args.index_type != "IVF_PQ"),
+        ("--resume", args.resume),
+        ("--verify", args.verify),
+        ("--num-shards", args.num_shards is not None),
     ):
         if given:
             raise errors.InvalidInputError(
@@ -260,9 +273,31 @@ def _build(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
         return {"artifact": artifact.uri, "rows": artifact.manifest["rows"]}, f"{artifact!r}", 0
     ds = la.create_index(
         ds, args.column, args.index_type, args.name, replace=args.replace, artifact_uri=args.artifact,
-        memory_limit=args.memory_limit, storage_options=options, **parameters,
+        memory_limit=args.memory_limit, storage_options=options, resume=args.resume or None, num_shards=args.num_shards, verify=args.verify, **parameters,
     )  # fmt: skip
     return _index_result(ds, args)
+
+
+def _plan(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+    return _cli_life.plan(_open_dataset(args), args, _options(args.storage_option))
+
+
+def _run(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+    return _cli_life.run(args, _options(args.storage_option), _bars(args))
+
+
+def _extend(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+    return _cli_life.extend(_open_dataset(args), args, _bars(args))
+
+
+def _merge(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+    return _cli_life.merge(_open_dataset(args), args, _bars(args))
+
+
+def _evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
+    if args.plot:
+        _check_plot(Path(args.plot))
+    return _cli_life.evaluate(_open_dataset(args), args, _bars(args))
 
 
 def _finalize(args: argparse.Namespace) -> tuple[dict[str, Any], str, int]:
@@ -413,6 +448,11 @@ _COMMANDS = {
     "demo": _demo,
     "build": _build,
     "finalize": _finalize,
+    "plan": _plan,
+    "run": _run,
+    "extend": _extend,
+    "merge": _merge,
+    "evaluate": _evaluate,
     "inspect": _inspect,
     "verify": _verify,
     "backends": _backends,

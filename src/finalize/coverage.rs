@@ -73,27 +73,34 @@ impl RowSet {
         words.is_some_and(|words| words[word].load(Ordering::Relaxed) & bit != 0)
     }
 
-    /// Take rows out; the first one that is not in it is the error.
-    fn remove_all(&self, row_ids: &[u64]) -> std::result::Result<(), u64> {
+    /// The words of rows in their order, each with the bit of its row.
+    fn words<'a>(&'a self, row_ids: &'a [u64]) -> impl Iterator<Item = (Option<&'a AtomicU64>, u64)> {
         // Neighbours are mostly of one fragment: it is looked up once for a run of them.
         let mut last: Option<(u32, &[Option<Block>])> = None;
-        for row_id in row_ids {
+        row_ids.iter().map(move |row_id| {
             let (upper, block, word, bit) = place(*row_id);
             let blocks = match last {
                 Some((id, blocks)) if id == upper => blocks,
                 _ => self.blocks.get(&upper).map(Vec::as_slice).unwrap_or_default(),
             };
             last = Some((upper, blocks));
-            let there = blocks
-                .get(block)
-                .and_then(Option::as_ref)
-                .and_then(|words| words.get(word))
-                .is_some_and(|word| word.fetch_and(!bit, Ordering::Relaxed) & bit != 0);
-            if !there {
-                return Err(*row_id);
-            }
-        }
-        Ok(())
+            (blocks.get(block).and_then(Option::as_ref).and_then(|words| words.get(word)), bit)
+        })
+    }
+
+    /// Take rows out: whether each of them was in it.
+    fn remove<'a>(&'a self, row_ids: &'a [u64]) -> impl Iterator<Item = bool> {
+        self.words(row_ids).map(|(word, bit)| word.is_some_and(|word| word.fetch_and(!bit, Ordering::Relaxed) & bit != 0))
+    }
+
+    /// Take rows out; the first one that is not in it is the error.
+    fn remove_all(&self, row_ids: &[u64]) -> std::result::Result<(), u64> {
+        self.remove(row_ids).position(|there| !there).map_or(Ok(()), |place| Err(row_ids[place]))
+    }
+
+    /// How many of these are in it.
+    fn count(&self, row_ids: &[u64]) -> u64 {
+        self.words(row_ids).filter(|(word, bit)| word.is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0)).count() as u64
     }
 
     fn iter(&self) -> impl Iterator<Item = u64> + '_ {
@@ -129,6 +136,10 @@ impl Coverage {
         Ok(Self { dataset: dataset.clone(), fragment_ids: fragment_ids.to_vec(), rows })
     }
 
+    pub fn fragment_ids(&self) -> &[u32] {
+        &self.fragment_ids
+    }
+
     /// Bytes of memory.
     pub fn held_bytes(&self) -> u64 {
         let blocks = self.rows.blocks.values().flatten().flatten().count() as u64;
@@ -138,6 +149,32 @@ impl Coverage {
     /// Live rows of the fragments.
     pub fn live_rows(&self) -> u64 {
         self.rows.len
+    }
+
+    /// Rows that have not been seen yet.
+    pub fn rows_left(&self) -> u64 {
+        self.rows.left()
+    }
+
+    /// How many of these are live rows of the fragments that have not been seen yet.
+    pub fn count(&self, row_ids: &[u64]) -> u64 {
+        self.rows.count(row_ids)
+    }
+
+    /// Mark rows as seen, and keep those, with their codes, that are live rows of the fragments and come for the first time.
+    pub fn retain(&self, row_ids: &mut Vec<u64>, codes: &mut Vec<u8>, code_width: usize) {
+        let kept: Vec<bool> = self.rows.remove(row_ids).collect();
+        if kept.iter().all(|kept| *kept) {
+            return;
+        }
+        let mut to = 0;
+        for (from, _) in kept.iter().enumerate().filter(|(_, kept)| **kept) {
+            row_ids[to] = row_ids[from];
+            codes.copy_within(from * code_width..(from + 1) * code_width, to * code_width);
+            to += 1;
+        }
+        row_ids.truncate(to);
+        codes.truncate(to * code_width);
     }
 
     /// Mark rows as indexed: each must be a live row of the fragments, and come for the first time.

@@ -26,6 +26,8 @@ pub struct LargePartition {
     pub num_rows: u64,
     /// Of row ids and codes that are read at once.
     pub slice_bytes: u64,
+    /// Whether codes lie byte by byte of the partition.
+    pub transposed: bool,
 }
 
 /// Encode a partition slice by slice, until all are sent or nobody takes them any more.
@@ -53,7 +55,11 @@ async fn send_slices(
     while let Some(rows) = slices.next().await? {
         let first_row = large.first_row + layout.rows_seen;
         let row_ids: Vec<u64> = rows.row_ids().flatten().copied().collect();
-        let pages = layout.add(rows.runs(0).map(|(_, codes)| codes), rows.num_rows(0));
+        let pages = if large.transposed {
+            layout.add(rows.runs(0).map(|(_, codes)| codes), rows.num_rows(0))
+        } else {
+            layout.add_row_by_row(rows.runs(0).map(|(_, codes)| codes), rows.num_rows(0))
+        };
         drop(rows);
         let mut encoded = vec![encoder.row_ids(first_row, UInt64Array::from(row_ids)).await?];
         for page in pages {
@@ -99,6 +105,14 @@ impl Layout {
     /// The first byte of a whole row of codes, from that of a byte of a row of the partition on.
     fn whole_row(&self, byte: usize, row: u64) -> u64 {
         (byte as u64 * self.num_rows + row).next_multiple_of(self.code_width as u64)
+    }
+
+    /// The next rows as they are.
+    fn add_row_by_row<'a>(&mut self, runs: impl Iterator<Item = &'a [u8]>, new_rows: usize) -> Vec<Page> {
+        let codes: Vec<u8> = runs.flatten().copied().collect();
+        let page = Page { row: self.rows_seen, codes: Buffer::from_vec(codes) };
+        self.rows_seen += new_rows as u64;
+        vec![page]
     }
 
     /// The pages that the next rows, and those that were kept, make complete.

@@ -1,4 +1,4 @@
-//! The partitions of one or many artifacts of the same model, read window by window, only the recorded ranges.
+//! The partitions of artifacts, or of segments, of the same model, read window by window, only the recorded ranges.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -9,26 +9,83 @@ use arrow_schema::SchemaRef;
 use futures::future::try_join_all;
 
 use super::coverage::Coverage;
+use super::live::{LiveSegment, LiveSlices};
 use crate::artifact::format::partition_schema;
 use crate::artifact::{Artifact, PartitionReader, PartitionRows};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-/// What the artifacts of an index hold, partition by partition.
+/// Where rows of an index come from.
+#[derive(Clone)]
+pub enum RowSource {
+    /// Each row of an artifact must be one that is to be covered, and come once.
+    Artifact(Arc<Artifact>, Arc<Coverage>),
+    /// Of a segment those rows that are still live.
+    Segment(Arc<LiveSegment>),
+}
+
+impl RowSource {
+    fn partition_rows(&self, partition: usize) -> u64 {
+        match self {
+            Self::Artifact(artifact, _) => artifact.partition_rows(partition),
+            Self::Segment(segment) => segment.partition_rows(partition),
+        }
+    }
+
+    fn is_remote(&self) -> bool {
+        match self {
+            Self::Artifact(artifact, _) => artifact.files().is_remote(),
+            Self::Segment(segment) => segment.reader().is_remote(),
+        }
+    }
+
+    async fn read(&self, window: Range<usize>) -> Result<PartitionRows> {
+        match self {
+            Self::Artifact(artifact, coverage) => {
+                let rows = artifact.read_partitions(window).await?;
+                check(&rows, coverage).await?;
+                Ok(rows)
+            }
+            Self::Segment(segment) => segment.read(window).await,
+        }
+    }
+
+    fn slices(&self, partition: usize, slice_bytes: u64) -> SourceSlices {
+        match self {
+            Self::Artifact(artifact, coverage) => {
+                SourceSlices::Artifact(PartitionReader::of(artifact.clone(), partition, slice_bytes), coverage.clone())
+            }
+            Self::Segment(segment) => SourceSlices::Segment(LiveSlices::new(segment.clone(), partition, slice_bytes)),
+        }
+    }
+}
+
+async fn check(rows: &PartitionRows, coverage: &Coverage) -> Result<()> {
+    for row_ids in rows.row_ids() {
+        coverage.check(row_ids).await?;
+    }
+    Ok(())
+}
+
+/// What the sources of an index hold, partition by partition.
 pub struct Partitions {
-    artifacts: Vec<Arc<Artifact>>,
-    /// Rows of each partition over all artifacts.
+    sources: Vec<RowSource>,
+    /// Rows of each partition over all sources.
     sizes: Vec<u64>,
     code_width: usize,
-    coverage: Arc<Coverage>,
     rows_read: AtomicU64,
+    total_loss: Option<f64>,
 }
 
 impl Partitions {
-    /// The artifacts must have been checked to be of one shape.
-    pub fn try_new(artifacts: Vec<Arc<Artifact>>, code_width: usize, coverage: Arc<Coverage>) -> Result<Self> {
-        let first = artifacts.first().ok_or_else(|| Error::invalid("no artifact to read"))?;
-        let sizes = (0..first.num_partitions()).map(|p| artifacts.iter().map(|a| a.partition_rows(p)).sum()).collect();
-        Ok(Self { artifacts, sizes, code_width, coverage, rows_read: AtomicU64::default() })
+    /// The sources must have been checked to be of one shape.
+    pub fn new(sources: Vec<RowSource>, num_partitions: usize, code_width: usize) -> Self {
+        let sizes = (0..num_partitions).map(|p| sources.iter().map(|source| source.partition_rows(p)).sum()).collect();
+        Self { sources, sizes, code_width, rows_read: AtomicU64::default(), total_loss: None }
+    }
+
+    /// Informational in an index; other writers may not record it.
+    pub fn with_loss(self, total_loss: Option<f64>) -> Self {
+        Self { total_loss, ..self }
     }
 
     pub fn num_rows(&self) -> u64 {
@@ -63,7 +120,7 @@ impl Partitions {
     }
 
     pub fn is_remote(&self) -> bool {
-        self.artifacts.iter().any(|artifact| artifact.files().is_remote())
+        self.sources.iter().any(RowSource::is_remote)
     }
 
     /// All partitions in windows of at most `max_bytes` of rows, or one partition; each with its first row in the index.
@@ -92,8 +149,7 @@ impl Partitions {
 
     /// One partition, some bytes of rows at a time, checked.
     pub fn slices(&self, partition: usize, slice_bytes: u64) -> Slices<'_> {
-        let readers = self.artifacts.iter().map(|artifact| PartitionReader::of(artifact.clone(), partition, slice_bytes)).collect();
-        Slices { partitions: self, readers }
+        Slices { partitions: self, sources: self.sources.iter().map(|source| source.slices(partition, slice_bytes)).collect() }
     }
 
     /// The window of at most `max_bytes` of rows, or one partition, that begins with a partition; and its rows.
@@ -110,45 +166,59 @@ impl Partitions {
         (start..end, rows)
     }
 
-    /// The rows of a window, checked, artifact by artifact.
+    /// The rows of a window, checked, source by source.
     pub async fn read(&self, window: Range<usize>) -> Result<Vec<PartitionRows>> {
-        let read = try_join_all(self.artifacts.iter().map(|artifact| artifact.read_partitions(window.clone()))).await?;
-        for rows in &read {
-            self.check(rows).await?;
-        }
+        let read = try_join_all(self.sources.iter().map(|source| source.read(window.clone()))).await?;
+        read.iter().for_each(|rows| self.count(rows));
         Ok(read)
     }
 
-    async fn check(&self, rows: &PartitionRows) -> Result<()> {
-        for row_ids in rows.row_ids() {
-            self.coverage.check(row_ids).await?;
-            self.rows_read.fetch_add(row_ids.len() as u64, Ordering::Relaxed);
-        }
-        Ok(())
+    fn count(&self, rows: &PartitionRows) {
+        let rows: usize = rows.row_ids().map(<[u64]>::len).sum();
+        self.rows_read.fetch_add(rows as u64, Ordering::Relaxed);
     }
 
-    /// Informational in an index; other writers may not record it.
     pub fn total_loss(&self) -> Option<f64> {
-        self.artifacts.iter().map(|a| a.manifest().total_loss).sum()
+        self.total_loss
     }
 }
 
-/// Reads one partition of all artifacts, one after the other.
+enum SourceSlices {
+    Artifact(PartitionReader, Arc<Coverage>),
+    Segment(LiveSlices),
+}
+
+impl SourceSlices {
+    async fn next(&mut self) -> Result<Option<PartitionRows>> {
+        match self {
+            Self::Artifact(reader, coverage) => {
+                let rows = reader.next().await?;
+                if let Some(rows) = &rows {
+                    check(rows, coverage).await?;
+                }
+                Ok(rows)
+            }
+            Self::Segment(slices) => slices.next().await,
+        }
+    }
+}
+
+/// Reads one partition of all sources, one after the other.
 pub struct Slices<'a> {
     partitions: &'a Partitions,
-    readers: VecDeque<PartitionReader>,
+    sources: VecDeque<SourceSlices>,
 }
 
 impl Slices<'_> {
     /// The next rows; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<PartitionRows>> {
-        while let Some(reader) = self.readers.front_mut() {
-            match reader.next().await? {
+        while let Some(source) = self.sources.front_mut() {
+            match source.next().await? {
                 Some(rows) => {
-                    self.partitions.check(&rows).await?;
+                    self.partitions.count(&rows);
                     return Ok(Some(rows));
                 }
-                None => drop(self.readers.pop_front()),
+                None => drop(self.sources.pop_front()),
             }
         }
         Ok(None)

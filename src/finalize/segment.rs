@@ -1,31 +1,20 @@
-//! From artifacts to the files of one index segment, through Lance's own index builder.
+//! From artifacts to one index segment: everything that must agree, then its files.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures::{FutureExt, StreamExt, TryStreamExt};
-use tokio::runtime::Handle;
-
 use super::agree::{agree_on_fragments, agree_on_model, agree_on_rows, model_fits_column};
+use super::build::{SegmentTarget, window_bytes, write_files};
 use super::coverage::Coverage;
-use super::partitions::Partitions;
-use super::seam::build_hnsw;
-use super::windows::{least_bytes, write_segment};
+use super::partitions::{Partitions, RowSource};
 use crate::artifact::{Artifact, CONCURRENT_ARTIFACTS};
-use crate::budget::{Budget, Reservation, default_limit};
+use crate::budget::{Budget, default_limit};
 use crate::error::{Error, Result};
-use crate::io::{MAX_PARTS, MIN_PART_BYTES, Uploads};
 use crate::lance::dataset::{Dataset, VectorColumn};
-use crate::lance::segment::{IndexType, SegmentFolder, SegmentWriter, index_details};
+use crate::lance::segment::{IndexType, index_details};
 use crate::model::{IvfPqModel, Metric, Training};
 use crate::progress::Progress;
-use crate::sync::spawn;
-
-/// What Lance's builder takes for its windows (`PARTITION_BUILD_BUDGET_BYTES`).
-const BUILDER_BYTES: u64 = 512 << 20;
-
-/// Parts of a file that are on their way at once.
-const MAX_IN_FLIGHT: u64 = 8;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 
 /// What to make of which artifacts.
 pub struct SegmentRequest {
@@ -44,6 +33,8 @@ pub struct SegmentRequest {
     pub training: Option<Training>,
     /// Provenance that goes into the index details.
     pub hints: HashMap<String, String>,
+    /// Codes of a partition byte by byte, as searches want them; else row by row, as Lance's merger of segments wants them.
+    pub transposed: bool,
     /// Wait until the files are on the local disk. Lance itself leaves that to the system.
     pub sync: bool,
     /// Bytes that all of this may hold; by default [`default_limit`].
@@ -89,11 +80,6 @@ pub fn least_memory(shape: IndexShape) -> u64 {
     (held + window_bytes(shape.code_width)).next_multiple_of(1 << 20)
 }
 
-/// What windows and the parts of an upload need.
-fn window_bytes(code_width: usize) -> u64 {
-    least_bytes(code_width) + MIN_PART_BYTES as u64 * 2
-}
-
 /// Check everything, then build. A failure leaves no files behind.
 pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn Progress>) -> Result<Segment> {
     let column = VectorColumn::resolve(&request.dataset, &request.column)?;
@@ -106,6 +92,9 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn Progress>)
         return Err(Error::invalid(format!(
             "m and ef_construction: got {m} and {ef_construction}, expected m from 4 to 1024 and ef_construction from m to 65536"
         )));
+    }
+    if !request.transposed && !matches!(request.index_type, IndexType::IvfPq) {
+        return Err(Error::invalid("skip_transpose: an IVF_HNSW_PQ index has its codes transposed; only IVF_PQ takes it"));
     }
     let model = agree_on_model(&request.artifacts, request.model.as_ref())?;
     model_fits_column(&model, &column, request.metric)?;
@@ -120,30 +109,23 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn Progress>)
     let model_bytes = model.num_bytes() as u64;
     let _held =
         budget.hold(held + model_bytes + coverage.held_bytes(), "the model, the ranges of the artifacts and a bit for each row", least)?;
-    let partitions = Arc::new(Partitions::try_new(request.artifacts.clone(), model.code_width(), coverage.clone())?);
+    let sources = request.artifacts.iter().map(|artifact| RowSource::Artifact(artifact.clone(), coverage.clone())).collect();
+    let loss = request.artifacts.iter().map(|artifact| artifact.manifest().total_loss).sum();
+    let partitions = Arc::new(Partitions::new(sources, model.num_partitions(), model.code_width()).with_loss(loss));
     let num_rows = partitions.num_rows();
-    SegmentFolder::remove_leftovers(&request.dataset).await;
-    let folder = SegmentFolder::of(&request.dataset, &request.uuid).await?;
-    let result = async {
-        folder.mark().await?;
-        let files = build_files(&request, &column, &folder, &model, partitions, &budget, progress).await?;
-        coverage.check_missing(&column, model.metric(), &request.artifacts).await?;
-        if let Some(folder) = folder.local().filter(|_| request.sync) {
-            sync_files(folder, &files).await?;
-        }
-        Ok::<_, Error>(files)
+    let target = SegmentTarget {
+        dataset: &request.dataset,
+        column: &column,
+        uuid: &request.uuid,
+        index_type: request.index_type,
+        transposed: request.transposed,
+        sync: request.sync,
+        memory_limit: request.memory_limit,
     };
-    let files = match result.await {
-        Ok(files) => files,
-        Err(error) => {
-            if let Err(left) = folder.remove().await {
-                return Err(error.context(format!("(and the unfinished segment {} could not be removed: {left})", request.uuid)));
-            }
-            return Err(error);
-        }
-    };
+    let checks = coverage.check_missing(&column, model.metric(), &request.artifacts);
+    let files = write_files(target, &model, partitions, &budget, progress, checks).await?;
     let training = request.training.or_else(|| request.artifacts.iter().find_map(|a| a.manifest().training));
-    let (details_type_url, details) = index_details(&model, training, request.index_type, request.hints)?;
+    let (details_type_url, details) = index_details(&model, training, request.index_type, request.transposed, request.hints)?;
     Ok(Segment {
         uuid: request.uuid,
         metric: model.metric(),
@@ -157,81 +139,4 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn Progress>)
         num_rows,
         bytes_read: request.artifacts.iter().map(|a| a.files().bytes_read()).sum(),
     })
-}
-
-async fn build_files(
-    request: &SegmentRequest,
-    column: &VectorColumn,
-    folder: &SegmentFolder,
-    model: &Arc<IvfPqModel>,
-    partitions: Arc<Partitions>,
-    budget: &Budget,
-    progress: Arc<dyn Progress>,
-) -> Result<Vec<(String, u64)>> {
-    let files = match request.index_type {
-        IndexType::IvfPq => {
-            let (uploads, _held) = uploads(folder, &partitions, budget).await?;
-            let segment = SegmentWriter::create(&request.dataset, folder.clone(), model.clone(), uploads)?;
-            write_segment(segment, partitions.clone(), budget, progress.as_ref()).await?
-        }
-        IndexType::IvfHnswPq { m, ef_construction } => {
-            if let Some(limit) = request.memory_limit {
-                check_graphs(limit, budget, &partitions, m)?;
-            }
-            build_hnsw(&request.dataset, &column.path, folder, model, partitions.clone(), (m, ef_construction), progress).await?
-        }
-    };
-    let (read, num_rows) = (partitions.rows_read(), partitions.num_rows());
-    if read != num_rows {
-        return Err(Error::internal(format!("the index builder read {read} rows of {num_rows}")));
-    }
-    // The builder checks nothing: count the rows that reached the file.
-    let stored = folder.stored_rows().await?;
-    if stored != num_rows {
-        return Err(Error::internal(format!("the index segment holds {stored} rows, the artifacts {num_rows}")));
-    }
-    Ok(files)
-}
-
-/// Lance's builder holds its windows, and the graphs that it makes, whatever the limit is: refuse one that it would not keep.
-fn check_graphs(limit: u64, budget: &Budget, partitions: &Partitions, m: usize) -> Result<()> {
-    let largest = (0..partitions.len()).filter_map(|p| partitions.rows(p)).max().unwrap_or(0);
-    // A node has up to twice `m` neighbours, each with its distance, and its codes are read, put together and written.
-    let of_row = 3 * partitions.row_bytes() as u64 + 16 * m as u64;
-    let needed = (budget.held() + BUILDER_BYTES + largest * of_row).next_multiple_of(1 << 20);
-    if needed > limit {
-        return Err(Error::invalid(format!(
-            "memory_limit: got {limit} bytes, expected at least {needed}: an IVF_HNSW_PQ index is made by Lance's builder, which takes \
-             {BUILDER_BYTES} and its largest partition of {largest} rows with its graph; raise it, or make an IVF_PQ index"
-        )));
-    }
-    Ok(())
-}
-
-/// How the files of a segment go to an object store, and the bytes that the parts hold.
-async fn uploads(folder: &SegmentFolder, partitions: &Partitions, budget: &Budget) -> Result<(Uploads, Option<Reservation>)> {
-    if folder.local().is_some() {
-        return Ok((Uploads::new(MIN_PART_BYTES, 1, Handle::current()), None));
-    }
-    // Room for metadata, and for encodings that take more than the rows.
-    let expected = partitions.num_rows() * partitions.row_bytes() as u64 / 8 * 10;
-    let part_bytes = (expected / MAX_PARTS as u64).max(MIN_PART_BYTES as u64);
-    let in_flight = (budget.free() / 4 / part_bytes).clamp(2, MAX_IN_FLIGHT + 1) - 1;
-    let held = budget.reserve((in_flight + 1) * part_bytes).await?;
-    Ok((Uploads::new(part_bytes as usize, in_flight as usize, Handle::current()), Some(held)))
-}
-
-/// Make the files of a segment durable, and the names of them and of the folder above.
-async fn sync_files(folder: std::path::PathBuf, files: &[(String, u64)]) -> Result<()> {
-    let paths: Vec<_> = files.iter().map(|(name, _)| folder.join(name)).collect();
-    spawn(move || {
-        for path in paths.iter().chain([&folder]) {
-            std::fs::File::open(path)?.sync_all()?;
-        }
-        for above in folder.ancestors().skip(1).take(2) {
-            std::fs::File::open(above)?.sync_all()?;
-        }
-        Ok(())
-    })
-    .await
 }

@@ -98,7 +98,7 @@ pub async fn write_segment(
     // Two of them fit.
     let large_bytes = share / 2;
     let row_bytes = partitions.row_bytes();
-    let encoder = segment.encoder();
+    let (encoder, transposed) = (segment.encoder(), segment.is_transposed());
     let mut windows = futures::stream::iter(partitions.windows(window_bytes))
         .then(|(window, first_row)| {
             let rows = partitions.rows_of(window.clone());
@@ -113,12 +113,13 @@ pub async fn write_segment(
                     if large {
                         let length = partition_length(rows)?;
                         let (sender, receiver) = mpsc::channel(1);
-                        let large = LargePartition { partition: window.start, first_row, num_rows: rows, slice_bytes: slice_bytes as u64 };
+                        let slice_bytes = slice_bytes as u64;
+                        let large = LargePartition { partition: window.start, first_row, num_rows: rows, slice_bytes, transposed };
                         // It ends where its receiver is gone.
                         tokio::spawn(encode_large(partitions, large, encoder, budget, sender));
                         return Ok::<_, Error>(Next::Large(length, receiver, reservation));
                     }
-                    Ok(Next::Window(encode(&partitions, window, first_row, &encoder).await?, reservation))
+                    Ok(Next::Window(encode(&partitions, window, first_row, &encoder, transposed).await?, reservation))
                 })))
             }
         })
@@ -163,7 +164,7 @@ fn partition_length(rows: u64) -> Result<u32> {
     clippy::slow_vector_initialization,
     reason = "measured: fresh zeroed pages from the system take longer than used ones that are filled"
 )]
-async fn encode(partitions: &Partitions, window: Range<usize>, first_row: u64, encoder: &PageEncoder) -> Result<Window> {
+async fn encode(partitions: &Partitions, window: Range<usize>, first_row: u64, encoder: &PageEncoder, transposed: bool) -> Result<Window> {
     let size = window.len();
     let read = partitions.read(window).await?;
     let code_width = partitions.code_width();
@@ -176,7 +177,12 @@ async fn encode(partitions: &Partitions, window: Range<usize>, first_row: u64, e
         let start = row_ids.len();
         let partition = &mut codes[start * code_width..(start + num_rows) * code_width];
         for (ids, rows) in read.iter().flat_map(|rows| rows.runs(place)) {
-            transpose_into(rows, code_width, partition, *num_rows, row_ids.len() - start);
+            let first = row_ids.len() - start;
+            if transposed {
+                transpose_into(rows, code_width, partition, *num_rows, first);
+            } else {
+                partition[first * code_width..][..rows.len()].copy_from_slice(rows);
+            }
             row_ids.extend_from_slice(ids);
         }
     }

@@ -17,6 +17,7 @@
 //! | `segment::details` | `pb::VectorIndexDetails` and the runtime hints that stock writes | `optimize_indices` goes by other numbers (test_details compares with stock's) |
 //! | `segment::{folder, committed}` | `indices_dir`, `load_indices`, the seven days of Lance's cleanup | none |
 //! | `segment::model` | `DatasetIndexInternalExt::open_vector_index`, `VectorIndex::{ivf_model, quantizer, metric_type}` | a codebook in another order: codes of new rows would be noise (tests compare fingerprints with what was committed, and codes with stock's) |
+//! | `segment::reader` | `auxiliary.idx`: its columns, `IVF_METADATA_KEY`, `STORAGE_METADATA_KEY`, `transposed`; `CompactFragReuseIndex` of version 0 | codes in another order: a merged index would be noise (tests compare it with stock's, row by row) |
 //! | `kernels` | `normalize`, `compute_partitions_arrow_array`, `ProductQuantizer::quantize`, `L2Prepared` | another order of sums: codes would differ where it is close (oracle tests) |
 //! | `builds` | `spawn_cpu`, `get_num_compute_intensive_cpus`, `IndexBuildProgress` | a stage of another name: no progress is shown |
 //! | `finalize::seam` | `IvfIndexBuilder`, `ShuffleReader`, `Shuffler`, `HnswBuildParams` | the builder reads rows twice, or not all: rows read and stored are counted |

@@ -10,6 +10,7 @@ use super::dataset::PyDataset;
 use super::runtime::{run, run_apart, run_blocking};
 use crate::encode::{CpuEncoder, Encoder, TrainParams, check_prepared, train_cpu};
 use crate::error::Error;
+use crate::lance::segment::model_of_segments;
 use crate::model::{IvfPqModel, Training, fixed_size_list};
 use crate::sync::spawn;
 
@@ -203,9 +204,10 @@ impl PyIvfPqModel {
 
 /// The model of the index of a name.
 #[pyfunction]
-pub fn model_of_index(py: Python<'_>, dataset: &PyDataset, name: String) -> PyResult<PyIvfPqModel> {
+#[pyo3(signature = (dataset, name, segments = None))]
+pub fn model_of_index(py: Python<'_>, dataset: &PyDataset, name: String, segments: Option<Vec<String>>) -> PyResult<PyIvfPqModel> {
     let dataset = dataset.dataset.clone();
-    let model = run(py, None, |_, cancel| async move { cancel.race(crate::lance::segment::model_of_index(&dataset, &name)).await })?;
+    let model = run(py, None, |_, cancel| async move { cancel.race(model_of_segments(&dataset, &name, segments.as_deref())).await })?;
     Ok(PyIvfPqModel(Arc::new(model)))
 }
 

@@ -13,9 +13,11 @@ use super::model::PyIvfPqModel;
 use super::runtime::{clean_up, run};
 use super::storage::{StorageOptionsArg, parts};
 use crate::error::Error;
-use crate::finalize::{Segment, SegmentRequest, build_segment as build, changed_since, check_commit, missing_files};
+use crate::finalize::{
+    MergeRequest, Segment, SegmentRequest, build_segment as build, changed_since, check_commit, merge_segments as merge, missing_files,
+};
 use crate::lance::dataset::{Dataset, DatasetManifest};
-use crate::lance::segment::{IndexType, SegmentFolder};
+use crate::lance::segment::{CommittedSegment, IndexType, SegmentFolder, sizes_of_index};
 
 /// A finished segment, not yet committed.
 #[pyclass(name = "_Segment", module = "lance_artifact._lance_artifact", frozen)]
@@ -53,6 +55,11 @@ impl PySegment {
     #[getter]
     fn details<'py>(&self, py: Python<'py>) -> (String, Bound<'py, PyBytes>) {
         (self.0.details_type_url.clone(), PyBytes::new(py, &self.0.details))
+    }
+
+    #[getter]
+    fn dataset_version(&self) -> u64 {
+        self.0.dataset_version
     }
 
     #[getter]
@@ -94,6 +101,12 @@ impl PySegment {
         Ok(Some(found))
     }
 
+    /// Take away the marks of an unfinished segment: from here on it is the caller's to commit.
+    fn release(&self, py: Python<'_>, dataset: &PyDataset) -> PyResult<()> {
+        let (dataset, uuid) = (dataset.dataset.clone(), self.0.uuid.clone());
+        run(py, None, |_, cancel| async move { cancel.race(async { SegmentFolder::of(&dataset, &uuid).await?.unmark().await }).await })
+    }
+
     /// What changed between the version it was built from and another one, a serialized manifest, so that it is no index of that
     /// one; in words. None where nothing did.
     fn changed_since(&self, py: Python<'_>, dataset: &PyDataset, now: &[u8]) -> PyResult<Option<String>> {
@@ -111,7 +124,7 @@ impl PySegment {
 
 /// Build the files of an index segment.
 #[pyfunction]
-#[pyo3(signature = (dataset, column, artifacts, uuid, *, model = None, metric = None, index_type = "IVF_PQ", m = 20, ef_construction = 150, fragment_ids = None, hints = None, sync = false, memory_limit = None, progress = None))]
+#[pyo3(signature = (dataset, column, artifacts, uuid, *, model = None, metric = None, index_type = "IVF_PQ", m = 20, ef_construction = 150, fragment_ids = None, hints = None, skip_transpose = false, sync = false, memory_limit = None, progress = None))]
 #[allow(clippy::too_many_arguments)]
 pub fn build_segment(
     py: Python<'_>,
@@ -126,15 +139,12 @@ pub fn build_segment(
     ef_construction: usize,
     fragment_ids: Option<Vec<u32>>,
     hints: Option<HashMap<String, String>>,
+    skip_transpose: bool,
     sync: bool,
     memory_limit: Option<MemoryLimit>,
     progress: Option<Bound<'_, PyAny>>,
 ) -> PyResult<PySegment> {
-    let index_type = match index_type {
-        "IVF_PQ" => IndexType::IvfPq,
-        "IVF_HNSW_PQ" => IndexType::IvfHnswPq { m, ef_construction },
-        other => return Err(Error::invalid(format!("index_type: got {other:?}, expected \"IVF_PQ\" or \"IVF_HNSW_PQ\"")).into()),
-    };
+    let index_type = index_type_of(index_type, m, ef_construction)?;
     let training = model.as_ref().and_then(|model| model.0.training());
     let request = SegmentRequest {
         dataset: dataset.dataset.clone(),
@@ -147,6 +157,7 @@ pub fn build_segment(
         uuid: uuid.clone(),
         training,
         hints: hints.unwrap_or_default(),
+        transposed: !skip_transpose,
         sync,
         memory_limit: memory_limit.map(|limit| limit.0),
     };
@@ -159,6 +170,77 @@ pub fn build_segment(
         result
     })?;
     Ok(PySegment(segment))
+}
+
+fn index_type_of(name: &str, m: usize, ef_construction: usize) -> Result<IndexType, Error> {
+    match name {
+        "IVF_PQ" => Ok(IndexType::IvfPq),
+        "IVF_HNSW_PQ" => Ok(IndexType::IvfHnswPq { m, ef_construction }),
+        other => Err(Error::invalid(format!("index_type: got {other:?}, expected \"IVF_PQ\" or \"IVF_HNSW_PQ\""))),
+    }
+}
+
+/// Put segments of an index together: the new one, unless it would be the only one there was, its rows, rows of the old ones that are
+/// not live any more, and live rows that none held.
+#[pyfunction]
+#[pyo3(signature = (dataset, name, segments, uuid, *, index_type = "IVF_PQ", m = 20, ef_construction = 150, hints = None, sync = false, memory_limit = None, progress = None))]
+#[allow(clippy::too_many_arguments)]
+pub fn merge_segments(
+    py: Python<'_>,
+    dataset: &PyDataset,
+    name: String,
+    segments: Vec<String>,
+    uuid: String,
+    index_type: &str,
+    m: usize,
+    ef_construction: usize,
+    hints: Option<HashMap<String, String>>,
+    sync: bool,
+    memory_limit: Option<MemoryLimit>,
+    progress: Option<Bound<'_, PyAny>>,
+) -> PyResult<(Option<PySegment>, u64, u64, u64)> {
+    let request = MergeRequest {
+        dataset: dataset.dataset.clone(),
+        name,
+        segments,
+        index_type: index_type_of(index_type, m, ef_construction)?,
+        uuid: uuid.clone(),
+        hints: hints.unwrap_or_default(),
+        sync,
+        memory_limit: memory_limit.map(|limit| limit.0),
+    };
+    let dataset = dataset.dataset.clone();
+    let merged = run(py, progress, |reporter, cancel| async move {
+        let result = cancel.race(merge(request, Arc::new(reporter))).await;
+        if matches!(result, Err(Error::Interrupted(_))) {
+            discard(&dataset, &uuid).await?;
+        }
+        result
+    })?;
+    Ok((merged.segment.map(PySegment), merged.num_rows, merged.rows_dropped, merged.rows_missing))
+}
+
+/// The segments of an index whose details hold a text, such as a hint.
+#[pyfunction]
+pub fn segments_with(py: Python<'_>, dataset: &PyDataset, name: String, text: String) -> PyResult<Vec<String>> {
+    let dataset = dataset.dataset.clone();
+    let segments =
+        run(py, None, |_, cancel| async move { cancel.race(async { CommittedSegment::of_index(&dataset, &name).await }).await })?;
+    Ok(segments.into_iter().filter(|segment| segment.details_hold(&text)).map(|segment| segment.uuid).collect())
+}
+
+/// Unfinished segments of builds whose processes are certainly gone.
+#[pyfunction]
+pub fn unfinished_segments(py: Python<'_>, dataset: &PyDataset) -> PyResult<Vec<String>> {
+    let dataset = dataset.dataset.clone();
+    run(py, None, |_, cancel| async move { cancel.race(SegmentFolder::leftovers(&dataset)).await })
+}
+
+/// Rows of each partition of an index, as its segments hold them: deleted ones too.
+#[pyfunction]
+pub fn partition_sizes(py: Python<'_>, dataset: &PyDataset, name: String) -> PyResult<Vec<u64>> {
+    let dataset = dataset.dataset.clone();
+    run(py, None, |_, cancel| async move { cancel.race(sizes_of_index(&dataset, &name)).await })
 }
 
 async fn discard(dataset: &Dataset, uuid: &str) -> Result<(), Error> {

@@ -68,6 +68,20 @@ impl PartitionRows {
         Self { window, batches: Vec::new(), slices: Vec::new(), starts: Vec::new() }
     }
 
+    /// Rows from elsewhere: a batch of row ids and codes for each partition.
+    pub fn of_batches(window: Range<usize>, batches: Vec<RecordBatch>) -> Self {
+        let slices = batches.iter().zip(0u32..).map(|(batch, partition)| Slice {
+            partition,
+            index: 0,
+            batch: partition,
+            first: 0,
+            rows: batch.num_rows() as u32,
+        });
+        let mut rows = Self { slices: slices.collect(), batches, ..Self::new(window) };
+        rows.sort();
+        rows
+    }
+
     /// What was read of one file, for the ranges that were asked for.
     pub(super) fn add(&mut self, ranges: &[WantedRange], batches: Vec<RecordBatch>, code_width: usize) -> Result<()> {
         let mut left = ranges.iter().copied();

@@ -11,4 +11,4 @@ mod target;
 
 pub use builder::{BuilderOptions, Encoding, PartitionArtifactBuilder};
 pub use plan::{MemoryPlan, default_limit};
-pub use target::delete_artifact;
+pub use target::{Unfinished, delete_artifact, unfinished_files};

@@ -137,6 +137,24 @@ impl LanceFile {
         columns.iter().all(|c| c.num_rows() == self.num_rows() && c.same_pages(&columns[0])).then_some(columns)
     }
 
+    /// The metadata of its schema.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.reader.schema().metadata
+    }
+
+    /// Bytes of all files of its place read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that lie beside the columns.
+    pub async fn global_buffer(&self, position: u32) -> Result<Bytes> {
+        let reader = self.reader.clone();
+        let bytes = panics_caught(&self.name, &self.store, async move { reader.read_global_buffer(position).await }).await?;
+        self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
     /// The only row of a small file, with its schema metadata.
     pub async fn read_row(self) -> Result<(HashMap<String, String>, RecordBatch)> {
         let Self { store, name, reader, bytes_read, .. } = self;

@@ -25,6 +25,12 @@ impl CommittedSegment {
     pub async fn of_index(dataset: &Dataset, name: &str) -> Result<Vec<Self>> {
         Ok(dataset.0.load_indices_by_name(name).await?.into_iter().map(Self::from).collect())
     }
+
+    /// Whether its details hold a text, which protobuf stores as it is.
+    pub fn details_hold(&self, text: &str) -> bool {
+        let wanted = text.as_bytes();
+        self.details.as_ref().is_some_and(|(_, details)| details.windows(wanted.len().max(1)).any(|found| found == wanted))
+    }
 }
 
 impl From<IndexMetadata> for CommittedSegment {

@@ -38,6 +38,7 @@ pub fn index_details(
     model: &IvfPqModel,
     training: Option<Training>,
     index_type: IndexType,
+    transposed: bool,
     mut hints: HashMap<String, String>,
 ) -> Result<(String, Vec<u8>)> {
     let metric = match model.metric() {
@@ -61,7 +62,7 @@ pub fn index_details(
     hint("ivf.shuffle_partition_batches", ivf.shuffle_partition_batches.to_string());
     hint("ivf.shuffle_partition_concurrency", ivf.shuffle_partition_concurrency.to_string());
     hint("pq.kmeans_redos", pq.kmeans_redos.to_string());
-    hint("skip_transpose", false.to_string());
+    hint("skip_transpose", (!transposed).to_string());
     let hnsw = match index_type {
         IndexType::IvfPq => None,
         IndexType::IvfHnswPq { m, ef_construction } => {

@@ -17,8 +17,10 @@ use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
 use lance_io::traits::Writer;
 use object_store::path::Path;
 
+use super::committed::CommittedSegment;
 use crate::error::{Error, Result};
-use crate::io::{Owner, Store, Uploads};
+use crate::io::{Owner, Store, Uploads, without_credentials};
+use crate::lance::LanceStore;
 use crate::lance::dataset::Dataset;
 use crate::lance::file::index_file;
 
@@ -37,9 +39,31 @@ impl SegmentFolder {
     pub async fn of(dataset: &Dataset, uuid: &str) -> Result<Self> {
         let store = dataset.0.object_store(None).await?;
         let path = dataset.0.indices_dir().join(uuid);
+        Ok(Self::at(store, path, format!("{}/_indices/{uuid}", dataset.shown_uri()), uuid))
+    }
+
+    /// Of a committed segment, whose files may be at another base path of the dataset.
+    pub async fn committed(dataset: &Dataset, segment: &CommittedSegment) -> Result<Self> {
+        let Some(base_id) = segment.base_id else { return Self::of(dataset, &segment.uuid).await };
+        let base = dataset.0.manifest().base_paths.get(&base_id);
+        let base = base.ok_or_else(|| {
+            Error::corrupt(format!("index segment {} is at base path {base_id}, of which the dataset knows nothing", segment.uuid))
+        })?;
+        let path = base.extract_path(dataset.0.session().store_registry())?;
+        let path = if base.is_dataset_root { path.join("_indices") } else { path }.join(segment.uuid.as_str());
+        let shown = format!("{}/{}", without_credentials(&base.path), segment.uuid);
+        Ok(Self::at(dataset.0.object_store(Some(base_id)).await?, path, shown, &segment.uuid))
+    }
+
+    fn at(store: Arc<ObjectStore>, path: Path, shown_uri: String, uuid: &str) -> Self {
         let local = store.has_direct_local_paths().then(|| lance_io::local::to_local_path(&path).into());
-        let files = Store::new(store.inner.clone(), path.clone(), format!("{}/_indices/{uuid}", dataset.shown_uri()), local);
-        Ok(Self { store, files, path, uuid: uuid.to_string() })
+        let files = Store::new(store.inner.clone(), path.clone(), shown_uri, local);
+        Self { store, files, path, uuid: uuid.to_string() }
+    }
+
+    /// The place of its files.
+    pub fn as_store(&self) -> LanceStore {
+        LanceStore { files: self.files.clone(), store: self.store.clone() }
     }
 
     /// As Lance's index builder wants it.
@@ -108,21 +132,42 @@ impl SegmentFolder {
     /// Remove the segments that killed builds left in a dataset; how many there were. Nothing depends on it: what cannot be listed
     /// or removed stays.
     pub async fn remove_leftovers(dataset: &Dataset) -> usize {
-        let Ok(store) = dataset.0.object_store(None).await else { return 0 };
-        let Ok(folders) = store.read_dir(dataset.0.indices_dir()).await else { return 0 };
-        let Ok(committed) = dataset.0.load_indices().await else { return 0 };
-        let committed: HashSet<String> = committed.iter().map(|index| index.uuid.to_string()).collect();
         let mut removed = 0;
-        for uuid in folders.into_iter().filter(|name| uuid::Uuid::parse_str(name).is_ok() && !committed.contains(name)) {
-            if let Ok(folder) = Self::of(dataset, &uuid).await {
-                removed += usize::from(folder.remove_if_gone().await);
-            }
+        for folder in Self::uncommitted(dataset).await.unwrap_or_default() {
+            removed += usize::from(folder.is_abandoned().await && folder.remove().await.is_ok());
         }
         removed
     }
 
-    async fn remove_if_gone(&self) -> bool {
+    /// The segments that builds of ours, whose processes are certainly gone, left unfinished: their UUIDs.
+    pub async fn leftovers(dataset: &Dataset) -> Result<Vec<String>> {
+        let mut left = Vec::new();
+        for folder in Self::uncommitted(dataset).await? {
+            if folder.is_abandoned().await {
+                left.push(folder.uuid);
+            }
+        }
+        Ok(left)
+    }
+
+    /// Folders of segments that no index of this version names: those of other versions and other builds too.
+    async fn uncommitted(dataset: &Dataset) -> Result<Vec<Self>> {
+        let store = dataset.0.object_store(None).await?;
+        let names = match store.read_dir(dataset.0.indices_dir()).await {
+            Err(lance_core::Error::NotFound { .. }) => return Ok(Vec::new()),
+            names => names?,
+        };
+        let committed: HashSet<String> = dataset.0.load_indices().await?.iter().map(|index| index.uuid.to_string()).collect();
+        let mut folders = Vec::new();
+        for uuid in names.into_iter().filter(|name| uuid::Uuid::parse_str(name).is_ok() && !committed.contains(name)) {
+            folders.push(Self::of(dataset, &uuid).await?);
+        }
+        Ok(folders)
+    }
+
+    /// Whether the marks of an unfinished segment are in it, and their process is certainly gone.
+    async fn is_abandoned(&self) -> bool {
         let Ok(marks) = self.store.read_one_all(&self.owner_file()).await else { return false };
-        Owner::parse(&marks).is_some_and(|owner| owner.is_gone()) && self.remove().await.is_ok()
+        Owner::parse(&marks).is_some_and(|owner| owner.is_gone())
     }
 }

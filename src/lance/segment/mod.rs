@@ -4,10 +4,12 @@ mod committed;
 mod details;
 mod folder;
 mod model;
+mod reader;
 mod writer;
 
 pub use committed::CommittedSegment;
 pub use details::{IndexType, index_details};
 pub use folder::SegmentFolder;
-pub use model::model_of_index;
+pub use model::model_of_segments;
+pub use reader::{RowIdRemapper, SegmentReader, sizes_of_index};
 pub use writer::{EncodedColumn, PageEncoder, SegmentWriter};

@@ -11,9 +11,10 @@ use crate::error::{Error, Result};
 use crate::lance::dataset::Dataset;
 use crate::model::{IvfPqModel, Metric, Training};
 
-/// What all segments of the index of a name were encoded with. A difference between them is an error.
-pub async fn model_of_index(dataset: &Dataset, name: &str) -> Result<IvfPqModel> {
-    let segments = dataset.0.load_indices_by_name(name).await?;
+/// What segments of the index of a name, by default all, were encoded with. A difference between them is an error.
+pub async fn model_of_segments(dataset: &Dataset, name: &str, uuids: Option<&[String]>) -> Result<IvfPqModel> {
+    let mut segments = dataset.0.load_indices_by_name(name).await?;
+    segments.retain(|segment| uuids.is_none_or(|uuids| uuids.contains(&segment.uuid.to_string())));
     let mut found: Option<(IvfPqModel, &IndexMetadata)> = None;
     for segment in &segments {
         let model = model_of_segment(dataset, name, segment).await?;

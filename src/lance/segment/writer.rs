@@ -66,11 +66,12 @@ pub struct SegmentWriter {
     codes: FileWriter,
     encoder: Arc<PageEncoder>,
     columns: [WrittenColumn; 2],
+    transposed: bool,
 }
 
 impl SegmentWriter {
-    /// `folder` must be there where it is local.
-    pub fn create(dataset: &Dataset, folder: SegmentFolder, model: Arc<IvfPqModel>, uploads: Uploads) -> Result<Self> {
+    /// `folder` must be there where it is local. `transposed`: codes come byte by byte of a partition, else row by row.
+    pub fn create(dataset: &Dataset, folder: SegmentFolder, model: Arc<IvfPqModel>, uploads: Uploads, transposed: bool) -> Result<Self> {
         // As Lance does: indexes of datasets in the first format have files of the second.
         let version = match dataset.0.manifest().data_storage_format.lance_file_format() {
             ConcreteFileVersion::V1 => ConcreteFileVersion::V2_0,
@@ -80,7 +81,11 @@ impl SegmentWriter {
         let encoder = Arc::new(PageEncoder::try_new(quantizer.field(), version)?);
         let file = folder.create(INDEX_AUXILIARY_FILE_NAME, &uploads)?;
         let codes = versions::create_lazy_writer(version, file, FileWriterOptions::default())?;
-        Ok(Self { folder, uploads, version, model, quantizer, codes, encoder, columns: Default::default() })
+        Ok(Self { folder, uploads, version, model, quantizer, codes, encoder, columns: Default::default(), transposed })
+    }
+
+    pub fn is_transposed(&self) -> bool {
+        self.transposed
     }
 
     /// For the tasks that encode.
@@ -114,7 +119,7 @@ impl SegmentWriter {
 
     /// Write what a search needs to know of partitions of these `lengths`; the names and bytes of the files.
     pub async fn finish(self, lengths: &[u32], loss: f64) -> Result<Vec<(String, u64)>> {
-        let Self { folder, uploads, version, model, quantizer, mut codes, encoder, columns } = self;
+        let Self { folder, uploads, version, model, quantizer, mut codes, encoder, columns, transposed } = self;
         // Global buffers follow, which the format wants aligned from 2.1 on: an empty buffer brings the padding there.
         codes.write_external_buffer(&[]).await?;
         let num_rows = lengths.iter().map(|rows| u64::from(*rows)).sum();
@@ -134,7 +139,7 @@ impl SegmentWriter {
         codes.add_schema_metadata(DISTANCE_TYPE_KEY, distance_type(model.metric()).to_string());
         let position = codes.add_global_buffer(pb::Ivf::try_from(&stored)?.encode_to_vec().into()).await?;
         codes.add_schema_metadata(IVF_METADATA_KEY, position.to_string());
-        let options = QuantizationMetadata { codebook_position: Some(0), codebook: None, transposed: true };
+        let options = QuantizationMetadata { codebook_position: Some(0), codebook: None, transposed };
         let mut metadata = quantizer.metadata(Some(options));
         if let Some(codebook) = metadata.extra_metadata()? {
             metadata.set_buffer_index(codes.add_global_buffer(codebook).await?);
@@ -185,7 +190,7 @@ impl PageEncoder {
         self.column(0, first_row, Arc::new(row_ids)).await
     }
 
-    /// Make pages of codes, which lie transposed partition by partition.
+    /// Make pages of codes as they lie in the file.
     pub async fn codes(&self, first_row: u64, codes: FixedSizeListArray) -> Result<EncodedColumn> {
         self.column(1, first_row, Arc::new(codes)).await
     }

@@ -36,14 +36,14 @@ pub async fn list(store: &Store, names: &BTreeSet<String>) -> Result<Vec<Entry>>
 
 /// What became of the process that an attempt was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+pub enum Fate {
     /// It is certainly gone, or nothing was heard of it for very long.
     Over,
     /// It may still be there.
     Unknown,
 }
 
-fn fate(marks: Option<&Marks>, newest: SystemTime, now: SystemTime) -> Fate {
+pub fn fate(marks: Option<&Marks>, newest: SystemTime, now: SystemTime) -> Fate {
     let old = now.duration_since(newest).is_ok_and(|age| age > ABANDONED_AFTER);
     match marks {
         Some(marks) if marks.owner.is_gone() => Fate::Over,

@@ -4,6 +4,8 @@ mod attempt;
 mod claim;
 mod delete;
 mod leftovers;
+mod unfinished;
 
 pub use attempt::{Abandoned, Target};
 pub use delete::delete_artifact;
+pub use unfinished::{Unfinished, unfinished_files};

@@ -1,0 +1,63 @@
+"""A committed index as it is described: what extends it or merges its segments must know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ._arguments import INDEX_TYPES
+from ._commit import same_name
+from ._dataset import Handle
+from .exceptions import InvalidInputError
+
+
+@dataclass(frozen=True)
+class CommittedIndex:
+    """An IVF_PQ or IVF_HNSW_PQ index of a version of a dataset.
+
+    Attributes
+    ----------
+    path : str
+        Of its column.
+    segments : dict
+        UUID to the fragments covered that are there, the oldest segment first.
+    m, ef_construction : int
+        Of its graphs, where it has any.
+    """
+
+    name: str
+    field_id: int
+    path: str
+    index_type: str
+    m: int
+    ef_construction: int
+    segments: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, at: Handle, name: str) -> CommittedIndex:
+        found = same_name(at.dataset, name)
+        if not found:
+            raise InvalidInputError(
+                f"name: index {name!r} does not exist in version {at.version} of {at.uri}"
+            )
+        index = found[0]
+        if index.index_type not in INDEX_TYPES or len(index.fields) != 1:
+            raise InvalidInputError(
+                f"name: index {name!r} is of type {index.index_type} on {list(index.field_names)}, expected one of {INDEX_TYPES} on one column"
+            )
+        field_id = int(index.fields[0])
+        graph: dict[str, Any] = index.details.get("hnsw") or {}
+        there = set(at.fragment_ids())
+        segments = sorted(index.segments, key=lambda segment: segment.dataset_version_at_last_update)
+        return cls(
+            name,
+            field_id,
+            at.path_of(field_id, index.field_names[0]),
+            index.index_type,
+            int(graph.get("max_connections", 20)),
+            int(graph.get("construction_ef", 150)),
+            {str(s.uuid): sorted(set(s.fragment_ids) & there) for s in segments},
+        )
+
+    def covered(self) -> set[int]:
+        return {fragment for fragments in self.segments.values() for fragment in fragments}

@@ -1,0 +1,136 @@
+"""`merge_segments`: the segments of an index put together, without rows that are not live any more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import _lance_artifact as core
+from ._arguments import Progress
+from ._calls import awaited
+from ._checked import checked
+from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
+from ._dataset import Handle
+from ._index import CommittedIndex
+from ._process import terminable
+from ._progress import reporter
+
+if TYPE_CHECKING:
+    import lance
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What `merge_segments` did.
+
+    Attributes
+    ----------
+    name : str
+    segment : str or None
+        UUID of the new segment; None where there was nothing to merge.
+    merged : tuple of str
+        UUIDs of the segments that it replaces.
+    num_rows : int
+        Rows in it.
+    rows_dropped : int
+        Rows of the old ones that are deleted, or updated, since.
+    rows_missing : int
+        Live rows of the fragments covered that no segment held. Rows without a usable vector are such; others searches never find.
+    num_segments : int
+        Of the index now.
+    """
+
+    name: str
+    segment: str | None
+    merged: tuple[str, ...]
+    num_rows: int
+    rows_dropped: int
+    rows_missing: int
+    num_segments: int
+
+    def __str__(self) -> str:
+        if self.segment is None:
+            return f"index {self.name!r}: one segment without a deleted row, nothing to merge"
+        missing = f", {self.rows_missing:,} live rows in none of them" if self.rows_missing else ""
+        return (
+            f"index {self.name!r}: {len(self.merged)} segments merged into one of {self.num_rows:,} rows, {self.rows_dropped:,} dropped"
+            f"{missing}; {self.num_segments} segments"
+        )
+
+
+@terminable()
+@awaited
+@checked
+def merge_segments(
+    dataset: lance.LanceDataset | str | Path,
+    name: str,
+    *,
+    num_indices_to_merge: int | None = None,
+    memory_limit: int | None = None,
+    sync: bool = False,
+    progress: Progress = False,
+) -> Merge:
+    """Put the segments of an index together and commit the one that comes of it in their place.
+
+    Codes are copied, and no vector is read: the segments must be of one model. Rows that were deleted or updated since, also those of
+    a single segment, are left out. The index covers the same fragments as before.
+
+    Parameters
+    ----------
+    dataset : lance.LanceDataset, LanceDB table, or path
+        Its latest version is merged, and its handle sees the new segment afterwards.
+    name : str
+        Of an IVF_PQ or IVF_HNSW_PQ index, whoever built its segments. Graphs are built anew, by Lance.
+    num_indices_to_merge : int, optional
+        The newest segments only, as in pylance's ``optimize_indices``. Default all.
+    memory_limit : int, optional
+        As in `finalize`.
+    sync : bool, default False
+        As in `finalize`.
+    progress : bool or callable, default False
+
+    Returns
+    -------
+    Merge
+
+    Raises
+    ------
+    InvalidInputError
+        There is no such index, or it is of another type or an older format.
+    ArtifactMismatchError
+        Its segments are of different models.
+    CommitConflictError
+        Fragments were rewritten meanwhile. The index stays as it was, and nothing is left behind.
+    """
+    handle = Handle.of(dataset)
+    at = handle.at(int(handle.latest().version))
+    index = CommittedIndex.of(at, name)
+    chosen = list(index.segments)[-(num_indices_to_merge or len(index.segments)) :]
+    fragments = [fragment for uuid in chosen for fragment in index.segments[uuid]]
+    model = core.model_of_index(at.core, name, chosen)
+    wanted = Wanted(
+        name, "replace", index.field_id, index.path, index.index_type, model.metric, model.fingerprint
+    )
+    wanted.of_model.update(chosen)
+    check_name(at.dataset, wanted, fragments, frozenset())
+    with attempt_of(handle, at) as attempt:
+        segment, num_rows, dropped, missing = core.merge_segments(
+            at.core,
+            name,
+            chosen,
+            attempt.uuid,
+            index_type=index.index_type,
+            m=index.m,
+            ef_construction=index.ef_construction,
+            hints=provenance(None),
+            sync=sync,
+            memory_limit=memory_limit,
+            progress=reporter(progress),
+        )
+        left = len(index.segments) - len(chosen) + 1
+        if segment is None:
+            handle.refresh()
+            return Merge(name, None, (), num_rows, dropped, missing, left)
+        commit_segment(attempt, wanted, segment)
+        return Merge(name, attempt.uuid, tuple(chosen), num_rows, dropped, missing, left)

@@ -1,0 +1,140 @@
+"""`resume_run`: what is left of a run, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import _lance_artifact as core
+from ._arguments import Progress, StorageOptions
+from ._calls import awaited
+from ._checked import checked
+from ._clean import clean_run
+from ._commit import Wanted, check_name
+from ._dataset import Handle
+from ._lance_artifact import IvfPqModel
+from ._plan import planned_build
+from ._process import terminable
+from ._run import Run, is_committed
+from ._run_files import PLAN
+from .backends import Backend
+
+if TYPE_CHECKING:
+    import lance
+
+
+@terminable()
+@awaited
+@checked
+def resume_run(
+    uri: str | Path,
+    dataset: Any = None,
+    *,
+    backend: str | Backend = "auto",
+    devices: Sequence[int] | None = None,
+    model: IvfPqModel | None = None,
+    ivf_centroids: Any = None,
+    memory_limit: int | None = None,
+    storage_options: StorageOptions | None = None,
+    dataset_storage_options: dict[str, str] | None = None,
+    sync: bool = False,
+    progress: Progress = False,
+) -> lance.LanceDataset:
+    """Do what is left of a run: train, encode the shards that nobody has published, finalize, commit.
+
+    Parameters
+    ----------
+    uri : str or path
+        Of the run; see `create_index` with ``resume=True``, and `Run`.
+    dataset : lance.LanceDataset, LanceDB table, or path, optional
+        Its handle sees the index afterwards. Default: the planned one is opened, with dataset_storage_options.
+    backend, devices, memory_limit, sync, progress
+        As in `create_index`. They may differ from try to try.
+    model, ivf_centroids
+        Where the run was planned with them and has published no model yet.
+
+    Raises
+    ------
+    ArtifactNotFoundError
+        There is no run.
+    See also `create_index`.
+    """
+    run = Run.open(uri, storage_options=storage_options, dataset_storage_options=dataset_storage_options)
+    return do_all(
+        run,
+        dataset,
+        model=model,
+        ivf_centroids=ivf_centroids,
+        backend=backend,
+        devices=devices,
+        memory_limit=memory_limit,
+        sync=sync,
+        progress=progress,
+    )
+
+
+def do_all(
+    run: Run,
+    dataset: Any,
+    *,
+    model: IvfPqModel | None,
+    ivf_centroids: Any,
+    backend: str | Backend,
+    devices: Sequence[int] | None,
+    memory_limit: int | None,
+    sync: bool,
+    progress: Progress,
+) -> lance.LanceDataset:
+    """All steps of a run in this process; those that are done cost a look."""
+    if dataset is None:
+        dataset = run.opened()
+    handle = Handle.of(dataset)
+    if is_committed(run, handle):
+        handle.refresh()
+        return handle.user
+    work: dict[str, Any] = {"devices": devices, "memory_limit": memory_limit, "progress": progress}
+    trained = run.train(dataset, model=model, ivf_centroids=ivf_centroids, backend=backend, **work)
+    for shard in range(len(run.plan.shards)):
+        run.encode(shard, dataset, model=trained, backend=backend, **work)
+    return run.finalize(dataset, sync=sync, memory_limit=memory_limit, progress=progress)
+
+
+def is_run(uri: str, storage_options: Any) -> bool:
+    """Whether a run is there."""
+    return core.read_file(uri, PLAN, storage_options) is not None
+
+
+def create_by_run(
+    handle: Handle,
+    wanted: Wanted,
+    uri: str,
+    storage_options: Any,
+    asked: dict[str, Any],
+    *,
+    keep: bool,
+    sync: bool,
+    memory_limit: int | None,
+    progress: Progress,
+) -> lance.LanceDataset:
+    """`create_index` by a run: a new one, or the one that is there."""
+    backend = asked["backend"]
+    planned = planned_build(handle, wanted.path, index_type=wanted.index_type, mode=wanted.mode, **asked)
+    if not is_run(uri, storage_options):
+        check_name(handle.latest(), wanted, planned.fragment_ids, handle.fragments_since())
+    run = Run.create(planned, uri, storage_options=storage_options)
+    do_all(
+        run,
+        handle.dataset,
+        model=asked["model"],
+        ivf_centroids=asked["ivf_centroids"],
+        backend=backend,
+        devices=None,
+        memory_limit=memory_limit,
+        sync=sync,
+        progress=progress,
+    )
+    handle.refresh()
+    if not keep:
+        clean_run(run.uri, handle.dataset, everything=True, storage_options=run.storage_options)
+    return handle.user

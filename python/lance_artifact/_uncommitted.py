@@ -1,0 +1,115 @@
+"""pylance's own door for distributed builds: a segment over some fragments, which the caller merges and commits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ._arguments import (
+    Progress,
+    check_hnsw,
+    check_sub_vectors,
+    fragment_list,
+    given_model,
+    index_type_name,
+    metric_name,
+)
+from ._build_artifact import build_artifact
+from ._build_segment import build_segment
+from ._calls import awaited
+from ._checked import checked
+from ._dataset import Handle, vector_column
+from ._process import temporary_artifact, terminable
+from ._train import train
+from .backends import Backend, resolve_backend
+from .exceptions import InvalidInputError
+
+if TYPE_CHECKING:
+    import lance
+    from lance.dataset import Index
+
+
+@terminable()
+@awaited
+@checked
+def create_index_uncommitted(
+    dataset: lance.LanceDataset,
+    column: str | list[str],
+    index_type: str = "IVF_PQ",
+    name: str | None = None,
+    metric: str = "L2",
+    num_partitions: int | None = None,
+    ivf_centroids: Any = None,
+    pq_codebook: Any = None,
+    num_sub_vectors: int | None = None,
+    *,
+    num_bits: int = 8,
+    sample_rate: int = 256,
+    max_iters: int = 50,
+    seed: int = 0,
+    fragment_ids: Sequence[int] | None = None,
+    target_partition_size: int | None = None,
+    m: int = 20,
+    ef_construction: int = 150,
+    index_uuid: str | None = None,
+    backend: str | Backend = "auto",
+    memory_limit: int | None = None,
+    progress: Progress = False,
+) -> Index:
+    """As pylance's method of that name: codes row by row, so that segments of one model can be merged."""
+    handle = Handle.of(dataset)
+    path, dimension = vector_column(handle, column)
+    index_type = index_type_name(index_type)
+    metric = metric_name(metric)
+    if fragment_list(fragment_ids) is None:
+        raise InvalidInputError(
+            "fragment_ids: create_index_uncommitted requires them for a distributed build"
+        )
+    check_hnsw(index_type, m, ef_construction)
+    chosen = resolve_backend(backend)
+    work: dict[str, Any] = {"memory_limit": memory_limit, "progress": progress}
+    training: dict[str, Any] = {
+        "target_partition_size": target_partition_size,
+        "sample_rate": sample_rate,
+        "max_iters": max_iters,
+    }
+    if pq_codebook is not None:
+        if ivf_centroids is None:
+            raise InvalidInputError("ivf_centroids must be specified when pq_codebook is provided")
+        model = given_model(ivf_centroids, pq_codebook, metric, num_sub_vectors)
+        check_sub_vectors(dimension, model.num_sub_vectors, model.num_bits)
+        model = model.with_training(**training)
+    else:
+        model = train(
+            handle.dataset,
+            path,
+            metric=metric,
+            num_partitions=num_partitions,
+            num_sub_vectors=num_sub_vectors,
+            num_bits=num_bits,
+            seed=seed,
+            ivf_centroids=ivf_centroids,
+            fragment_ids=fragment_ids,
+            backend=chosen,
+            **training,
+            **work,
+        )
+    with temporary_artifact() as uri:
+        artifact = build_artifact(
+            handle.dataset, path, model, uri, backend=chosen, fragment_ids=fragment_ids, sync=False, **work
+        )
+        return build_segment(
+            handle.dataset,
+            path,
+            artifact,
+            model=model,
+            name=name,
+            index_type=index_type,
+            fragment_ids=None if "source" in artifact.manifest else fragment_ids,
+            m=m,
+            ef_construction=ef_construction,
+            skip_transpose=index_type == "IVF_PQ",
+            index_uuid=index_uuid,
+            backend_name=chosen.name,
+            **work,
+        )

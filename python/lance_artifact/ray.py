@@ -1,0 +1,423 @@
+"""The same build on a Ray cluster: a thin driver over a `Run`. Needs ``pip install "lance-artifact[ray]"``.
+
+The driver plans, one worker trains, every worker takes the next shard when it is free, the driver makes the index. All of it goes by
+the run's folder, so a job that is killed anywhere goes on with the same call, on the same cluster or on none.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import _lance_artifact as core
+from ._arguments import Progress, given_model, metric_name
+from ._artifacts import check_place
+from ._checked import checked
+from ._clean import clean_run
+from ._dataset import Handle
+from ._extend import Extension
+from ._index import CommittedIndex
+from ._plan import plan
+from ._progress import reporter
+from ._resume import is_run
+from ._run import Run, is_committed
+from .exceptions import (
+    BackendUnavailableError,
+    DeviceError,
+    InvalidInputError,
+    LanceArtifactError,
+    StorageError,
+)
+
+if TYPE_CHECKING:
+    import lance
+
+LOGGER = logging.getLogger("lance_artifact")
+
+# How often a shard is tried whose worker died, or whose store or device failed.
+TRIES = 3
+
+# Seconds between looks at workers.
+POLL = 1.0
+
+
+class Worker:
+    """An actor: opens dataset and model once, and encodes shard after shard."""
+
+    def __init__(self, run: Run, backend: str, workers_of_node: int, memory_limit: int | None) -> None:
+        self._run = run
+        self._backend = backend
+        self._limit = memory_limit or core.default_memory_limit() // workers_of_node
+        self._dataset = run.opened()
+        self._model: Any = None
+
+    def ready(self) -> bool:
+        return True
+
+    def train(self, model: Any, ivf_centroids: Any) -> str:
+        found = self._run.train(
+            self._dataset,
+            model=model,
+            ivf_centroids=ivf_centroids,
+            backend=self._backend,
+            memory_limit=self._limit,
+        )
+        return found.fingerprint
+
+    def encode(self, shard: int) -> int:
+        if self._model is None:
+            self._model = self._run.model()
+        artifact = self._run.encode(
+            shard, self._dataset, model=self._model, backend=self._backend, memory_limit=self._limit
+        )
+        return artifact.num_rows
+
+
+@checked
+def create_index(
+    uri: lance.LanceDataset | str | Path,
+    column: str,
+    index_type: str = "IVF_PQ",
+    name: str | None = None,
+    *,
+    artifact_uri: str | Path,
+    replace: bool = True,
+    num_workers: int = 4,
+    storage_options: dict[str, str] | None = None,
+    ray_remote_args: Mapping[str, Any] | None = None,
+    metric: str = "l2",
+    num_partitions: int | None = None,
+    num_sub_vectors: int | None = None,
+    num_bits: int = 8,
+    sample_rate: int = 256,
+    max_iters: int = 50,
+    seed: int = 0,
+    target_partition_size: int | None = None,
+    m: int = 20,
+    ef_construction: int = 150,
+    ivf_centroids: Any = None,
+    pq_codebook: Any = None,
+    fragment_ids: Any = None,
+    backend: str | None = None,
+    num_shards: int | None = None,
+    artifact_storage_options: dict[str, str] | None = None,
+    memory_limit: int | None = None,
+    resume: bool = True,
+    keep_artifact: bool = True,
+    progress: Progress = False,
+) -> lance.LanceDataset:
+    """Build an index on a Ray cluster.
+
+    Parameters
+    ----------
+    uri : lance.LanceDataset, LanceDB table, or path
+        Workers open it by its URI and ``storage_options``, at the version of the handle.
+    column, index_type, name, replace, metric, num_partitions, num_sub_vectors, ivf_centroids, pq_codebook, storage_options
+        As in lance-ray's ``create_index``; a caller's model is used as it is.
+    artifact_uri : str or path
+        Folder of the run, which driver and workers reach: an object store, or a shared disk.
+    num_workers : int, default 4
+        Actors; never more than there are shards.
+    ray_remote_args : mapping, optional
+        Of the actors, such as ``{"num_gpus": 1}``. More than the cluster has is refused at once.
+    num_bits, sample_rate, max_iters, seed, target_partition_size, m, ef_construction, fragment_ids
+        As in `lance_artifact.create_index`.
+    backend : str, optional
+        Default "cuvs" where ``ray_remote_args`` asks for GPUs, else "cpu".
+    num_shards : int, optional
+        As in `plan`.
+    artifact_storage_options : dict, optional
+        Of the run's folder. Default: those of the dataset.
+    memory_limit : int, optional
+        Bytes that each worker, and the driver, may hold. Default: half of what their machine has free, shared by its workers.
+    resume : bool, default True
+        False: a run that is there is an error.
+    keep_artifact : bool, default True
+        False: the run's folder is removed when the index is committed.
+    progress : bool or callable, default False
+        Called in the driver.
+
+    Returns
+    -------
+    lance.LanceDataset
+        The handle given, or one that is opened, which sees the index.
+
+    Raises
+    ------
+    InvalidInputError
+        The cluster has too few GPUs or CPUs for the workers.
+    The worker's own error where a shard fails three times, or for good. Everything that was published stays for the next try.
+    """
+    ray = _ray()
+    dataset: Any = uri
+    handle = Handle.of(dataset)
+    place = check_place(handle, artifact_uri)
+    remote = dict(ray_remote_args or {})
+    chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
+    options = artifact_storage_options or storage_options
+    model = None
+    if pq_codebook is not None:
+        if ivf_centroids is None:
+            raise InvalidInputError("ivf_centroids must be specified when pq_codebook is provided")
+        model = given_model(ivf_centroids, pq_codebook, metric_name(metric), num_sub_vectors)
+    if not resume and is_run(place, options):
+        raise InvalidInputError(f"resume: got False, and a run is at {place}; choose another artifact_uri")
+    _start(ray, remote, num_workers)
+    planned = plan(
+        handle.dataset,
+        column,
+        index_type,
+        name,
+        metric,
+        replace,
+        num_partitions,
+        num_sub_vectors,
+        num_bits=num_bits,
+        sample_rate=sample_rate,
+        max_iters=max_iters,
+        seed=seed,
+        fragment_ids=fragment_ids,
+        target_partition_size=target_partition_size,
+        m=m,
+        ef_construction=ef_construction,
+        model=model,
+        ivf_centroids=None if model is not None else ivf_centroids,
+        # Whether it can run is for the workers to say.
+        backend="cpu",
+        num_shards=num_shards,
+        calibrate=False,
+    )
+    run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
+    if not is_committed(run, handle):
+        _work(
+            ray,
+            run,
+            chosen,
+            remote,
+            num_workers,
+            memory_limit,
+            model,
+            None if model else ivf_centroids,
+            progress,
+        )
+    run.finalize(handle.dataset, memory_limit=memory_limit, progress=progress)
+    handle.refresh()
+    if not keep_artifact:
+        clean_run(run.uri, handle.dataset, everything=True, storage_options=run.storage_options)
+    return handle.user
+
+
+@checked
+def extend_index(
+    uri: lance.LanceDataset | str | Path,
+    name: str,
+    *,
+    artifact_uri: str | Path,
+    num_workers: int = 4,
+    storage_options: dict[str, str] | None = None,
+    ray_remote_args: Mapping[str, Any] | None = None,
+    backend: str | None = None,
+    num_shards: int | None = None,
+    artifact_storage_options: dict[str, str] | None = None,
+    memory_limit: int | None = None,
+    keep_artifact: bool = True,
+    progress: Progress = False,
+) -> Extension:
+    """Index what an index does not cover yet, as `lance_artifact.extend_index` does, on a Ray cluster.
+
+    Parameters are those of `create_index`. Killed, it goes on with the same call; the run's folder is of one extension.
+    """
+    ray = _ray()
+    dataset: Any = uri
+    handle = Handle.of(dataset)
+    place = check_place(handle, artifact_uri)
+    options = artifact_storage_options or storage_options
+    remote = dict(ray_remote_args or {})
+    chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
+    at = handle.at(int(handle.latest().version))
+    index = CommittedIndex.of(at, name)
+    model = core.model_of_index(at.core, name)
+    if is_run(place, options):
+        run = Run.open(place, storage_options=options, dataset_storage_options=storage_options)
+        if (run.plan.name, run.plan.mode, run.plan.model) != (name, "append", model.fingerprint):
+            raise InvalidInputError(
+                f"artifact_uri: {place} is a run of {run.plan.name!r}, mode {run.plan.mode}; choose another"
+            )
+    else:
+        covered = index.covered()
+        new = [i for i in at.fragment_ids() if i not in covered]
+        if not new or at.count_rows(new) == 0:
+            handle.refresh()
+            return Extension(name, None, (), 0, {}, len(index.segments), None)
+        planned = plan(
+            at.dataset,
+            index.path,
+            index.index_type,
+            name,
+            model.metric,
+            mode="append",
+            m=index.m,
+            ef_construction=index.ef_construction,
+            fragment_ids=new,
+            model=model,
+            backend="cpu",
+            num_shards=num_shards,
+            calibrate=False,
+        )
+        run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
+    if not is_committed(run, handle):
+        _start(ray, remote, num_workers)
+        _work(ray, run, chosen, remote, num_workers, memory_limit, model, None, progress)
+    run.finalize(handle.dataset, memory_limit=memory_limit, progress=progress)
+    handle.refresh()
+    now = CommittedIndex.of(Handle.of(handle.user), name)
+    committed = run.committed() or {}
+    artifacts = run.artifacts(model)
+    covered = now.covered()
+    left = [i for i in Handle.of(handle.user).fragment_ids() if i not in covered]
+    if left:
+        LOGGER.warning(
+            "%d fragments came after the run at %s was planned; extend again, by another run",
+            len(left),
+            run.uri,
+        )
+    dropped: dict[str, int] = {}
+    for artifact in artifacts:
+        for reason, rows in artifact.manifest.get("rows", {}).get("dropped", {}).items():
+            dropped[reason] = dropped.get(reason, 0) + rows
+    rows = sum(artifact.num_rows for artifact in artifacts)
+    done = Extension(
+        name, committed.get("segment"), tuple(run.plan.fragment_ids), rows, dropped, len(now.segments), None
+    )
+    if not keep_artifact:
+        clean_run(run.uri, handle.dataset, everything=True, storage_options=run.storage_options)
+    return done
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise BackendUnavailableError(
+            'ray is not installed: pip install "lance-artifact[ray]", in the driver and on every node'
+        ) from error
+    return ray
+
+
+def _start(ray: Any, remote: Mapping[str, Any], num_workers: int) -> None:
+    """Connect, and refuse at once what would wait for ever."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    there = ray.cluster_resources()
+    wanted = {"GPU": remote.get("num_gpus") or 0, "CPU": remote.get("num_cpus", 1) or 0}
+    wanted |= remote.get("resources") or {}
+    for what, each in wanted.items():
+        if each * num_workers > there.get(what, 0):
+            raise InvalidInputError(
+                f"ray_remote_args: {num_workers} workers of {each} {what} need {each * num_workers}, the cluster has {there.get(what, 0):g}; "
+                "lower num_workers"
+            )
+
+
+def _work(
+    ray: Any,
+    run: Run,
+    backend: str,
+    remote: dict[str, Any],
+    num_workers: int,
+    memory_limit: int | None,
+    model: Any,
+    ivf_centroids: Any,
+    progress: Progress,
+) -> None:
+    """Train, and encode every shard that is not published, on actors that live as long as this call."""
+    status = run.status()
+    left = deque(shard for shard, done in enumerate(status.shards) if not done)
+    num_workers = max(1, min(num_workers, len(left)))
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    on_node = -(-num_workers // max(1, nodes))
+    actor = ray.remote(Worker)
+    report = reporter(progress)
+    workers: list[Any] = []
+
+    def start() -> Any:
+        worker = actor.options(**{"max_restarts": 0, **remote}).remote(run, backend, on_node, memory_limit)
+        workers.append(worker)
+        return worker
+
+    try:
+        if not status.is_trained:
+            _train(ray, start, workers, model, ivf_centroids)
+        if report:
+            report("start", "encode", status.rows_done, run.plan.num_rows, "rows")
+        while len(workers) < num_workers:
+            start()
+        _encode(ray, run, start, list(workers), left, status.rows_done, report)
+        if report:
+            report("complete", "encode", run.plan.num_rows, run.plan.num_rows, "rows")
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+
+
+def _train(ray: Any, start: Any, workers: list[Any], model: Any, ivf_centroids: Any) -> None:
+    for left in reversed(range(TRIES)):
+        worker = start()
+        try:
+            ray.get(worker.train.remote(model, ivf_centroids))
+            return
+        except Exception as error:
+            workers.remove(worker)
+            ray.kill(worker)
+            _judge(ray, error, "training", left)
+
+
+def _encode(
+    ray: Any, run: Run, start: Any, idle: list[Any], left: deque[int], rows_done: int, report: Any
+) -> None:
+    tries = [0] * len(run.plan.shards)
+    busy: dict[Any, tuple[Any, int]] = {}
+    while left or busy:
+        while left and idle:
+            worker, shard = idle.pop(), left.popleft()
+            tries[shard] += 1
+            busy[worker.encode.remote(shard)] = (worker, shard)
+        done, _ = ray.wait(list(busy), num_returns=1, timeout=POLL)
+        for task in done:
+            worker, shard = busy.pop(task)
+            try:
+                ray.get(task)
+            except Exception as error:
+                _judge(ray, error, f"shard {shard}", TRIES - tries[shard])
+                left.append(shard)
+                # One that died is no more, and one whose device failed needs a new process.
+                ray.kill(worker)
+                idle.append(start())
+                continue
+            idle.append(worker)
+            rows_done += run.plan.shards[shard].num_rows
+            if report:
+                report("progress", "encode", rows_done, run.plan.num_rows, "rows")
+
+
+def _judge(ray: Any, error: Exception, what: str, tries_left: int) -> None:
+    """Raise what no other try would mend; log the rest."""
+    cause = getattr(error, "cause", None)
+    own = cause if isinstance(cause, LanceArtifactError) else None
+    died = isinstance(error, ray.exceptions.RayActorError) and own is None
+    again = died or isinstance(own, (StorageError, DeviceError))
+    if again and tries_left > 0:
+        LOGGER.warning("%s failed and is tried again: %s", what, own or error)
+        time.sleep(POLL)
+        return
+    if own is not None:
+        raise own from error
+    if died:
+        raise StorageError(
+            f"{what}: its worker died {TRIES} times (out of memory, or the node is gone); what is published stays. Ray says: {error}"
+        ) from error
+    raise error

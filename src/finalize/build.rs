@@ -1,0 +1,148 @@
+//! The files of a segment, of partitions from wherever: written, counted, made durable, or removed again.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::partitions::Partitions;
+use super::seam::build_hnsw;
+use super::windows::{least_bytes, write_segment};
+use crate::budget::{Budget, Reservation};
+use crate::error::{Error, Result};
+use crate::io::{MAX_PARTS, MIN_PART_BYTES, Uploads};
+use crate::lance::dataset::{Dataset, VectorColumn};
+use crate::lance::segment::{IndexType, SegmentFolder, SegmentWriter};
+use crate::model::IvfPqModel;
+use crate::progress::Progress;
+use crate::sync::spawn;
+
+/// What Lance's builder takes for its windows (`PARTITION_BUILD_BUDGET_BYTES`).
+const BUILDER_BYTES: u64 = 512 << 20;
+
+/// Parts of a file that are on their way at once.
+const MAX_IN_FLIGHT: u64 = 8;
+
+/// What windows and the parts of an upload need.
+pub fn window_bytes(code_width: usize) -> u64 {
+    least_bytes(code_width) + MIN_PART_BYTES as u64 * 2
+}
+
+/// What is to be written, and where.
+pub struct SegmentTarget<'a> {
+    pub dataset: &'a Dataset,
+    pub column: &'a VectorColumn,
+    /// Names the folder of the segment.
+    pub uuid: &'a str,
+    pub index_type: IndexType,
+    /// Codes of a partition byte by byte, as searches want them.
+    pub transposed: bool,
+    /// Wait until the files are on the local disk.
+    pub sync: bool,
+    /// What the caller said, if anything.
+    pub memory_limit: Option<u64>,
+}
+
+/// Write the files of a segment, then run the last checks; the names and bytes of the files. A failure leaves none behind.
+pub async fn write_files(
+    target: SegmentTarget<'_>,
+    model: &Arc<IvfPqModel>,
+    partitions: Arc<Partitions>,
+    budget: &Budget,
+    progress: Arc<dyn Progress>,
+    checks: impl Future<Output = Result<()>>,
+) -> Result<Vec<(String, u64)>> {
+    SegmentFolder::remove_leftovers(target.dataset).await;
+    let folder = SegmentFolder::of(target.dataset, target.uuid).await?;
+    let result = async {
+        folder.mark().await?;
+        let files = build_files(&target, &folder, model, partitions, budget, progress).await?;
+        checks.await?;
+        if let Some(folder) = folder.local().filter(|_| target.sync) {
+            sync_files(folder, &files).await?;
+        }
+        Ok::<_, Error>(files)
+    };
+    match result.await {
+        Ok(files) => Ok(files),
+        Err(error) => match folder.remove().await {
+            Ok(()) => Err(error),
+            Err(left) => Err(error.context(format!("(and the unfinished segment {} could not be removed: {left})", target.uuid))),
+        },
+    }
+}
+
+async fn build_files(
+    target: &SegmentTarget<'_>,
+    folder: &SegmentFolder,
+    model: &Arc<IvfPqModel>,
+    partitions: Arc<Partitions>,
+    budget: &Budget,
+    progress: Arc<dyn Progress>,
+) -> Result<Vec<(String, u64)>> {
+    let files = match target.index_type {
+        IndexType::IvfPq => {
+            let (uploads, _held) = uploads(folder, &partitions, budget).await?;
+            let segment = SegmentWriter::create(target.dataset, folder.clone(), model.clone(), uploads, target.transposed)?;
+            write_segment(segment, partitions.clone(), budget, progress.as_ref()).await?
+        }
+        IndexType::IvfHnswPq { m, ef_construction } => {
+            if let Some(limit) = target.memory_limit {
+                check_graphs(limit, budget, &partitions, m)?;
+            }
+            build_hnsw(target.dataset, &target.column.path, folder, model, partitions.clone(), (m, ef_construction), progress).await?
+        }
+    };
+    let (read, num_rows) = (partitions.rows_read(), partitions.num_rows());
+    if read != num_rows {
+        return Err(Error::internal(format!("the index builder read {read} rows of {num_rows}")));
+    }
+    // The builder checks nothing: count the rows that reached the file.
+    let stored = folder.stored_rows().await?;
+    if stored != num_rows {
+        return Err(Error::internal(format!("the index segment holds {stored} rows, its sources {num_rows}")));
+    }
+    Ok(files)
+}
+
+/// Lance's builder holds its windows, and the graphs that it makes, whatever the limit is: refuse one that it would not keep.
+fn check_graphs(limit: u64, budget: &Budget, partitions: &Partitions, m: usize) -> Result<()> {
+    let largest = (0..partitions.len()).filter_map(|p| partitions.rows(p)).max().unwrap_or(0);
+    // A node has up to twice `m` neighbours, each with its distance, and its codes are read, put together and written.
+    let of_row = 3 * partitions.row_bytes() as u64 + 16 * m as u64;
+    let needed = (budget.held() + BUILDER_BYTES + largest * of_row).next_multiple_of(1 << 20);
+    if needed > limit {
+        return Err(Error::invalid(format!(
+            "memory_limit: got {limit} bytes, expected at least {needed}: an IVF_HNSW_PQ index is made by Lance's builder, which takes \
+             {BUILDER_BYTES} and its largest partition of {largest} rows with its graph; raise it, or make an IVF_PQ index"
+        )));
+    }
+    Ok(())
+}
+
+/// How the files of a segment go to an object store, and the bytes that the parts hold.
+async fn uploads(folder: &SegmentFolder, partitions: &Partitions, budget: &Budget) -> Result<(Uploads, Option<Reservation>)> {
+    if folder.local().is_some() {
+        return Ok((Uploads::new(MIN_PART_BYTES, 1, Handle::current()), None));
+    }
+    // Room for metadata, and for encodings that take more than the rows.
+    let expected = partitions.num_rows() * partitions.row_bytes() as u64 / 8 * 10;
+    let part_bytes = (expected / MAX_PARTS as u64).max(MIN_PART_BYTES as u64);
+    let in_flight = (budget.free() / 4 / part_bytes).clamp(2, MAX_IN_FLIGHT + 1) - 1;
+    let held = budget.reserve((in_flight + 1) * part_bytes).await?;
+    Ok((Uploads::new(part_bytes as usize, in_flight as usize, Handle::current()), Some(held)))
+}
+
+/// Make the files of a segment durable, and the names of them and of the folder above.
+async fn sync_files(folder: std::path::PathBuf, files: &[(String, u64)]) -> Result<()> {
+    let paths: Vec<_> = files.iter().map(|(name, _)| folder.join(name)).collect();
+    spawn(move || {
+        for path in paths.iter().chain([&folder]) {
+            std::fs::File::open(path)?.sync_all()?;
+        }
+        for above in folder.ancestors().skip(1).take(2) {
+            std::fs::File::open(above)?.sync_all()?;
+        }
+        Ok(())
+    })
+    .await
+}

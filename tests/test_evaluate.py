@@ -1,0 +1,124 @@
+"""What `evaluate` says is what searches give."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lance_artifact as la
+from conftest import stored, vectors
+from lance_artifact import _evaluate, cli
+from test_extend import DIM, ROWS, K, append, build
+
+
+@pytest.mark.parametrize("index_type", ["IVF_PQ", "IVF_HNSW_PQ"])
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+def test_recall_is_that_of_searches(write: Callable[..., Any], metric: str, index_type: str) -> None:
+    array = vectors(ROWS, DIM)
+    ds = write(array)
+    build(ds, metric=metric, index_type=index_type)
+    ds.delete("id % 10 = 0")
+    queries = vectors(20, DIM, seed=7)
+    found = la.evaluate(ds, "vector_idx", queries, k=5, nprobes=[2, K], refine_factors=[None, 20])
+    assert [(s.nprobes, s.refine_factor) for s in found.settings] == [(2, None), (K, None), (2, 20), (K, 20)]
+    for setting in found.settings:
+        hits = 0
+        for query in queries:
+            nearest = {"column": "vector", "q": query, "k": 5, "metric": metric}
+            exact = ds.to_table(nearest={**nearest, "use_index": False})["id"].to_pylist()
+            more = {"nprobes": setting.nprobes} | (
+                {"refine_factor": setting.refine_factor} if setting.refine_factor else {}
+            )
+            hits += len(set(exact) & set(ds.to_table(nearest={**nearest, **more})["id"].to_pylist()))
+        assert setting.recall == pytest.approx(hits / 100, abs=0.021)
+        assert setting.latency_ms > 0
+    assert found.settings[-1].recall > 0.9
+    assert found.settings[1].rows_scanned == found.num_rows == ROWS
+    assert 0 < found.settings[0].rows_scanned < ROWS
+
+
+def test_rows_of_the_table_as_queries(write: Callable[..., Any]) -> None:
+    ds = write(vectors(ROWS, DIM))
+    build(ds)
+    append(ds, vectors(500, DIM, seed=1))
+    la.extend_index(ds, "vector_idx", measure_fit=False)
+    seen: list[Any] = []
+    found = la.evaluate(ds, "vector_idx", num_queries=30, target_recall=0.9, progress=seen.append)
+    assert (found.num_queries, found.num_segments, found.num_rows) == (30, 2, ROWS + 500)
+    assert {p.stage for p in seen} == {"exact", "search"}
+    by_factor = [s.recall for s in found.settings if s.refine_factor == 16]
+    assert by_factor == sorted(by_factor) and by_factor[-1] > 0.95
+    cheapest = found.cheapest(0.9)
+    assert cheapest is not None and cheapest.recall >= 0.9 and found.cheapest(1.1) is None
+    content = json.loads(found.to_json())
+    assert content["cheapest"]["nprobes"] == cheapest.nprobes and len(content["settings"]) == len(
+        found.settings
+    )
+    text = str(found)
+    assert f"nprobes={cheapest.nprobes}" in text and "coefficient of variation" in text
+    sizes = (
+        [len(p) for p in stored(ds, "vector_idx")] if len(ds.describe_indices()[0].segments) == 1 else None
+    )
+    assert sizes is None and found.skew >= 1
+
+
+def test_what_cannot_be_evaluated(write: Callable[..., Any]) -> None:
+    ds = write(vectors(ROWS, DIM))
+    build(ds)
+    for arguments, options, match in (
+        (["none"], {}, "'none' does not exist"),
+        (["vector_idx", np.zeros((3, 4))], {}, r"queries: got shape \(3, 4\)"),
+        (["vector_idx", np.full((3, DIM), np.nan)], {}, "queries: got NaN"),
+        (["vector_idx"], {"target_recall": 2.0}, "target_recall: got 2.0"),
+        (["vector_idx"], {"nprobes": [0]}, "at least 1"),
+        (["vector_idx"], {"k": 0}, "k: got 0"),
+    ):
+        with pytest.raises(la.InvalidInputError, match=match):
+            la.evaluate(ds, *arguments, **options)
+    build(ds, name="other")
+    with pytest.raises(la.InvalidInputError, match=r"has other indexes too, \['other'\]"):
+        la.evaluate(ds, "vector_idx")
+
+
+def test_a_build_that_looks_at_what_it_made(
+    write: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    ds = write(vectors(ROWS, DIM))
+    with caplog.at_level(logging.INFO, "lance_artifact"):
+        build(ds, verify=True)
+    assert "with every partition probed" in caplog.text
+    monkeypatch.setattr(_evaluate, "SOUND", 1.1)
+    with pytest.warns(UserWarning, match="its codes say little of the vectors"):
+        build(ds, replace=True, verify=True, artifact_uri=tmp_path / "run", resume=True)
+
+
+def test_the_command(write: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ds = write(vectors(ROWS, DIM))
+    build(ds)
+    picture = tmp_path / "recall.png"
+    command = [
+        "evaluate",
+        ds.uri,
+        "vector_idx",
+        "--num-queries",
+        "20",
+        "--target-recall",
+        "0.9",
+        "--plot",
+        str(picture),
+    ]
+    assert cli.main(command) == 0
+    assert "for a recall of 0.9: nprobes=" in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert cli.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cheapest"]["recall"] >= 0.9
+    assert cli.main([*command[:-1], str(tmp_path / "recall.xyz")]) == 2
