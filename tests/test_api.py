@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -439,6 +440,88 @@ def test_lancedb_reaches_the_registry(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     table.checkout_latest()
     assert len(table.list_indices()) == 2
+
+
+def test_the_door_for_distributed_callers(write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lance-ray's driver and workers call."""
+    from lance.indices import IndicesBuilder
+
+    from lance_artifact import _register
+    from lance_artifact.backends.cpu import CpuBackend
+
+    ds = write(vectors(ROWS, DIM))
+    for call in (
+        lambda: IndicesBuilder(ds, "vector").train_ivf(K, accelerator="cuvs"),
+        lambda: ds.create_index_uncommitted("vector", "IVF_PQ", accelerator="cuvs", fragment_ids=[0]),
+    ):
+        with pytest.raises(la.BackendUnavailableError, match=r"driver|device"):
+            call()
+    monkeypatch.setattr(_register, "resolve_accelerator", lambda *_: CpuBackend())
+    builder = IndicesBuilder(ds, "vector")
+    ivf = builder.train_ivf(K, accelerator="cuvs", sample_rate=8, fragment_ids=[0, 1])
+    assert (ivf.num_partitions, ivf.distance_type) == (K, "l2")
+    assert builder.train_ivf(K, sample_rate=8).num_partitions == K
+    pq = builder.train_pq(ivf, M, sample_rate=8)
+    options = {
+        "ivf_centroids": ivf.centroids,
+        "pq_codebook": pq.codebook,
+        "num_partitions": K,
+        "num_sub_vectors": M,
+    }
+    uuid = "0b0f9a3c-5f0e-4a5e-8a0e-0123456789ab"
+    parts = [
+        ds.create_index_uncommitted(
+            "vector", "IVF_PQ", accelerator="cuvs", fragment_ids=ids, index_uuid=given, **options
+        )
+        for ids, given in (([0], uuid), ([1, 2, 3][: len(ds.get_fragments()) - 1], None))
+    ]
+    assert parts[0].uuid == uuid
+    ds.commit_existing_index_segments("both", "vector", [ds.merge_existing_index_segments(parts)])
+    model = la.IvfPqModel.from_index(ds, "both")
+    assert (model.num_partitions, model.num_sub_vectors) == (K, M)
+    assert ds.stats.index_stats("both")["num_unindexed_rows"] == 0
+    for more, match in (
+        ({"artifact_uri": "x"}, r"\['artifact_uri'\]: not known"),
+        ({"train": False}, "train: not supported"),
+        ({"fragment_ids": None}, "fragment_ids"),
+        ({"index_uuid": "x"}, "index_uuid: got 'x'"),
+    ):
+        with pytest.raises(la.InvalidInputError, match=match):
+            ds.create_index_uncommitted(
+                "vector", "IVF_PQ", **{"accelerator": "cuvs", "fragment_ids": [0], **options, **more}
+            )
+
+
+def test_a_lancedb_tables_life(tmp_path: Path) -> None:
+    import lancedb
+
+    array = vectors(ROWS, DIM)
+    data = pa.table({"id": pa.array(range(ROWS)), "vector": pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), DIM)})  # fmt: skip
+    table = lancedb.connect(str(tmp_path)).create_table("t", data)
+    print(la.plan(table, "vector", num_partitions=K, backend="cpu"))
+    la.create_index(
+        table,
+        "vector",
+        num_partitions=K,
+        num_sub_vectors=M,
+        sample_rate=8,
+        backend="cpu",
+        artifact_uri=tmp_path / "run",
+        resume=True,
+    )
+    table.checkout_latest()
+    table.add(data.slice(0, 100))
+    assert la.extend_index(table, "vector_idx").num_rows == 100
+    table.delete("id < 50")
+    assert la.merge_segments(table, "vector_idx").rows_dropped == 100
+    table.checkout_latest()
+    assert len(table.list_indices()) == 1 and table.index_stats("vector_idx").num_unindexed_rows == 0
+    table.add(data.slice(50, 200))
+    table.optimize()
+    assert table.index_stats("vector_idx").num_unindexed_rows == 0
+    found = table.search(array[300]).limit(3).nprobes(K).refine_factor(20).to_list()
+    assert found[0]["id"] == 300
+    assert la.evaluate(table, "vector_idx", num_queries=20, refine_factors=[20]).settings[-1].recall > 0.9
 
 
 # The command line

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from . import _lance_artifact as core
 from ._arguments import INDEX_TYPES
 from ._commit import same_name
 from ._dataset import Handle
@@ -21,6 +22,8 @@ class CommittedIndex:
         Of its column.
     segments : dict
         UUID to the fragments covered that are there, the oldest segment first.
+    metric : str or None
+        None where it does not say it.
     m, ef_construction : int
         Of its graphs, where it has any.
     """
@@ -29,6 +32,7 @@ class CommittedIndex:
     field_id: int
     path: str
     index_type: str
+    metric: str | None
     m: int
     ef_construction: int
     segments: dict[str, list[int]]
@@ -45,6 +49,16 @@ class CommittedIndex:
             raise InvalidInputError(
                 f"name: index {name!r} is of type {index.index_type} on {list(index.field_names)}, expected one of {INDEX_TYPES} on one column"
             )
+        unsaid = core.segments_without_coverage(at.core, name)
+        if unsaid:
+            raise InvalidInputError(
+                f"name: segments {unsaid[:3]} of index {name!r} do not say which fragments they cover; build the index anew"
+            )
+        carrying = [str(segment.uuid) for segment in index.segments if list(segment.covering_fields)]
+        if carrying:
+            raise InvalidInputError(
+                f"name: segments {carrying[:3]} of index {name!r} carry columns of the table beside their codes, which would be lost"
+            )
         field_id = int(index.fields[0])
         graph: dict[str, Any] = index.details.get("hnsw") or {}
         there = set(at.fragment_ids())
@@ -54,6 +68,7 @@ class CommittedIndex:
             field_id,
             at.path_of(field_id, index.field_names[0]),
             index.index_type,
+            str(index.details.get("metric_type", "")).lower() or None,
             int(graph.get("max_connections", 20)),
             int(graph.get("construction_ef", 150)),
             {str(s.uuid): sorted(set(s.fragment_ids) & there) for s in segments},

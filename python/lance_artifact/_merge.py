@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,14 +109,10 @@ def merge_segments(
     index = CommittedIndex.of(at, name)
     chosen = list(index.segments)[-(num_indices_to_merge or len(index.segments)) :]
     fragments = [fragment for uuid in chosen for fragment in index.segments[uuid]]
-    model = core.model_of_index(at.core, name, chosen)
-    wanted = Wanted(
-        name, "replace", index.field_id, index.path, index.index_type, model.metric, model.fingerprint
-    )
-    wanted.of_model.update(chosen)
+    wanted = Wanted(name, "replace", index.field_id, index.path, index.index_type, index.metric)
     check_name(at.dataset, wanted, fragments, frozenset())
     with attempt_of(handle, at) as attempt:
-        segment, num_rows, dropped, missing = core.merge_segments(
+        segment, model, num_rows, dropped, missing = core.merge_segments(
             at.core,
             name,
             chosen,
@@ -132,5 +129,5 @@ def merge_segments(
         if segment is None:
             handle.refresh()
             return Merge(name, None, (), num_rows, dropped, missing, left)
-        commit_segment(attempt, wanted, segment)
+        commit_segment(attempt, dataclasses.replace(wanted, model=model), segment)
         return Merge(name, attempt.uuid, tuple(chosen), num_rows, dropped, missing, left)

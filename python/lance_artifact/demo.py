@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ._build_artifact import build_artifact
+from ._evaluate import evaluate
 from ._finalize import finalize
 from ._train import train
 from .backends import resolve_backend
@@ -24,6 +26,7 @@ PATCH = 8
 DIMENSION = PATCH * PATCH * 3
 PARTITIONS, SUB_VECTORS = 256, 24
 QUERIES, K, NPROBES, REFINE = 200, 10, 16, 4
+TARGET = 0.9
 
 
 def _photographs() -> list[np.ndarray]:
@@ -178,7 +181,7 @@ def run(
     Parameters
     ----------
     output : Path
-        Gets the dataset, the artifact and the picture.
+        Gets the dataset, the artifact and the pictures.
     limit : int, optional
         Vectors at most; default all of them (about 530,000).
     backend : str, default "auto"
@@ -191,7 +194,8 @@ def run(
     -------
     dict
         ``rows``, ``recall_at_10``, ``stock_recall_at_10``, ``seconds`` by stage, ``stock_seconds``,
-        ``peak_memory_bytes`` (of the build, above what the process held before), ``picture``, and how it was measured.
+        ``peak_memory_bytes`` (of the build, above what the process held before), ``picture``, ``recall_picture``, ``evaluation`` (as `Evaluation.to_json` gives
+        it), and how it was measured.
     """
     seconds: dict[str, float] = {}
 
@@ -234,6 +238,9 @@ def run(
     recall, milliseconds = _recall(ds, queries, truth, **search)
     picture = output / "found.png"
     _picture(ds, queries, picture)
+    evaluation = evaluate(ds, "artifact_idx", queries[:100], target_recall=TARGET)
+    curve = output / "recall.png"
+    evaluation.plot(curve)
     result: dict[str, Any] = {
         "rows": rows,
         "recall_at_10": round(recall, 4),
@@ -242,6 +249,8 @@ def run(
         "stock_seconds": None,
         "peak_memory_bytes": memory.peak - memory.start,
         "picture": str(picture),
+        "recall_picture": str(curve),
+        "evaluation": json.loads(evaluation.to_json()),
         "search_milliseconds": round(milliseconds, 2),
         "backend": chosen.name,
         "dropped": artifact.manifest["rows"]["dropped"],
@@ -267,6 +276,17 @@ def run(
     return result
 
 
+def _advice(evaluation: dict[str, Any]) -> str:
+    """The cheapest setting for the recall that is wanted."""
+    target, found = evaluation["target_recall"], evaluation["cheapest"]
+    if found is None:
+        return f"no setting reaches a recall of {target}"
+    return (
+        f"for a recall of {target}: nprobes={found['nprobes']}, refine_factor={found['refine_factor']} "
+        f"({found['rows_scanned']:,.0f} rows scanned, {found['latency_ms']:.2f} ms)"
+    )
+
+
 def describe(result: dict[str, Any]) -> str:
     """The figures for people."""
     parameters = result["parameters"]
@@ -290,7 +310,9 @@ def describe(result: dict[str, Any]) -> str:
         )
     lines += [
         f"  {'one search':<28}{result['search_milliseconds']:>9.2f} ms",
+        f"  {_advice(result['evaluation'])}",
         "",
+        f"  recall against rows scanned: {result['recall_picture']}",
         f"  picture: {result['picture']}",
     ]
     return "\n".join(lines)

@@ -161,20 +161,9 @@ impl Coverage {
         self.rows.count(row_ids)
     }
 
-    /// Mark rows as seen, and keep those, with their codes, that are live rows of the fragments and come for the first time.
-    pub fn retain(&self, row_ids: &mut Vec<u64>, codes: &mut Vec<u8>, code_width: usize) {
-        let kept: Vec<bool> = self.rows.remove(row_ids).collect();
-        if kept.iter().all(|kept| *kept) {
-            return;
-        }
-        let mut to = 0;
-        for (from, _) in kept.iter().enumerate().filter(|(_, kept)| **kept) {
-            row_ids[to] = row_ids[from];
-            codes.copy_within(from * code_width..(from + 1) * code_width, to * code_width);
-            to += 1;
-        }
-        row_ids.truncate(to);
-        codes.truncate(to * code_width);
+    /// Mark rows as seen: whether each is a live row of the fragments, and came for the first time.
+    pub fn take(&self, row_ids: &[u64]) -> Vec<bool> {
+        self.rows.remove(row_ids).collect()
     }
 
     /// Mark rows as indexed: each must be a live row of the fragments, and come for the first time.

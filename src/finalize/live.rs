@@ -12,8 +12,8 @@ use arrow_array::{RecordBatch, UInt8Array, UInt64Array};
 use futures::{StreamExt, TryStreamExt};
 
 use super::coverage::Coverage;
-use crate::artifact::PartitionRows;
 use crate::artifact::format::partition_schema;
+use crate::artifact::{PartitionRows, row_ids_and_codes};
 use crate::error::{Error, Result};
 use crate::lance::dataset::Dataset;
 use crate::lance::segment::{CommittedSegment, RowIdRemapper, SegmentReader};
@@ -43,6 +43,17 @@ impl LiveSegment {
         let covered: Vec<u32> = segment.fragment_ids.iter().copied().filter(|id| there.contains(id)).collect();
         let coverage = Coverage::try_new(dataset, &covered).await?;
         Ok(Self { reader, coverage, sizes: Vec::new() })
+    }
+
+    /// Whether it has as many rows as its fragments have live ones: then each is one of those, unless rows without a usable vector were as
+    /// many as rows that are gone.
+    pub fn seems_live(&self) -> bool {
+        self.reader.num_rows() == self.coverage.live_rows()
+    }
+
+    /// Take all of its rows for live. That is noticed where it is wrong, when they are read.
+    pub fn take_for_live(&mut self) {
+        self.sizes = (0..self.reader.num_partitions()).map(|partition| self.reader.partition_rows(partition)).collect();
     }
 
     /// Count what is live.
@@ -113,22 +124,38 @@ impl LiveSegment {
         self.coverage.rows_left()
     }
 
-    /// The live rows of consecutive partitions.
-    pub async fn read(&self, window: Range<usize>) -> Result<PartitionRows> {
-        let read = self.reader.partitions(window.clone()).await?;
-        let batches = window.clone().zip(read).map(|(partition, (row_ids, codes))| {
-            let batch = self.live(row_ids, codes)?;
-            self.check(partition, batch.num_rows() as u64)?;
-            Ok(batch)
-        });
-        Ok(PartitionRows::of_batches(window, batches.collect::<Result<_>>()?))
-    }
-
-    fn live(&self, mut row_ids: Vec<u64>, mut codes: Vec<u8>) -> Result<RecordBatch> {
+    /// The live rows of consecutive partitions; `row_by_row`, or as the segment has them.
+    pub async fn read(&self, window: Range<usize>, row_by_row: bool) -> Result<PartitionRows> {
         let width = self.reader.code_width();
-        self.coverage.retain(&mut row_ids, &mut codes, width);
-        let codes = fixed_size_list(Arc::new(UInt8Array::from(codes)), width)?;
-        Ok(RecordBatch::try_new(partition_schema(width), vec![Arc::new(UInt64Array::from(row_ids)), Arc::new(codes)])?)
+        let (row_ids, codes) = self.reader.partitions(window.clone()).await?;
+        let mut batch = RecordBatch::try_new(partition_schema(width), vec![Arc::new(row_ids), Arc::new(codes)])?;
+        let stored: Vec<usize> = window.clone().map(|partition| self.reader.partition_rows(partition) as usize).collect();
+        let mut sizes = stored.clone();
+        let mut transposed = self.reader.is_transposed();
+        let (row_ids, bytes) = row_ids_and_codes(&batch);
+        let kept = self.coverage.take(row_ids);
+        let dead = kept.iter().any(|kept| !kept);
+        if dead || (transposed && row_by_row) {
+            let (mut live_ids, mut live_codes) = (Vec::with_capacity(row_ids.len()), Vec::with_capacity(bytes.len()));
+            let mut first = 0;
+            for size in &mut sizes {
+                let rows = first..first + *size;
+                let block = &bytes[rows.start * width..rows.end * width];
+                let kept = &kept[rows.clone()];
+                let ids = row_ids[rows].iter().zip(kept).filter(|(_, kept)| **kept).map(|(id, _)| *id);
+                let before = live_ids.len();
+                live_ids.extend(ids);
+                keep_codes(block, kept, width, transposed, row_by_row, &mut live_codes);
+                first += *size;
+                *size = live_ids.len() - before;
+            }
+            transposed &= !row_by_row;
+            batch = batch_of(live_ids, live_codes, width)?;
+        }
+        for (partition, rows) in window.clone().zip(&sizes) {
+            self.check(partition, *rows as u64)?;
+        }
+        Ok(PartitionRows::of_batch(window, batch, &sizes, transposed))
     }
 
     fn check(&self, partition: usize, rows: u64) -> Result<()> {
@@ -141,6 +168,28 @@ impl LiveSegment {
              file has changed; build the index anew",
             self.reader.uuid()
         )))
+    }
+}
+
+fn batch_of(row_ids: Vec<u64>, codes: Vec<u8>, width: usize) -> Result<RecordBatch> {
+    let codes = fixed_size_list(Arc::new(UInt8Array::from(codes)), width)?;
+    Ok(RecordBatch::try_new(partition_schema(width), vec![Arc::new(UInt64Array::from(row_ids)), Arc::new(codes)])?)
+}
+
+/// The codes of a partition that are kept, added to `codes`: byte by byte, or `row_by_row`.
+fn keep_codes(block: &[u8], kept: &[bool], width: usize, transposed: bool, row_by_row: bool, codes: &mut Vec<u8>) {
+    let rows = kept.len();
+    let live = || kept.iter().enumerate().filter(|(_, kept)| **kept).map(|(row, _)| row);
+    if !transposed {
+        live().for_each(|row| codes.extend_from_slice(&block[row * width..(row + 1) * width]));
+    } else if row_by_row {
+        let start = codes.len();
+        codes.resize(start + live().count() * width, 0);
+        for (byte, column) in block.chunks_exact(rows.max(1)).enumerate() {
+            live().enumerate().for_each(|(to, row)| codes[start + to * width + byte] = column[row]);
+        }
+    } else {
+        block.chunks_exact(rows.max(1)).for_each(|column| codes.extend(live().map(|row| column[row])));
     }
 }
 
@@ -167,13 +216,19 @@ impl LiveSlices {
             let rows = self.slice_rows.min(stored - self.row);
             let (row_ids, codes) = self.segment.reader.slice(self.partition, self.row, rows).await?;
             self.row += rows;
-            let batch = self.segment.live(row_ids, codes)?;
+            let kept = self.segment.coverage.take(&row_ids);
+            let width = self.segment.reader.code_width();
+            let mut live_codes = Vec::with_capacity(codes.len());
+            keep_codes(&codes, &kept, width, false, true, &mut live_codes);
+            let live_ids = row_ids.iter().zip(&kept).filter(|(_, kept)| **kept).map(|(id, _)| *id).collect();
+            let batch = batch_of(live_ids, live_codes, width)?;
             self.live += batch.num_rows() as u64;
             if self.row == stored {
                 self.segment.check(self.partition, self.live)?;
             }
             if batch.num_rows() > 0 {
-                return Ok(Some(PartitionRows::of_batches(self.partition..self.partition + 1, vec![batch])));
+                let rows = [batch.num_rows()];
+                return Ok(Some(PartitionRows::of_batch(self.partition..self.partition + 1, batch, &rows, false)));
             }
         }
         Ok(None)

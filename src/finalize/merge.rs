@@ -33,6 +33,8 @@ pub struct MergeRequest {
 pub struct Merged {
     /// `None` where it would be the only one there was: nothing was written.
     pub segment: Option<Segment>,
+    /// Fingerprint of the model of all of them.
+    pub model: String,
     /// Rows in it.
     pub num_rows: u64,
     /// Rows that are not live any more, or live in a fragment that another segment covers.
@@ -43,7 +45,16 @@ pub struct Merged {
 
 /// Check everything, then merge. A failure leaves no files behind.
 pub async fn merge_segments(request: MergeRequest, progress: Arc<dyn Progress>) -> Result<Merged> {
-    let MergeRequest { dataset, name, .. } = &request;
+    match merge(&request, progress.clone(), false).await {
+        // A segment whose rows seemed to be live, and were not.
+        Err(Error::CorruptArtifact(_)) => merge(&request, progress, true).await,
+        result => result,
+    }
+}
+
+/// `counts`: count the live rows of every segment, whatever it seems.
+async fn merge(request: &MergeRequest, progress: Arc<dyn Progress>, counts: bool) -> Result<Merged> {
+    let MergeRequest { dataset, name, .. } = request;
     let chosen: Vec<CommittedSegment> =
         CommittedSegment::of_index(dataset, name).await?.into_iter().filter(|segment| request.segments.contains(&segment.uuid)).collect();
     if chosen.is_empty() || chosen.len() != request.segments.len() {
@@ -52,6 +63,17 @@ pub async fn merge_segments(request: MergeRequest, progress: Arc<dyn Progress>) 
             request.segments,
             chosen.len(),
             dataset.version()
+        )));
+    }
+    if let Some(other) = chosen.iter().find(|segment| !segment.says_coverage || segment.index_version != request.index_type.version()) {
+        return Err(Error::invalid(format!(
+            "index {name:?}: segment {} {}; build the index anew",
+            other.uuid,
+            if other.says_coverage {
+                format!("is of version {} of its format, expected {}", other.index_version, request.index_type.version())
+            } else {
+                "does not say which fragments it covers".to_string()
+            }
         )));
     }
     let model = Arc::new(model_of_segments(dataset, name, Some(&request.segments)).await?);
@@ -78,7 +100,11 @@ pub async fn merge_segments(request: MergeRequest, progress: Arc<dyn Progress>) 
             )));
         }
         held.push(budget.hold(live.held_bytes(), "the partitions of a segment and a bit for each row", least)?);
-        live.count().await?;
+        if counts || !live.seems_live() {
+            live.count().await?;
+        } else {
+            live.take_for_live();
+        }
         segments.push(Arc::new(live));
     }
     let sources = segments.iter().cloned().map(RowSource::Segment).collect();
@@ -87,7 +113,7 @@ pub async fn merge_segments(request: MergeRequest, progress: Arc<dyn Progress>) 
     let stored: u64 = segments.iter().map(|segment| segment.reader().num_rows()).sum();
     if segments.len() == 1 && stored == num_rows {
         let rows_missing = segments.iter().map(|segment| segment.rows_missing()).sum::<u64>() - num_rows;
-        return Ok(Merged { segment: None, num_rows, rows_dropped: 0, rows_missing });
+        return Ok(Merged { segment: None, model: model.fingerprint().to_string(), num_rows, rows_dropped: 0, rows_missing });
     }
     let target = SegmentTarget {
         dataset,
@@ -104,6 +130,7 @@ pub async fn merge_segments(request: MergeRequest, progress: Arc<dyn Progress>) 
     fragment_ids.sort_unstable();
     fragment_ids.dedup();
     Ok(Merged {
+        model: model.fingerprint().to_string(),
         num_rows,
         rows_dropped: stored - num_rows,
         rows_missing: segments.iter().map(|segment| segment.rows_missing()).sum(),

@@ -38,14 +38,14 @@ impl RowSource {
         }
     }
 
-    async fn read(&self, window: Range<usize>) -> Result<PartitionRows> {
+    async fn read(&self, window: Range<usize>, row_by_row: bool) -> Result<PartitionRows> {
         match self {
             Self::Artifact(artifact, coverage) => {
                 let rows = artifact.read_partitions(window).await?;
                 check(&rows, coverage).await?;
                 Ok(rows)
             }
-            Self::Segment(segment) => segment.read(window).await,
+            Self::Segment(segment) => segment.read(window, row_by_row).await,
         }
     }
 
@@ -166,9 +166,9 @@ impl Partitions {
         (start..end, rows)
     }
 
-    /// The rows of a window, checked, source by source.
-    pub async fn read(&self, window: Range<usize>) -> Result<Vec<PartitionRows>> {
-        let read = try_join_all(self.sources.iter().map(|source| source.read(window.clone()))).await?;
+    /// The rows of a window, checked, source by source: codes `row_by_row`, or as each source has them.
+    pub async fn read(&self, window: Range<usize>, row_by_row: bool) -> Result<Vec<PartitionRows>> {
+        let read = try_join_all(self.sources.iter().map(|source| source.read(window.clone(), row_by_row))).await?;
         read.iter().for_each(|rows| self.count(rows));
         Ok(read)
     }

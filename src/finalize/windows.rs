@@ -166,7 +166,7 @@ fn partition_length(rows: u64) -> Result<u32> {
 )]
 async fn encode(partitions: &Partitions, window: Range<usize>, first_row: u64, encoder: &PageEncoder, transposed: bool) -> Result<Window> {
     let size = window.len();
-    let read = partitions.read(window).await?;
+    let read = partitions.read(window, !transposed).await?;
     let code_width = partitions.code_width();
     let lengths = (0..size).map(|place| read.iter().map(|rows| rows.num_rows(place)).sum()).collect::<Vec<usize>>();
     let rows: usize = lengths.iter().sum();
@@ -176,9 +176,14 @@ async fn encode(partitions: &Partitions, window: Range<usize>, first_row: u64, e
     for (place, num_rows) in lengths.iter().enumerate() {
         let start = row_ids.len();
         let partition = &mut codes[start * code_width..(start + num_rows) * code_width];
-        for (ids, rows) in read.iter().flat_map(|rows| rows.runs(place)) {
+        let runs = read.iter().flat_map(|rows| rows.runs(place).map(|(ids, codes)| (ids, codes, rows.is_transposed())));
+        for (ids, rows, is_transposed) in runs {
             let first = row_ids.len() - start;
-            if transposed {
+            if is_transposed {
+                for (byte, column) in rows.chunks_exact(ids.len().max(1)).enumerate() {
+                    partition[byte * num_rows + first..][..ids.len()].copy_from_slice(column);
+                }
+            } else if transposed {
                 transpose_into(rows, code_width, partition, *num_rows, first);
             } else {
                 partition[first * code_width..][..rows.len()].copy_from_slice(rows);

@@ -53,6 +53,7 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(files::delete_files, module)?)?;
     module.add_function(wrap_pyfunction!(segment::merge_segments, module)?)?;
     module.add_function(wrap_pyfunction!(segment::segments_with, module)?)?;
+    module.add_function(wrap_pyfunction!(segment::segments_without_coverage, module)?)?;
     module.add_function(wrap_pyfunction!(segment::partition_sizes, module)?)?;
     module.add_function(wrap_pyfunction!(segment::build_segment, module)?)?;
     module.add_function(wrap_pyfunction!(segment::discard_segment, module)?)?;

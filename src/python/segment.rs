@@ -180,7 +180,8 @@ fn index_type_of(name: &str, m: usize, ef_construction: usize) -> Result<IndexTy
     }
 }
 
-/// Put segments of an index together: the new one, unless it would be the only one there was, its rows, rows of the old ones that are
+/// Put segments of an index together: the new one, unless it would be the only one there was, the fingerprint of
+/// their model, its rows, rows of the old ones that are
 /// not live any more, and live rows that none held.
 #[pyfunction]
 #[pyo3(signature = (dataset, name, segments, uuid, *, index_type = "IVF_PQ", m = 20, ef_construction = 150, hints = None, sync = false, memory_limit = None, progress = None))]
@@ -198,7 +199,7 @@ pub fn merge_segments(
     sync: bool,
     memory_limit: Option<MemoryLimit>,
     progress: Option<Bound<'_, PyAny>>,
-) -> PyResult<(Option<PySegment>, u64, u64, u64)> {
+) -> PyResult<(Option<PySegment>, String, u64, u64, u64)> {
     let request = MergeRequest {
         dataset: dataset.dataset.clone(),
         name,
@@ -217,15 +218,24 @@ pub fn merge_segments(
         }
         result
     })?;
-    Ok((merged.segment.map(PySegment), merged.num_rows, merged.rows_dropped, merged.rows_missing))
+    Ok((merged.segment.map(PySegment), merged.model, merged.num_rows, merged.rows_dropped, merged.rows_missing))
+}
+
+/// Segments of an index that do not say which fragments they cover.
+#[pyfunction]
+pub fn segments_without_coverage(py: Python<'_>, dataset: &PyDataset, name: String) -> PyResult<Vec<String>> {
+    Ok(segments_of(py, dataset, name)?.into_iter().filter(|segment| !segment.says_coverage).map(|segment| segment.uuid).collect())
+}
+
+fn segments_of(py: Python<'_>, dataset: &PyDataset, name: String) -> PyResult<Vec<CommittedSegment>> {
+    let dataset = dataset.dataset.clone();
+    run(py, None, |_, cancel| async move { cancel.race(async { CommittedSegment::of_index(&dataset, &name).await }).await })
 }
 
 /// The segments of an index whose details hold a text, such as a hint.
 #[pyfunction]
 pub fn segments_with(py: Python<'_>, dataset: &PyDataset, name: String, text: String) -> PyResult<Vec<String>> {
-    let dataset = dataset.dataset.clone();
-    let segments =
-        run(py, None, |_, cancel| async move { cancel.race(async { CommittedSegment::of_index(&dataset, &name).await }).await })?;
+    let segments = segments_of(py, dataset, name)?;
     Ok(segments.into_iter().filter(|segment| segment.details_hold(&text)).map(|segment| segment.uuid).collect())
 }
 

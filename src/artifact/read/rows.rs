@@ -61,23 +61,24 @@ pub struct PartitionRows {
     slices: Vec<Slice>,
     /// Where the slices of each partition begin.
     starts: Vec<u32>,
+    transposed: bool,
 }
 
 impl PartitionRows {
     pub(super) fn new(window: Range<usize>) -> Self {
-        Self { window, batches: Vec::new(), slices: Vec::new(), starts: Vec::new() }
+        Self { window, batches: Vec::new(), slices: Vec::new(), starts: Vec::new(), transposed: false }
     }
 
-    /// Rows from elsewhere: a batch of row ids and codes for each partition.
-    pub fn of_batches(window: Range<usize>, batches: Vec<RecordBatch>) -> Self {
-        let slices = batches.iter().zip(0u32..).map(|(batch, partition)| Slice {
-            partition,
-            index: 0,
-            batch: partition,
-            first: 0,
-            rows: batch.num_rows() as u32,
+    /// Rows from elsewhere: partitions of these `sizes` one after the other in a batch of row ids and codes. `transposed`: the codes of
+    /// each lie byte by byte.
+    pub fn of_batch(window: Range<usize>, batch: RecordBatch, sizes: &[usize], transposed: bool) -> Self {
+        let mut first = 0;
+        let slices = sizes.iter().zip(0u32..).map(|(rows, partition)| {
+            let slice = Slice { partition, index: 0, batch: 0, first, rows: *rows as u32 };
+            first += slice.rows;
+            slice
         });
-        let mut rows = Self { slices: slices.collect(), batches, ..Self::new(window) };
+        let mut rows = Self { slices: slices.collect(), batches: vec![batch], transposed, ..Self::new(window) };
         rows.sort();
         rows
     }
@@ -124,6 +125,11 @@ impl PartitionRows {
         self.slices.sort_by_key(|slice| (slice.partition, slice.index));
         let partitions = 0..=self.window.len() as u32;
         self.starts = partitions.map(|p| self.slices.partition_point(|slice| slice.partition < p) as u32).collect();
+    }
+
+    /// Whether the codes of each run lie byte by byte: the first of all its rows, then the second.
+    pub fn is_transposed(&self) -> bool {
+        self.transposed
     }
 
     /// Partitions.

@@ -56,7 +56,7 @@ impl PartitionArtifactShuffleReader {
 #[async_trait]
 impl ShuffleReader for PartitionArtifactShuffleReader {
     async fn read_partition(&self, partition_id: usize) -> lance_core::Result<Option<Box<dyn RecordBatchStream + Unpin + 'static>>> {
-        let read = self.partitions.read(partition_id..partition_id + 1).await?;
+        let read = self.partitions.read(partition_id..partition_id + 1, true).await?;
         Ok(self.stream(read.iter().flat_map(|rows| rows.batches(0)).collect()))
     }
 
@@ -69,7 +69,7 @@ impl ShuffleReader for PartitionArtifactShuffleReader {
 
     async fn read_partition_window(&self, start: usize, max_decoded_bytes: usize) -> lance_core::Result<ShufflePartitionWindow> {
         let (partition_range, rows) = self.window(start, max_decoded_bytes)?;
-        let read = self.partitions.read(partition_range.clone()).await?;
+        let read = self.partitions.read(partition_range.clone(), true).await?;
         let partitions = partition_range
             .clone()
             .enumerate()

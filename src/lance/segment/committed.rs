@@ -13,6 +13,8 @@ pub struct CommittedSegment {
     pub fields: Vec<i32>,
     pub dataset_version: u64,
     pub fragment_ids: Vec<u32>,
+    /// False where its index does not say what it covers, as those of old releases; then there are no `fragment_ids`.
+    pub says_coverage: bool,
     pub index_version: i32,
     /// Of the base path where its files are, if that is another one.
     pub base_id: Option<u32>,
@@ -39,6 +41,7 @@ impl From<IndexMetadata> for CommittedSegment {
             uuid: index.uuid.to_string(),
             fields: index.fields,
             dataset_version: index.dataset_version,
+            says_coverage: index.fragment_bitmap.is_some(),
             fragment_ids: index.fragment_bitmap.map(|bitmap| bitmap.iter().collect()).unwrap_or_default(),
             index_version: index.index_version,
             base_id: index.base_id,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{UInt8Type, UInt64Type};
-use arrow_array::{FixedSizeListArray, RecordBatch};
+use arrow_array::{Array, FixedSizeListArray, RecordBatch, UInt8Array, UInt64Array};
+use arrow_schema::DataType;
+use arrow_select::concat::concat_batches;
 use futures::future::try_join_all;
 use lance::index::{DatasetIndexExt, DatasetIndexInternalExt};
 use lance_core::ROW_ID;
@@ -24,6 +26,7 @@ use super::folder::SegmentFolder;
 use crate::error::{Error, Result};
 use crate::lance::dataset::Dataset;
 use crate::lance::file::{Expected, LanceFile, LanceFiles};
+use crate::model::fixed_size_list;
 
 /// Rows decoded at once.
 const BATCH_ROWS: u32 = 1 << 16;
@@ -155,7 +158,7 @@ impl SegmentReader {
     async fn read_row_ids(&self, rows: Range<u64>) -> Result<Vec<u64>> {
         let mut row_ids = Vec::with_capacity((rows.end - rows.start) as usize);
         for batch in self.read(vec![rows], vec![ROW_ID]).await? {
-            row_ids.extend_from_slice(batch_row_ids(&batch)?);
+            row_ids.extend_from_slice(batch_row_ids(&batch)?.values());
         }
         self.remapped(&mut row_ids);
         Ok(row_ids)
@@ -167,35 +170,39 @@ impl SegmentReader {
         }
     }
 
-    /// Row ids, and codes row by row, of consecutive partitions.
-    pub async fn partitions(&self, partitions: Range<usize>) -> Result<Vec<(Vec<u64>, Vec<u8>)>> {
-        let rows = self.starts[partitions.start]..self.starts[partitions.end];
-        let count = (rows.end - rows.start) as usize;
-        let mut codes: Vec<u8> = Vec::with_capacity(count * self.code_width);
-        let mut row_ids: Vec<u64> = Vec::with_capacity(count);
-        for batch in self.read(vec![rows], vec![ROW_ID, PQ_CODE_COLUMN]).await? {
-            row_ids.extend_from_slice(batch_row_ids(&batch)?);
-            codes.extend_from_slice(batch_codes(&batch, self.code_width)?);
-        }
-        self.remapped(&mut row_ids);
-        let first = self.starts[partitions.start];
-        let mut read = Vec::with_capacity(partitions.len());
-        for partition in partitions {
-            let rows = self.rows_of(partition);
-            let rows = (rows.start - first) as usize..(rows.end - first) as usize;
-            let codes = &codes[rows.start * self.code_width..rows.end * self.code_width];
-            read.push((row_ids[rows.clone()].to_vec(), self.row_by_row(codes, rows.len())));
-        }
-        Ok(read)
+    /// Whether the codes of a partition lie byte by byte: the first of all its rows, then the second.
+    pub fn is_transposed(&self) -> bool {
+        self.transposed
     }
 
-    fn row_by_row(&self, codes: &[u8], rows: usize) -> Vec<u8> {
-        if !self.transposed || rows == 0 {
-            return codes.to_vec();
+    /// Row ids and codes of consecutive partitions, as they are stored.
+    pub async fn partitions(&self, partitions: Range<usize>) -> Result<(UInt64Array, FixedSizeListArray)> {
+        let rows = self.starts[partitions.start]..self.starts[partitions.end];
+        if rows.is_empty() {
+            return Ok((
+                UInt64Array::from(Vec::<u64>::new()),
+                fixed_size_list(Arc::new(UInt8Array::from(Vec::<u8>::new())), self.code_width)?,
+            ));
         }
-        let mut turned = vec![0; codes.len()];
-        turn(codes, rows, &mut turned, self.code_width);
-        turned
+        // One batch mostly, and no copy.
+        let batches = self.file.decode(vec![rows].into(), vec![ROW_ID, PQ_CODE_COLUMN], u32::MAX, Ok).await?;
+        let batch = match &batches[..] {
+            [batch] => batch.clone(),
+            batches => {
+                let schema = batches.first().ok_or_else(|| Error::corrupt("an index whose rows cannot be read"))?.schema();
+                concat_batches(&schema, batches)?
+            }
+        };
+        let mut row_ids = batch_row_ids(&batch)?.clone();
+        if let Some(remapper) = &self.remapper {
+            let mut now = row_ids.values().to_vec();
+            remapper.remap(&mut now);
+            row_ids = UInt64Array::from(now);
+        }
+        let codes = batch_codes(&batch, self.code_width)?;
+        let start = codes.value_offset(0) as usize;
+        let values = codes.values().slice(start, codes.len() * self.code_width);
+        Ok((row_ids, fixed_size_list(values, self.code_width)?))
     }
 
     /// `rows` rows of a partition from its row `first` on: row ids, and codes row by row.
@@ -207,7 +214,7 @@ impl SegmentReader {
         let mut codes: Vec<u8> = Vec::with_capacity((rows * width) as usize);
         if !self.transposed {
             for batch in self.read(vec![wanted], vec![PQ_CODE_COLUMN]).await? {
-                codes.extend_from_slice(batch_codes(&batch, self.code_width)?);
+                codes.extend_from_slice(code_bytes(batch_codes(&batch, self.code_width)?));
             }
             return Ok((row_ids, codes));
         }
@@ -217,7 +224,7 @@ impl SegmentReader {
             let lines = start + from / width..start + (from + rows).div_ceil(width);
             let mut column: Vec<u8> = Vec::with_capacity((rows + 2 * width) as usize);
             for batch in self.read(vec![lines], vec![PQ_CODE_COLUMN]).await? {
-                column.extend_from_slice(batch_codes(&batch, self.code_width)?);
+                column.extend_from_slice(code_bytes(batch_codes(&batch, self.code_width)?));
             }
             column.drain(..(from % width) as usize);
             column.truncate(rows as usize);
@@ -252,31 +259,18 @@ pub async fn sizes_of_index(dataset: &Dataset, name: &str) -> Result<Vec<u64>> {
     Ok(sizes)
 }
 
-fn batch_row_ids(batch: &RecordBatch) -> Result<&[u64]> {
+fn batch_row_ids(batch: &RecordBatch) -> Result<&UInt64Array> {
     let row_ids = batch.column_by_name(ROW_ID).and_then(|ids| ids.as_primitive_opt::<UInt64Type>());
-    Ok(row_ids.ok_or_else(|| Error::corrupt("an index without row ids"))?.values())
+    row_ids.ok_or_else(|| Error::corrupt("an index without row ids"))
 }
 
-fn batch_codes(batch: &RecordBatch, width: usize) -> Result<&[u8]> {
-    let list: Option<&FixedSizeListArray> = batch.column_by_name(PQ_CODE_COLUMN).and_then(|codes| codes.as_fixed_size_list_opt());
-    let codes = list.filter(|list| list.value_length() as usize == width).and_then(|list| {
-        let start = list.value_offset(0) as usize;
-        Some(&list.values().as_primitive_opt::<UInt8Type>()?.values()[start..start + batch.num_rows() * width])
-    });
-    codes.ok_or_else(|| Error::corrupt(format!("an index without codes of {width} bytes")))
+fn batch_codes(batch: &RecordBatch, width: usize) -> Result<&FixedSizeListArray> {
+    let codes = batch.column_by_name(PQ_CODE_COLUMN).and_then(|codes| codes.as_fixed_size_list_opt());
+    let is_codes = |list: &&FixedSizeListArray| list.value_length() as usize == width && *list.values().data_type() == DataType::UInt8;
+    codes.filter(is_codes).ok_or_else(|| Error::corrupt(format!("an index without codes of {width} bytes")))
 }
 
-/// Codes of `rows` rows from one byte of all rows after the other to one row after the other.
-fn turn(transposed: &[u8], rows: usize, codes: &mut [u8], width: usize) {
-    // Rows whose codes stay in the first cache.
-    const BLOCK: usize = 256;
-    for start in (0..rows).step_by(BLOCK) {
-        let end = (start + BLOCK).min(rows);
-        for byte in 0..width {
-            let column = &transposed[byte * rows + start..byte * rows + end];
-            for (row, value) in column.iter().enumerate() {
-                codes[(start + row) * width + byte] = *value;
-            }
-        }
-    }
+fn code_bytes(codes: &FixedSizeListArray) -> &[u8] {
+    let (start, width) = (codes.value_offset(0) as usize, codes.value_length() as usize);
+    &codes.values().as_primitive::<UInt8Type>().values()[start..start + codes.len() * width]
 }
