@@ -73,7 +73,7 @@ def test_row_by_row_segments_are_searched_and_merged_by_us_too(
 
 
 def test_large_partitions_row_by_row(write: Callable[..., Any], tmp_path: Path) -> None:
-    ds = write(vectors(60_000, DIM))
+    ds = write(vectors(200_000, DIM))
     model = la.train(ds, "vector", num_partitions=2, num_sub_vectors=16, sample_rate=64, backend="cpu")
     part = la.build_artifact(ds, "vector", model, tmp_path / "a", backend="cpu")
     ds.commit_existing_index_segments(

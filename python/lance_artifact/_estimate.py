@@ -148,7 +148,7 @@ def page(plan: BuildPlan) -> str:
         rows.append(
             (
                 "time",
-                f"about {_time(total)} here: {stages}" if guess.seconds else "not known for this backend",
+                f"about {_time(total)} here: {stages}" if guess.seconds else "not measured",
             )
         )
     width = max(len(what) for what, _ in rows)

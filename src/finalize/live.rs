@@ -20,7 +20,7 @@ use crate::lance::segment::{CommittedSegment, RowIdRemapper, SegmentReader};
 use crate::model::fixed_size_list;
 
 /// Bytes of row ids that are counted at once.
-const COUNTED_BYTES: u64 = 4 << 20;
+const COUNTED_BYTES: u64 = 1 << 20;
 /// And how often side by side.
 const COUNTED_AT_ONCE: usize = 4;
 
