@@ -246,6 +246,9 @@ def test_a_folder_of_something_else(write: Callable[..., Any], tmp_path: Path) -
         build(ds, tmp_path / "full", resume=True)
     with pytest.raises(la.ArtifactNotFoundError, match="no run here"):
         la.Run.open(tmp_path / "none")
+    for place in (f"{ds.uri}/run", ds.uri, str(Path(ds.uri).parent)):
+        with pytest.raises(la.InvalidInputError, match="inside it or around it"):
+            la.Run.create(plan(ds), place)
     with pytest.raises(la.InvalidInputError, match="needs artifact_uri"):
         la.create_index(ds, "vector", resume=True, **ASK)
     with pytest.raises(la.InvalidInputError, match="needs resume=True"):

@@ -152,11 +152,16 @@ def absolute(uri: str | Path) -> str:
 
 def check_place(handle: Handle, artifact_uri: str | Path) -> str:
     """An artifact lies neither in the dataset that it is made from, nor around it. Where it is, absolute."""
+    return check_apart(handle.root, artifact_uri)
+
+
+def check_apart(dataset_uri: str, artifact_uri: str | Path) -> str:
+    """The same, of a dataset by its URI."""
     where = absolute(artifact_uri)
-    artifact, dataset = _place(where), _place(handle.root)
+    artifact, dataset = _place(where), _place(dataset_uri)
     if f"{artifact}/".startswith(f"{dataset}/") or f"{dataset}/".startswith(f"{artifact}/"):
         raise InvalidInputError(
-            f"artifact_uri: got {artifact_uri}, which is the dataset {handle.root} itself, inside it or around it; choose a folder of its own"
+            f"artifact_uri: got {artifact_uri}, which is the dataset {dataset_uri} itself, inside it or around it; choose a folder of its own"
         )
     return where
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _lance_artifact as core
 from ._arguments import Progress, StorageOptions
-from ._artifacts import absolute
+from ._artifacts import absolute, check_apart
 from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._checked import check
@@ -105,7 +105,7 @@ class Run:
         ArtifactExistsError
             Something else is there.
         """
-        uri = absolute(check("artifact_uri", uri))
+        uri = check_apart(plan.dataset_uri, check("artifact_uri", uri))
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
