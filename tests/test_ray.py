@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -96,6 +97,22 @@ def test_extend(write: Callable[..., Any], tmp_path: Path) -> None:
     assert driver.extend_index(ds, "vector_idx", artifact_uri=tmp_path / "other").segment is None
 
 
+def test_a_sample_that_is_more_than_a_worker_holds(
+    write: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ds = write(vectors(120_000, 64), max_rows_per_file=30_000)
+    with caplog.at_level(logging.WARNING, "lance_artifact"):
+        build(
+            ds, tmp_path / "run", num_partitions=400, num_sub_vectors=8, num_shards=4, memory_limit=40 << 20
+        )
+    assert "more do not fit a worker's memory" in caplog.text
+    found = la.evaluate(ds, "vector_idx", num_queries=30, nprobes=[400], refine_factors=[20]).settings[0]
+    one = write(vectors(120_000, 64), "one.lance")
+    la.create_index(one, "vector", backend="cpu", **{**ASK, "num_partitions": 400, "num_sub_vectors": 8})
+    plain = la.evaluate(one, "vector_idx", num_queries=30, nprobes=[400], refine_factors=[20]).settings[0]
+    assert found.recall > plain.recall - 0.05
+
+
 def test_more_than_there_is_is_refused_at_once(write: Callable[..., Any], tmp_path: Path) -> None:
     ds = write(vectors(ROWS, DIM))
     start = time.monotonic()
@@ -131,9 +148,9 @@ class Dying(driver.Worker):
                 continue
             os._exit(1)
 
-    def train(self, model: Any, ivf_centroids: Any) -> str:
+    def train(self, model: Any, ivf_centroids: Any, parts: Any = None) -> str:
         self._die("train")
-        found = super().train(model, ivf_centroids)
+        found = super().train(model, ivf_centroids, parts)
         self._die("trained")
         return found
 

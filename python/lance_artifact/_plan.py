@@ -28,7 +28,7 @@ from ._commit import Wanted, check_name
 from ._dataset import Handle, vector_column
 from ._estimate import Estimate, estimate, page
 from ._lance_artifact import IvfPqModel
-from .backends import Backend, resolve_backend
+from .backends import Backend, TrainParams, resolve_backend
 from .exceptions import ArtifactMismatchError, CorruptArtifactError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -112,6 +112,20 @@ class BuildPlan:
     @property
     def fragment_ids(self) -> list[int]:
         return [fragment for shard in self.shards for fragment in shard.fragment_ids]
+
+    def training_params(self, ivf_centroids: Any = None) -> TrainParams:
+        """What a backend's ``train`` gets; ``ivf_centroids`` are the caller's, if they are not trained."""
+        given = None if ivf_centroids is None else fixed_size_list("ivf_centroids", ivf_centroids)
+        return TrainParams(
+            self.metric,
+            self.num_partitions,
+            self.num_sub_vectors,
+            self.num_bits,
+            self.sample_rate,
+            self.max_iters,
+            self.seed,
+            given,
+        )
 
     def to_json(self) -> str:
         """All of it, as `from_json` takes it."""

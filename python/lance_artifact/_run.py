@@ -42,8 +42,8 @@ from ._run_files import (
     read_model,
     written_model,
 )
-from ._train import train
-from .backends import Backend
+from ._train import train, train_on
+from .backends import Backend, resolve_backend
 from .exceptions import (
     ArtifactExistsError,
     ArtifactMismatchError,
@@ -228,10 +228,12 @@ class Run:
         devices: Sequence[int] | None = None,
         memory_limit: int | None = None,
         progress: Progress = False,
+        sample: Any = None,
     ) -> IvfPqModel:
         """The model of the run, trained and published if nobody has done so: all processes get the same one.
 
-        ``model`` and ``ivf_centroids`` must be passed where the plan was made with them, until it is published.
+        ``model`` and ``ivf_centroids`` must be passed where the plan was made with them, until it is published. ``sample`` are prepared
+        vectors in random order to train on, where others have drawn them; by default they are drawn here.
         """
         found = self.model()
         if found is not None:
@@ -241,7 +243,14 @@ class Run:
             raise InvalidInputError(
                 f"{self.uri}: was planned with a model or centroids of the caller, which were not published yet; pass them"
             )
-        if model is None:
+        if model is None and sample is not None:
+            chosen = resolve_backend(backend, devices)
+            model = train_on(sample, chosen, plan.training_params(ivf_centroids), progress).with_training(
+                target_partition_size=plan.target_partition_size,
+                sample_rate=plan.sample_rate,
+                max_iters=plan.max_iters,
+            )
+        elif model is None:
             at = self.dataset(dataset)
             model = train(
                 at.dataset,

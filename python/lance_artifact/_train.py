@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from ._arguments import (
     Progress,
     bounded_sample,
@@ -137,7 +139,14 @@ def train(
     )
     wanted = bounded_sample(chosen, params, wanted, min(wanted, source.count_rows()), most, dimension)
     sample = source.with_scan_bytes(scan).sample(wanted, metric, seed, limit)
+    return train_on(sample, chosen, params, progress).with_training(**recorded)
+
+
+def train_on(
+    sample: pa.FixedSizeListArray, chosen: Backend, params: TrainParams, progress: Progress
+) -> IvfPqModel:
+    """A model of prepared vectors in random order."""
     LOGGER.info("training on %d vectors with backend %s", len(sample), chosen.name)
     model = chosen.train(sample, params, progress=reporter(progress))
     check_model(chosen, model, params, sample)
-    return model.with_training(**recorded)
+    return model

@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from . import _lance_artifact as core
 from ._arguments import Progress, given_model, metric_name
 from ._artifacts import check_place
@@ -58,15 +61,51 @@ class Worker:
     def ready(self) -> bool:
         return True
 
-    def train(self, model: Any, ivf_centroids: Any) -> str:
+    def train(self, model: Any, ivf_centroids: Any, parts: list[Any] | None = None) -> str:
+        """On a sample that is drawn here, or of parts that others have drawn."""
+        ray = _ray()
+        sample = None
+        if parts is not None:
+            drawn = [part for part in ray.get(parts) if len(part)]
+            if not drawn:
+                raise InvalidInputError("training: the column has no usable vector")
+            sample = pa.concat_arrays(drawn)
+            # A backend takes the first ones for its first centroids: not all of one part.
+            order = np.random.default_rng(self._run.plan.seed).permutation(len(sample))
+            sample = sample.take(pa.array(order))
         found = self._run.train(
             self._dataset,
             model=model,
             ivf_centroids=ivf_centroids,
             backend=self._backend,
             memory_limit=self._limit,
+            sample=sample,
         )
         return found.fingerprint
+
+    def fitting(self) -> tuple[int, int]:
+        """Vectors that training wants, and as many as one worker's memory holds."""
+        plan = self._run.plan
+        at = self._run.dataset(self._dataset)
+        source = at.vectors(at.path_of(plan.field_id, plan.column), plan.fragment_ids)
+        _, _, most = source.train_shares(
+            plan.num_partitions, plan.num_sub_vectors, plan.num_bits, plan.sample_rate, True, self._limit
+        )
+        wanted = plan.sample_rate * max(plan.num_partitions, 2**plan.num_bits)
+        return min(wanted, plan.num_rows), most
+
+    def sample(self, shards: list[int], rows: int) -> Any:
+        """A part of the sample: prepared vectors of some shards."""
+        plan = self._run.plan
+        at = self._run.dataset(self._dataset)
+        fragments = [fragment for shard in shards for fragment in plan.shards[shard].fragment_ids]
+        source = at.vectors(at.path_of(plan.field_id, plan.column), fragments)
+        try:
+            return source.sample(rows, plan.metric, plan.seed, self._limit)
+        except InvalidInputError as error:
+            # The others may have enough.
+            LOGGER.warning("shards %s give no vector to train on: %s", shards, error)
+            return []
 
     def encode(self, shard: int) -> int:
         if self._model is None:
@@ -351,7 +390,7 @@ def _work(
 
     try:
         if not status.is_trained:
-            _train(ray, start, workers, model, ivf_centroids)
+            _train(ray, run, start, workers, num_workers, model, ivf_centroids)
         if report:
             report("start", "encode", status.rows_done, run.plan.num_rows, "rows")
         while len(workers) < num_workers:
@@ -364,16 +403,44 @@ def _work(
             ray.kill(worker)
 
 
-def _train(ray: Any, start: Any, workers: list[Any], model: Any, ivf_centroids: Any) -> None:
+def _train(
+    ray: Any, run: Run, start: Any, workers: list[Any], num_workers: int, model: Any, ivf_centroids: Any
+) -> None:
+    """On one worker, which draws the sample as a single process would; on one that all have drawn, where it is more than one holds."""
     for left in reversed(range(TRIES)):
-        worker = start()
+        while len(workers) < 1:
+            start()
         try:
-            ray.get(worker.train.remote(model, ivf_centroids))
+            parts = None
+            if model is None and ivf_centroids is None:
+                parts = _sample(ray, run, start, workers, num_workers)
+            ray.get(workers[0].train.remote(model, ivf_centroids, parts))
             return
         except Exception as error:
-            workers.remove(worker)
-            ray.kill(worker)
+            for worker in workers:
+                ray.kill(worker)
+            workers.clear()
             _judge(ray, error, "training", left)
+
+
+def _sample(ray: Any, run: Run, start: Any, workers: list[Any], num_workers: int) -> list[Any] | None:
+    """Parts of a sample, as large as one worker holds, drawn by all of them; None where one worker holds all that is wanted."""
+    wanted, most = ray.get(workers[0].fitting.remote())
+    needed = max(run.plan.num_partitions, 2**run.plan.num_bits)
+    if wanted <= most or most < needed or num_workers < 2:
+        return None
+    LOGGER.warning("training on %d vectors instead of %d: more do not fit a worker's memory", most, wanted)
+    while len(workers) < num_workers:
+        start()
+    shards: list[list[int]] = [[] for _ in workers]
+    for shard in range(len(run.plan.shards)):
+        shards[shard % len(workers)].append(shard)
+    parts = []
+    for worker, mine in zip(workers, shards, strict=True):
+        share = sum(run.plan.shards[shard].num_rows for shard in mine) / run.plan.num_rows
+        if mine:
+            parts.append(worker.sample.remote(mine, max(1, int(most * share))))
+    return parts
 
 
 def _encode(
