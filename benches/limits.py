@@ -1,6 +1,6 @@
 """Peak memory under `memory_limit`, each case in a process of its own that the system ends at 25 % more. `just bench limits`.
 
-    benches/limits.py [--cases build train large shards write ranges] [--limits 256 1024 4096] [--scale 1.0]
+    benches/limits.py [--cases build train large merge shards write ranges] [--limits 256 1024 4096] [--scale 1.0]
 
 The hard limit is a control group (version 1) where one can be made, which counts what the process takes after its imports, files that the
 system keeps in memory included (those it gives back when it must); elsewhere RLIMIT_DATA.
@@ -162,28 +162,54 @@ def train(folder: str, limit: int, scale: float) -> Any:
 WIDTH = 16
 
 
-def prepare_large(folder: str, scale: float) -> None:
-    """Three of four rows in partition 3 of 16: 2 GB of row ids and codes."""
+def skewed(folder: str, rows: int, artifacts: int) -> Any:
+    """A table of four fragments, encoded into some artifacts: three of four rows in partition 3 of 16."""
     import lance
 
     import lance_artifact as la
 
-    rows = int(112_000_000 * scale)
     constant(f"{folder}/t", rows, 4)
     ds = lance.dataset(f"{folder}/t")
     rng = np.random.default_rng(2)
-    source = la.describe_source(ds, "vector")
-    with la.PartitionArtifactBuilder(
-        f"{folder}/a", model(16, 16, WIDTH, np.float16), source=source
-    ) as builder:
-        for fragment in ds.get_fragments():
-            for start in range(0, fragment.count_rows(), 1 << 20):
-                count = min(1 << 20, fragment.count_rows() - start)
-                ids = np.arange(start, start + count, dtype=np.uint64) + (
-                    np.uint64(fragment.fragment_id) << np.uint64(32)
-                )
-                parts = np.where(rng.random(count) < 0.75, 3, rng.integers(0, 16, count)).astype(np.uint32)
-                builder.append_batch(encoded(ids, parts, WIDTH, rng))
+    shared = model(16, 16, WIDTH, np.float16)
+    fragments = ds.get_fragments()
+    for part in range(artifacts):
+        mine = fragments[part * 4 // artifacts : (part + 1) * 4 // artifacts]
+        source = la.describe_source(ds, "vector", fragment_ids=[f.fragment_id for f in mine])
+        with la.PartitionArtifactBuilder(f"{folder}/a{part}", shared, source=source) as builder:
+            for fragment in mine:
+                for start in range(0, fragment.count_rows(), 1 << 20):
+                    count = min(1 << 20, fragment.count_rows() - start)
+                    ids = np.arange(start, start + count, dtype=np.uint64) + (
+                        np.uint64(fragment.fragment_id) << np.uint64(32)
+                    )
+                    parts = np.where(rng.random(count) < 0.75, 3, rng.integers(0, 16, count))
+                    builder.append_batch(encoded(ids, parts.astype(np.uint32), WIDTH, rng))
+    return ds
+
+
+def prepare_large(folder: str, scale: float) -> None:
+    """2 GB of row ids and codes in one partition."""
+    skewed(folder, int(112_000_000 * scale), 1)
+
+
+def prepare_merge(folder: str, scale: float) -> None:
+    """The same in two segments, with rows that were deleted since."""
+    import lance_artifact as la
+
+    ds = skewed(folder, int(112_000_000 * scale), 2)
+    for part in range(2):
+        la.finalize(ds, "vector", f"{folder}/a{part}", mode="append")
+    ds.delete("_rowid % 50 = 7")
+
+
+def merge(folder: str, limit: int, scale: float) -> Any:
+    import lance_artifact as la
+
+    # What is merged is gone: each limit has a copy, whose files are the same ones.
+    copy = f"{folder}/copy-{limit}"
+    shutil.copytree(f"{folder}/t", copy, copy_function=os.link)
+    return measured(limit, lambda: la.merge_segments(copy, "vector_idx", memory_limit=limit))
 
 
 def large(folder: str, limit: int, scale: float) -> Any:
@@ -194,7 +220,7 @@ def large(folder: str, limit: int, scale: float) -> Any:
     return measured(
         limit,
         lambda: la.finalize(
-            lance.dataset(f"{folder}/t"), "vector", f"{folder}/a", replace=True, memory_limit=limit
+            lance.dataset(f"{folder}/t"), "vector", f"{folder}/a0", replace=True, memory_limit=limit
         ),
     )
 
@@ -268,6 +294,7 @@ CASES: dict[str, tuple[Callable[[str, float], None], Callable[[str, int, float],
     "build": (prepare_build, build, "CPU build, 1 M x 768"),
     "train": (prepare_train, train, "training, K=16,384 on 4 M x 128"),
     "large": (prepare_large, large, "finalize, one partition of 2 GB"),
+    "merge": (prepare_merge, merge, "merge two segments, one partition of 2 GB"),
     "shards": (prepare_shards, shards, "finalize, 1,000 shards of 20,000 rows"),
     "write": (nothing, write, "writer, 64 M rows"),
     "ranges": (nothing, ranges, "writer, 1 G rows, K=65,536"),
