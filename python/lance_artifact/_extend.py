@@ -25,7 +25,7 @@ from ._lance_artifact import CpuEncoder, IvfPqModel
 from ._process import temporary_artifact, terminable
 from ._progress import reporter
 from .backends import Backend, resolve_backend
-from .exceptions import InvalidInputError
+from .exceptions import InvalidInputError, LanceArtifactError
 
 if TYPE_CHECKING:
     import lance
@@ -199,10 +199,17 @@ def _fit(
     old = sorted(index.covered())
     if not old:
         return None
-    encoder = CpuEncoder(model)
-    before = errors(model, encoder, at.vectors(index.path, old))
-    after = errors(model, encoder, at.vectors(index.path, new))
+    try:
+        encoder = CpuEncoder(model)
+        before = errors(model, encoder, at.vectors(index.path, old))
+        after = errors(model, encoder, at.vectors(index.path, new))
+        sizes = np.array(core.partition_sizes(at.core, index.name))
+    except LanceArtifactError as error:
+        # The index is extended, whatever cannot be said of it.
+        LOGGER.warning(
+            "index %r is extended; how well its model fits could not be seen: %s", index.name, error
+        )
+        return None
     if before is None or after is None:
         return None
-    sizes = np.array(core.partition_sizes(at.core, index.name))
     return ModelFit(before[0], after[0], before[1], after[1], skew(sizes), skew(sizes + new_sizes))
