@@ -14,6 +14,7 @@ use futures::{StreamExt, TryStreamExt};
 use super::coverage::Coverage;
 use crate::artifact::format::partition_schema;
 use crate::artifact::{PartitionRows, row_ids_and_codes};
+use crate::budget::Budget;
 use crate::error::{Error, Result};
 use crate::lance::dataset::Dataset;
 use crate::lance::segment::{CommittedSegment, RowIdRemapper, SegmentReader};
@@ -57,7 +58,7 @@ impl LiveSegment {
     }
 
     /// Count what is live.
-    pub async fn count(&mut self) -> Result<()> {
+    pub async fn count(&mut self, budget: &Budget) -> Result<()> {
         let mut windows: Vec<Range<usize>> = Vec::new();
         let mut rows = 0;
         for partition in 0..self.reader.num_partitions() {
@@ -71,15 +72,16 @@ impl LiveSegment {
             }
             rows += more;
         }
-        let counted = futures::stream::iter(windows).map(|window| self.count_window(window)).buffered(COUNTED_AT_ONCE);
+        let counted = futures::stream::iter(windows).map(|window| self.count_window(window, budget)).buffered(COUNTED_AT_ONCE);
         self.sizes = counted.try_concat().await?;
         Ok(())
     }
 
-    async fn count_window(&self, window: Range<usize>) -> Result<Vec<u64>> {
+    async fn count_window(&self, window: Range<usize>, budget: &Budget) -> Result<Vec<u64>> {
         if window.len() == 1 {
-            return Ok(vec![self.count_partition(window.start).await?]);
+            return Ok(vec![self.count_partition(window.start, budget).await?]);
         }
+        budget.relieve();
         let row_ids = self.reader.row_ids(window.clone()).await?;
         let mut at = 0;
         let sizes = window.map(|partition| {
@@ -91,10 +93,11 @@ impl LiveSegment {
     }
 
     /// A partition alone, which may be a large one.
-    async fn count_partition(&self, partition: usize) -> Result<u64> {
+    async fn count_partition(&self, partition: usize, budget: &Budget) -> Result<u64> {
         let (stored, step) = (self.reader.partition_rows(partition), COUNTED_BYTES / 8);
         let mut live = 0;
         for first in (0..stored).step_by(step as usize) {
+            budget.relieve();
             live += self.coverage.count(&self.reader.row_ids_of(partition, first, step.min(stored - first)).await?);
         }
         Ok(live)

@@ -101,7 +101,7 @@ async fn merge(request: &MergeRequest, progress: Arc<dyn Progress>, counts: bool
         }
         held.push(budget.hold(live.held_bytes(), "the partitions of a segment and a bit for each row", least)?);
         if counts || !live.seems_live() {
-            live.count().await?;
+            live.count(&budget).await?;
         } else {
             live.take_for_live();
         }
