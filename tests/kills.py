@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
+from urllib.parse import urlsplit
 
 import lance
 import numpy as np
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 import lance_artifact as la
 from conftest import column, command_line, stored, vectors
-from local_s3 import BUCKET, s3_server
+from local_s3 import BUCKET, client, s3_server
 
 DIM, K, M, SHARDS, ROWS = 64, 512, 8, 8, 600_000
 TRAINING: dict[str, Any] = {
@@ -137,6 +138,11 @@ def check(ds: Any, run: str, expected: list[dict[int, bytes]], options: dict[str
     left = la.clean_run(run, ds, dry_run=True, storage_options=options or None)
     la.clean_run(run, ds, storage_options=options or None)
     assert la.clean_run(run, ds, dry_run=True, storage_options=options or None) == [], left
+    if options:
+        open_ = client(options).list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())
+        assert [
+            upload["Key"] for upload in open_ if f"/{upload['Key']}".startswith(f"/{urlsplit(run).path[1:]}/")
+        ] == []
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -514,3 +515,43 @@ def test_a_run_lives_in_the_store(s3: dict[str, str]) -> None:
     assert la.clean_run(place, everything=True, storage_options=s3, dataset_storage_options=s3)
     with pytest.raises(la.ArtifactNotFoundError):
         la.Run.open(place, storage_options=s3)
+
+
+def test_uploads_that_were_never_completed_are_ended(s3: dict[str, str], tmp_path: Path) -> None:
+    ds = lance.write_dataset(
+        pa.table({"vector": column(vectors(3000, 16))}), str(tmp_path / "t"), max_rows_per_file=1000
+    )
+    place = f"s3://{BUCKET}/uploads/run"
+    run = la.Run.create(
+        la.plan(ds, "vector", num_partitions=4, num_sub_vectors=4, num_shards=3, backend="cpu"),
+        place,
+        storage_options=s3,
+    )
+    run.train(backend="cpu")
+    run.encode(1, backend="cpu")
+    store = client(s3)
+    mine = [f"uploads/run/shards/{shard:05}/partitions/bucket-00000.lance" for shard in (0, 1)]
+    others = ["uploads/run2/shards/00000/partitions/bucket-00000.lance", "uploads/run/thesis"]
+    for key in (*mine, *others):
+        store.create_multipart_upload(Bucket=BUCKET, Key=key)
+
+    def there() -> set[str]:
+        return {
+            u["Key"]
+            for u in store.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())
+            if "uploads/" in u["Key"]
+        }
+
+    listed = la.clean_run(place, ds, dry_run=True, storage_options=s3)
+    assert [each.uri for each in listed if each.kind == "upload"] == [f"s3://{BUCKET}/{key}" for key in mine]
+    assert there() == {*mine, *others}
+    # Where a process is at work, nothing is ended.
+    with la.PartitionArtifactBuilder(run.shard_uri(0), run.model(), storage_options=s3) as builder:
+        found = la.clean_run(place, ds, storage_options=s3)
+        assert [each.uri for each in found] == [f"s3://{BUCKET}/{mine[1]}"]
+        builder.abort()
+    la.clean_run(place, ds, storage_options=s3)
+    assert there() == set(others)
+    for key in others:
+        for upload in store.list_multipart_uploads(Bucket=BUCKET, Prefix=key).get("Uploads", ()):
+            store.abort_multipart_upload(Bucket=BUCKET, Key=key, UploadId=upload["UploadId"])

@@ -15,6 +15,7 @@ from ._lance_artifact import Artifact
 from ._process import terminable
 from ._run import Run
 from ._run_files import COMMITTED, MODEL, PLAN, SHARDS
+from ._uploads import OpenUploads
 from .exceptions import ArtifactNotFoundError, CommitConflictError, LanceArtifactError
 
 
@@ -24,9 +25,9 @@ class Leftover:
 
     Attributes
     ----------
-    kind : {"attempt", "segment", "artifact", "run"}
-        Files of an attempt at a shard that came to nothing; an index segment that was not committed; the artifact of a shard; the
-        files of the run itself.
+    kind : {"attempt", "upload", "segment", "artifact", "run"}
+        Files of an attempt at a shard that came to nothing; an upload to S3 that was never completed; an index segment that was not
+        committed; the artifact of a shard; the files of the run itself.
     uri : str
     files : int
     """
@@ -53,8 +54,8 @@ def clean_run(
 ) -> list[Leftover]:
     """Remove what killed tries of a run left: files of unfinished attempts at its shards, and unfinished segments of ours in its dataset.
 
-    What a process that is alive, or one elsewhere that may be, is working on stays. Of an object store, uploads that were never completed
-    are not seen; a lifecycle rule of the bucket removes them.
+    What a process that is alive, or one elsewhere that may be, is working on stays. Uploads to S3 that were never completed are ended too,
+    where boto3 is installed; those of other stores end by themselves, or by a rule of the bucket.
 
     Parameters
     ----------
@@ -93,9 +94,13 @@ def _shards(run: Run, everything: bool, dry_run: bool) -> list[Leftover]:
     busy = [shard for shard, (_, is_busy) in enumerate(looked) if is_busy]
     if everything and busy:
         raise CommitConflictError(f"{run.uri}: a process is at work on shards {busy[:10]}; stop it first")
-    found = []
-    for shard, (files, _) in enumerate(looked):
+    uploads = OpenUploads(run.uri, run.storage_options)
+    found: list[Leftover] = []
+    for shard, (files, is_busy) in enumerate(looked):
         place = run.shard_uri(shard)
+        # Before the claims go, by which it is known that nobody is at work.
+        if not is_busy:
+            found += _uploads(uploads, f"{SHARDS}/{shard:05}", dry_run)
         if files:
             found.append(Leftover("attempt", place, len(files)))
             if not dry_run:
@@ -112,6 +117,15 @@ def _shards(run: Run, everything: bool, dry_run: bool) -> list[Leftover]:
     return found
 
 
+def _uploads(uploads: OpenUploads, folder: str, dry_run: bool) -> list[Leftover]:
+    found = []
+    for uri, upload in list(uploads.below(folder)):
+        found.append(Leftover("upload", uri, 1))
+        if not dry_run:
+            uploads.abort(uri, upload)
+    return found
+
+
 def _segments(run: Run, dataset: Any, dry_run: bool) -> list[Leftover]:
     try:
         handle = Handle.of(dataset if dataset is not None else run.opened())
@@ -121,8 +135,10 @@ def _segments(run: Run, dataset: Any, dry_run: bool) -> list[Leftover]:
         # Gone with all that was in it, or not to be reached from here: then there is nothing to be removed.
         return []
     latest = Handle.of(handle.latest())
-    found = []
+    found: list[Leftover] = []
+    uploads = OpenUploads(latest.location, latest.dataset.latest_storage_options())
     for uuid in core.unfinished_segments(latest.core):
+        found += _uploads(uploads, f"_indices/{uuid}", dry_run)
         found.append(Leftover("segment", f"{latest.uri}/_indices/{uuid}", 1))
         if not dry_run:
             core.discard_segment(latest.core, uuid)
