@@ -100,8 +100,8 @@ def test_what_killed_tries_left(write: Callable[..., Any], tmp_path: Path) -> No
         "builder = la.PartitionArtifactBuilder(run.shard_uri(1), run.model())\n"
         "handle = run.dataset()\n"
         "for shard in range(2): run.encode(shard, backend='cpu') if sys.argv[2] == 'segment' else None\n"
-        "from lance_artifact import _run\n"
-        "_run.commit_segment = lambda *a: os._exit(1)\n"
+        "from lance_artifact import _run_commit\n"
+        "_run_commit.commit_segment = lambda *a: os._exit(1)\n"
         "run.finalize() if sys.argv[2] == 'segment' else os._exit(1)\n"
     )
     for what in ("attempt", "segment"):

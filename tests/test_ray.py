@@ -15,11 +15,13 @@ from typing import Any
 
 import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import lance_artifact as la
-from conftest import stored, stored_in, vectors
+from conftest import column, stored, stored_in, vectors
 from lance_artifact import ray as driver
+from local_s3 import BUCKET, s3_server
 from test_extend import DIM, ROWS, K, M, append, segments
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
@@ -111,6 +113,37 @@ def test_a_sample_that_is_more_than_a_worker_holds(
     la.create_index(one, "vector", backend="cpu", **{**ASK, "num_partitions": 400, "num_sub_vectors": 8})
     plain = la.evaluate(one, "vector_idx", num_queries=30, nprobes=[400], refine_factors=[20]).settings[0]
     assert found.recall > plain.recall - 0.05
+
+
+@pytest.mark.parametrize("by_handle", [False, True])
+def test_dataset_and_run_in_a_store(by_handle: bool) -> None:
+    with s3_server() as options:
+        uri = f"s3://{BUCKET}/t.lance"
+        ds = lance.write_dataset(
+            pa.table({"vector": column(vectors(ROWS, DIM))}),
+            uri,
+            storage_options=options,
+            max_rows_per_file=1000,
+        )
+        given = {} if by_handle else {"storage_options": options}
+        place = f"s3://{BUCKET}/run"
+        built = driver.create_index(
+            ds if by_handle else uri,
+            "vector",
+            artifact_uri=place,
+            num_workers=2,
+            num_shards=3,
+            **ASK,
+            **given,
+        )
+        assert built.stats.index_stats("vector_idx")["num_unindexed_rows"] == 0
+        lance.write_dataset(
+            pa.table({"vector": column(vectors(50, DIM))}), uri, mode="append", storage_options=options
+        )
+        done = driver.extend_index(
+            ds if by_handle else uri, "vector_idx", artifact_uri=f"s3://{BUCKET}/more", num_workers=1, **given
+        )
+        assert done.num_rows == 50
 
 
 def test_more_than_there_is_is_refused_at_once(write: Callable[..., Any], tmp_path: Path) -> None:

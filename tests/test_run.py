@@ -202,6 +202,10 @@ def test_a_commit_that_happened_is_recognised(write: Callable[..., Any], tmp_pat
     ds.drop_index("vector_idx")
     build(ds, run)
     assert segments(ds).keys() != before.keys()
+    # Another one of that name is none of it.
+    la.create_index(ds, "vector", replace=True, **{**ASK, "seed": 7})
+    with pytest.raises(la.IndexExistsError):
+        build(ds, run)
 
 
 def test_another_call_is_refused_with_the_difference(write: Callable[..., Any], tmp_path: Path) -> None:

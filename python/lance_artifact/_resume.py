@@ -16,7 +16,8 @@ from ._dataset import Handle
 from ._lance_artifact import IvfPqModel
 from ._plan import planned_build
 from ._process import terminable
-from ._run import Run, is_committed
+from ._run import Run
+from ._run_commit import is_committed
 from ._run_files import PLAN
 from .backends import Backend
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import time
 import uuid
 from collections.abc import Sequence
@@ -24,17 +23,16 @@ from ._artifacts import absolute, check_apart
 from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._checked import check
-from ._commit import AlreadyCommitted, Wanted, attempt_of, check_name, commit_segment, provenance
+from ._commit import AlreadyCommitted
 from ._dataset import Handle
 from ._lance_artifact import Artifact, IvfPqModel
 from ._plan import BuildPlan, Shard
 from ._process import terminable
-from ._progress import reporter
+from ._run_commit import build_and_commit, is_committed, write_down
 from ._run_files import (
     COMMITTED,
     FORMAT,
     FORMAT_VERSION,
-    HINT,
     MODEL,
     PLAN,
     SHARDS,
@@ -56,8 +54,6 @@ from .exceptions import (
 
 if TYPE_CHECKING:
     import lance
-
-LOGGER = logging.getLogger("lance_artifact")
 
 # Shards that are looked at side by side: each is a request.
 LOOKS = 16
@@ -453,7 +449,7 @@ def _finalize(
         raise ArtifactNotFoundError(f"{run.uri}: has no model yet; train and encode come first")
     artifacts = run.artifacts(model)
     try:
-        segment = _build_and_commit(
+        segment = build_and_commit(
             run, handle, at, model, artifacts, sync=sync, memory_limit=memory_limit, progress=progress
         )
     except (AlreadyCommitted, IndexExistsError, CommitConflictError):
@@ -464,67 +460,3 @@ def _finalize(
     else:
         write_down(run, segment, int(handle.latest().version))
     return handle.user
-
-
-def _build_and_commit(
-    run: Run,
-    handle: Handle,
-    at: Handle,
-    model: IvfPqModel,
-    artifacts: list[Artifact],
-    *,
-    sync: bool,
-    memory_limit: int | None,
-    progress: Progress,
-) -> str:
-    plan = run.plan
-    path = at.path_of(plan.field_id, plan.column)
-    wanted = Wanted(
-        plan.name,
-        plan.mode,
-        plan.field_id,
-        path,
-        plan.index_type,
-        model.metric,
-        model.fingerprint,
-        run_id=run.run_id,
-    )
-    check_name(handle.latest(), wanted, plan.fragment_ids, at.fragments_since())
-    with attempt_of(handle, at) as attempt:
-        segment = core.build_segment(
-            at.core,
-            path,
-            artifacts,
-            attempt.uuid,
-            model=model,
-            index_type=plan.index_type,
-            m=plan.m,
-            ef_construction=plan.ef_construction,
-            fragment_ids=None if all(a._source is not None for a in artifacts) else plan.fragment_ids,
-            hints={**provenance(plan.backend), HINT: run.run_id},
-            sync=sync,
-            memory_limit=memory_limit,
-            progress=reporter(progress),
-        )
-        commit_segment(attempt, wanted, segment)
-    return attempt.uuid
-
-
-def is_committed(run: Run, handle: Handle) -> bool:
-    """Whether the index of a run is there: as it was committed, or as what was made of that since."""
-    found = core.segments_with(Handle.of(handle.latest()).core, run.plan.name, run.run_id)
-    if found:
-        write_down(run, found[0], int(handle.latest().version))
-        return True
-    if run.committed() is None:
-        return False
-    names = {index.name for index in handle.latest().describe_indices()}
-    if run.plan.name in names:
-        LOGGER.info("%s: its index %r is committed, and was changed since", run.uri, run.plan.name)
-        return True
-    return False
-
-
-def write_down(run: Run, segment: str, version: int) -> None:
-    content = json.dumps({"segment": segment, "version": version}).encode()
-    core.put_new(run.uri, COMMITTED, content, run.storage_options)

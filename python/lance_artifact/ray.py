@@ -27,7 +27,8 @@ from ._index import CommittedIndex
 from ._plan import plan
 from ._progress import reporter
 from ._resume import is_run
-from ._run import Run, is_committed
+from ._run import Run
+from ._run_commit import is_committed
 from .exceptions import (
     BackendUnavailableError,
     DeviceError,
@@ -192,8 +193,7 @@ def create_index(
     The worker's own error where a shard fails three times, or for good. Everything that was published stays for the next try.
     """
     ray = _ray()
-    dataset: Any = uri
-    handle = Handle.of(dataset)
+    handle, storage_options = _opened(uri, storage_options)
     place = check_place(handle, artifact_uri)
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
@@ -271,8 +271,7 @@ def extend_index(
     Parameters are those of `create_index`. Killed, it goes on with the same call; the run's folder is of one extension.
     """
     ray = _ray()
-    dataset: Any = uri
-    handle = Handle.of(dataset)
+    handle, storage_options = _opened(uri, storage_options)
     place = check_place(handle, artifact_uri)
     options = artifact_storage_options or storage_options
     remote = dict(ray_remote_args or {})
@@ -345,6 +344,19 @@ def _ray() -> Any:
             'ray is not installed: pip install "lance-artifact[ray]", in the driver and on every node'
         ) from error
     return ray
+
+
+def _opened(uri: Any, storage_options: dict[str, str] | None) -> tuple[Handle, dict[str, str] | None]:
+    """The dataset, and the storage options with which workers open it: those given, or the handle's own as they are now."""
+    if isinstance(uri, (str, Path)):
+        import lance
+
+        try:
+            uri = lance.dataset(str(uri), storage_options=storage_options)
+        except (ValueError, OSError) as error:
+            raise InvalidInputError(f"uri: {uri} cannot be opened: {error}") from error
+    handle = Handle.of(uri)
+    return handle, storage_options or dict(handle.dataset.latest_storage_options() or {}) or None
 
 
 def _start(ray: Any, remote: Mapping[str, Any], num_workers: int) -> None:

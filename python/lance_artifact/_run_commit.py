@@ -1,0 +1,82 @@
+"""The commit of a run's index, which happens once, whoever finalizes it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from . import _lance_artifact as core
+from ._arguments import Progress
+from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
+from ._dataset import Handle
+from ._lance_artifact import Artifact, IvfPqModel
+from ._progress import reporter
+from ._run_files import COMMITTED, HINT
+
+if TYPE_CHECKING:
+    from ._run import Run
+
+
+def build_and_commit(
+    run: Run,
+    handle: Handle,
+    at: Handle,
+    model: IvfPqModel,
+    artifacts: list[Artifact],
+    *,
+    sync: bool,
+    memory_limit: int | None,
+    progress: Progress,
+) -> str:
+    plan = run.plan
+    path = at.path_of(plan.field_id, plan.column)
+    wanted = Wanted(
+        plan.name,
+        plan.mode,
+        plan.field_id,
+        path,
+        plan.index_type,
+        model.metric,
+        model.fingerprint,
+        run_id=run.run_id,
+    )
+    check_name(handle.latest(), wanted, plan.fragment_ids, at.fragments_since())
+    with attempt_of(handle, at) as attempt:
+        segment = core.build_segment(
+            at.core,
+            path,
+            artifacts,
+            attempt.uuid,
+            model=model,
+            index_type=plan.index_type,
+            m=plan.m,
+            ef_construction=plan.ef_construction,
+            fragment_ids=None if all(a._source is not None for a in artifacts) else plan.fragment_ids,
+            hints={**provenance(plan.backend), HINT: run.run_id},
+            sync=sync,
+            memory_limit=memory_limit,
+            progress=reporter(progress),
+        )
+        commit_segment(attempt, wanted, segment)
+    return attempt.uuid
+
+
+def is_committed(run: Run, handle: Handle) -> bool:
+    """Whether the index of a run is there: as it was committed, or as what was made of that since."""
+    found = core.segments_with(Handle.of(handle.latest()).core, run.plan.name, run.run_id)
+    if found:
+        write_down(run, found[0], int(handle.latest().version))
+        return True
+    if run.committed() is None:
+        return False
+    latest = Handle.of(handle.latest())
+    model = run.model()
+    if model is None or all(index.name != run.plan.name for index in latest.dataset.describe_indices()):
+        return False
+    # Extended or merged since, it is of the same model; anything else of that name is somebody else's.
+    return bool(core.model_of_index(latest.core, run.plan.name).fingerprint == model.fingerprint)
+
+
+def write_down(run: Run, segment: str, version: int) -> None:
+    content = json.dumps({"segment": segment, "version": version}).encode()
+    core.put_new(run.uri, COMMITTED, content, run.storage_options)
