@@ -40,6 +40,14 @@ bench name="all" *args:
 wheel: setup
     .venv/bin/maturin build --strip --out dist
 
+# The documentation's site, in site/
+docs: setup
+    .venv/bin/mkdocs build --strict
+
 # Rust documentation, warnings refused
-docs:
+rustdoc:
     RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+
+# The package with each release of pylance and LanceDB that it is said to work with
+matrix *args: setup
+    scripts/matrix {{args}}

@@ -101,6 +101,14 @@ def command_line(**options: Any) -> list[str]:
     return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
+def accelerate(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    """Let ``accelerator="cuvs"`` mean a backend that is here."""
+    from lance_artifact import _create_index, _register, _uncommitted
+
+    for module in (_create_index, _register, _uncommitted):
+        monkeypatch.setattr(module, "resolve_accelerator", lambda *_: backend)
+
+
 def differences(ours: list[dict[int, bytes]], theirs: list[dict[int, bytes]]) -> tuple[int, int, int]:
     """Partitions compared, row ids that differ, codes that differ."""
     assert len(ours) == len(theirs)

@@ -72,7 +72,7 @@ class _Points:
 
     def progress(self, step: Any) -> None:
         if step.event == "complete":
-            self._act({"encode": "encoded", "merge_partitions": "built"}.get(step.stage, ""))
+            self._act({"shuffle": "encoded", "merge_partitions": "built"}.get(step.stage, ""))
 
     @contextmanager
     def hooked(self) -> Iterator[None]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +170,7 @@ def test_a_part_of_an_index_is_not_replaced_after_training(
     lance.write_dataset(ds.to_table(), ds.uri, mode="append")
     assert run(capsys, "build", ds.uri, "UPPER", *TRAINING)[0] == 0
     before = lance.dataset(ds.uri).version
-    monkeypatch.setattr(_create_index, "train", None)
+    monkeypatch.setattr(_create_index, "train_handle", None)
     code, result = run(capsys, "build", ds.uri, "UPPER", *TRAINING, "--fragment", "0", "--replace")
     assert code in (2, 9) and "fragment" in result["message"], result
     assert lance.dataset(ds.uri).version == before
@@ -214,3 +216,140 @@ def test_a_picture_that_needs_latex(
     pytest.importorskip("matplotlib")
     code, result = run(capsys, "inspect", artifact.uri, "--plot", str(tmp_path / "x.pgf"))
     assert code == 2 and "endings" in result["message"]
+
+
+# Options as people write them
+
+
+def test_options_as_people_write_them(ds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = command_line(num_partitions=K, num_sub_vectors=M, sample_rate=8, max_iters=2, backend="cpu")
+    code, result = run(
+        capsys, "build", ds.uri, "UPPER", *shape, "--metric", "COSINE", "--memory-limit", "1GiB", "--index-type", "IVF_HNSW_PQ",
+        "-m", "8", "--ef", "40", "--max-level", "5", "--artifact", str(tmp_path / "kept"),
+    )  # fmt: skip
+    assert code == 0, result
+    assert (result["metric"], result["num_partitions"], result["num_sub_vectors"], result["num_bits"]) == (
+        "cosine",
+        K,
+        M,
+        8,
+    )
+    assert (result["backend"], result["segments"], result["rows"]) == ("cpu", 1, ROWS)
+    assert result["rows_dropped"] == {"null": 0, "non_finite": 0, "zero_norm": 0}
+    assert {"train", "encode", "build", "total"} == result["seconds"].keys() and result[
+        "peak_memory"
+    ] > 1 << 20
+    details = lance.dataset(ds.uri).describe_indices()[0].details["hnsw"]
+    assert (details["max_connections"], details["construction_ef"], details["max_level"]) == (8, 40, 5)
+    only = [
+        "build",
+        ds.uri,
+        "UPPER",
+        *shape,
+        "--artifact-only",
+        "--artifact",
+        str(tmp_path / "a"),
+        "--num-buckets",
+        "2",
+    ]
+    assert run(capsys, *only)[0] == 0
+    assert run(capsys, *only)[0] == 4
+    code, result = run(capsys, *only, "--overwrite")
+    assert code == 0 and la.Artifact.open(tmp_path / "a").verify().num_files == 2
+    assert run(capsys, "build", ds.uri, "UPPER", *shape, "--overwrite")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1024", 1024),
+        ("1KiB", 1024),
+        ("1.5 GiB", 3 << 29),
+        ("2g", 2 * 10**9),
+        ("512MB", 512 * 10**6),
+        ("-5", -5),
+    ],
+)
+def test_bytes(text: str, expected: int) -> None:
+    from lance_artifact.cli._options import Bytes
+
+    assert Bytes().convert(text, None, None) == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--memory-limit", "much"], ["--memory-limit", "1XB"], ["--devices", "a"], ["--metric", "hamming"], ["--nothing"], ["--num-partitions", "many"]],
+)  # fmt: skip
+def test_wrong_options_are_errors_like_others(
+    wrong: list[str], ds: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, result = run(capsys, "build", ds.uri, "UPPER", *wrong)
+    assert code == 2 and result["message"], result
+    assert cli.main(["build", ds.uri]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "Usage: lance-artifact build" in err and "COLUMN" in err
+    assert cli.main(["buidl"]) == 2 and "No such command" in capsys.readouterr().err
+
+
+def test_no_traceback(ds: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for a defect, unless it is asked for."""
+    monkeypatch.setattr(_create_index, "build_artifact", None)
+    assert cli.main(["build", ds.uri, "UPPER", *TRAINING]) == 1
+    _, err = capsys.readouterr()
+    assert "This is a defect" in err and "Traceback" not in err
+    assert cli.main(["build", ds.uri, "UPPER", *TRAINING, "-v"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from lance.progress import IndexProgress
+
+    from lance_artifact.cli._told import Lines
+
+    tell = Lines(every=0.0)
+    tell(IndexProgress("start", "shuffle", 0, 1_000_000, "rows"))
+    time.sleep(0.1)
+    tell(IndexProgress("progress", "shuffle", 250_000, 1_000_000, "rows"))
+    tell(IndexProgress("complete", "shuffle", 1_000_000, 1_000_000, "rows"))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("shuffle: 0 of 1,000,000 rows")
+    found = re.fullmatch(r"shuffle: 250,000 of 1,000,000 rows, ([0-9,]+)/s, ([0-9,]+) s left", lines[1])
+    assert found and int(found[1].replace(",", "")) < 2_500_001
+    quiet = Lines()
+    quiet(IndexProgress("start", "shuffle", 0, 10, "rows"))
+    quiet(IndexProgress("progress", "shuffle", 5, 10, "rows"))
+    assert capsys.readouterr().err == ""
+
+
+def test_verbose_says_the_stages(ds: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["build", ds.uri, "UPPER", *TRAINING, "-v"]) == 0
+    out, err = capsys.readouterr()
+    assert "trained 4 partitions in" in err and "committed index" in err and "lance_index" not in err
+    assert (
+        "backend cpu; train" in out
+        and "rows dropped: none" in out
+        and "4 partitions, 4 sub-vectors of 8 bits, 1 segment\n" in out
+    )
+    assert cli.main(["build", ds.uri, "UPPER", *TRAINING, "--replace", "-vv"]) == 0
+    assert "write_batch" in capsys.readouterr().err
+    assert cli.main(["build", ds.uri, "UPPER", *TRAINING, "--replace"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["completion", shell]) == 0
+    assert "_LANCE_ARTIFACT_COMPLETE" in capsys.readouterr().out
+
+
+def test_help_says_defaults_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    from lance_artifact.cli._app import app
+
+    for name in app.commands:
+        assert cli.main([name, "--help"]) == 0
+        text = capsys.readouterr().out
+        for code in {code for _, code in cli.EXIT_CODES}:
+            assert re.search(rf"\b{code} ", text), (name, code)
+    assert cli.main([]) in (0, 2)
+    assert cli.main(["--version"]) == 0
+    assert la.__version__ in capsys.readouterr().out

@@ -184,21 +184,31 @@ def test_an_index_that_reaches_further_is_known_before_training(
     ds: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     la.create_index(ds, "vector", **BUILD)
-    monkeypatch.setattr(_create_index, "train", None)
+    monkeypatch.setattr(_create_index, "train_handle", None)
     with pytest.raises(la.InvalidInputError, match=r"also covers fragments \[1, 2\]"):
         la.create_index(ds, "vector", replace=True, fragment_ids=[0], **BUILD)
     with pytest.raises(la.IndexExistsError):
         la.create_index(ds, "vector", fragment_ids=[0], **BUILD)
 
 
-def test_a_second_segment_beside_the_first(ds: Any) -> None:
+def test_a_second_segment_beside_the_first(ds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fragments that no segment covers yet get one of their own, of the same model."""
     la.create_index(ds, "vector", fragment_ids=[0, 1], **BUILD)
-    with pytest.raises(la.ArtifactMismatchError, match="of another model"):
+    with pytest.raises(la.InvalidInputError, match="would not be replaced; to add a segment"):
         la.create_index(ds, "vector", fragment_ids=[2], replace=True, **BUILD)
+    with monkeypatch.context() as patch:
+        patch.setattr(_create_index, "train_handle", None)
+        with pytest.raises(la.ArtifactMismatchError, match="one trained now would be another"):
+            la.create_index(ds, "vector", fragment_ids=[2], append=True, **BUILD)
+        with pytest.raises(la.ArtifactMismatchError, match="one trained now would be another"):
+            la.create_index(ds, "vector", fragment_ids=[2], append=True, artifact_uri=tmp_path / "a", **BUILD)
+        with pytest.raises(la.ArtifactMismatchError, match="one trained now would be another"):
+            la.create_index(
+                ds, "vector", fragment_ids=[2], append=True, artifact_uri=tmp_path / "a", resume=True, **BUILD
+            )
     model = la.IvfPqModel.from_index(ds, "vector_idx")
     given = {"ivf_centroids": model.ivf_centroids, "pq_codebook": model.pq_codebook, "num_sub_vectors": M}
-    la.create_index(ds, "vector", fragment_ids=[2], replace=True, backend="cpu", **given)
+    la.create_index(ds, "vector", fragment_ids=[2], append=True, backend="cpu", **given)
     index = next(i for i in ds.describe_indices() if i.name == "vector_idx")
     assert sorted(sorted(s.fragment_ids) for s in index.segments) == [[0, 1], [2]]
 
@@ -235,16 +245,16 @@ def test_a_segment_that_does_not_fit_beside_another(
     else:
         la.create_index(ds, "vector", fragment_ids=[0], **BUILD)
     version = ds.version
-    monkeypatch.setattr(_create_index, "train", None)
+    monkeypatch.setattr(_create_index, "train_handle", None)
     with pytest.raises(la.InvalidInputError, match="cannot be put beside it"):
-        la.create_index(ds, "vector", fragment_ids=[1, 2], replace=True, **{**BUILD, **other})
+        la.create_index(ds, "vector", fragment_ids=[1, 2], append=True, **{**BUILD, **other})
     monkeypatch.undo()
     assert lance.dataset(ds.uri).version == version
     la.create_index(ds, "vector", replace=True, **{**BUILD, **other})
     assert set(segment(ds, "vector_idx").fragment_ids) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("when", ["encode", "merge_partitions"])
+@pytest.mark.parametrize("when", ["shuffle", "merge_partitions"])
 def test_the_index_grows_while_it_is_built_anew(when: str, ds: Any) -> None:
     """New rows, and an index that covers them: the one that is built since before does not, and replaces it all the same."""
     la.create_index(ds, "vector", **BUILD)

@@ -110,7 +110,7 @@ def gate(s3: dict[str, str]) -> Iterator[Gate]:  # noqa: F811
 
 def slowly(step: Any) -> None:
     """Credentials end in each stage."""
-    if step.event == "start" and step.stage in ("train_ivf", "encode", "merge_partitions"):
+    if step.event == "start" and step.stage in ("train_ivf", "shuffle", "merge_partitions"):
         time.sleep(2.2 * LIFETIME)
 
 

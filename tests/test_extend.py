@@ -212,9 +212,10 @@ def test_a_segment_of_another_model_is_not_put_beside(write: Callable[..., Any],
     other = la.train(ds, "vector", num_partitions=K, num_sub_vectors=M, seed=5, max_iters=5, backend="cpu")
     artifact = la.build_artifact(ds, "vector", other, tmp_path / "a", fragment_ids=fragment, backend="cpu")
     before = folders(ds)
-    for options in ({"mode": "append"}, {"replace": True}):
-        with pytest.raises(la.ArtifactMismatchError, match="of another model"):
-            la.finalize(ds, "vector", artifact, **options)
+    with pytest.raises(la.ArtifactMismatchError, match="of another model"):
+        la.finalize(ds, "vector", artifact, mode="append")
+    with pytest.raises(la.InvalidInputError, match="would not be replaced"):
+        la.finalize(ds, "vector", artifact, replace=True)
     assert folders(ds) == before
 
 

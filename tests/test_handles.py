@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 import lance_artifact as la
-from conftest import column, leftovers, segment, stored, vectors
+from conftest import accelerate, column, leftovers, segment, stored, vectors
 
 K, M, DIM, ROWS = 4, 4, 16, 1500
 BUILD: dict[str, Any] = {"num_partitions": K, "num_sub_vectors": M, "sample_rate": 5, "max_iters": 2, "num_bits": 8, "backend": "cpu"}  # fmt: skip
@@ -82,10 +82,9 @@ def test_an_artifact_of_a_branch_is_not_one_of_main(tmp_path: Path) -> None:
 def test_a_lancedb_branch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lancedb
 
-    from lance_artifact import _register
     from lance_artifact.backends.cpu import CpuBackend
 
-    monkeypatch.setattr(_register, "resolve_accelerator", lambda *_: CpuBackend())
+    accelerate(monkeypatch, CpuBackend())
     t = lancedb.connect(str(tmp_path)).create_table("t", table(ROWS, 1))
     branch = t.branches.create("exp")
     branch.add(table(500, 2, first=ROWS))

@@ -155,4 +155,4 @@ def test_the_command_line(bare: Path, tmp_path: Path) -> None:
     command = bare / "lance-artifact"
     assert run([command, "--version"], tmp_path).stdout.strip() == lance_artifact.__version__
     assert "cpu: available" in run([command, "backends"], tmp_path).stdout
-    assert "exit codes" in run([command, "--help"], tmp_path).stdout
+    assert "Exit codes" in run([command, "--help"], tmp_path).stdout

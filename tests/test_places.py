@@ -268,7 +268,7 @@ def test_what_looks_like_a_uri_and_is_none_is_no_path(
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("when", ["train_ivf", "encode"])
+@pytest.mark.parametrize("when", ["train_ivf", "shuffle"])
 def test_a_directory_that_changes_while_an_index_is_built(
     when: str, dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,8 +56,8 @@ la.create_index(lance.dataset(sys.argv[1]), "vector", progress=progress, {BUILD}
     "moment",
     [
         "start train_ivf",
-        "start encode",
-        "complete encode",
+        "start shuffle",
+        "complete shuffle",
         "start merge_partitions",
         "complete merge_partitions",
     ],

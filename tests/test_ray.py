@@ -59,7 +59,7 @@ def test_the_same_index_as_in_one_process(write: Callable[..., Any], tmp_path: P
     seen: list[Any] = []
     assert build(ds, tmp_path / "run", name="ray", progress=seen.append) is ds
     assert stored(ds, "plain") == stored(ds, "ray")
-    assert {p.stage for p in seen} >= {"encode", "merge_partitions"}
+    assert {p.stage for p in seen} >= {"shuffle", "merge_partitions"}
     # Again, and nothing happens; by its path too, and without a worker.
     version = ds.version
     assert build(ds.uri, tmp_path / "run", name="ray").version == version
@@ -260,11 +260,11 @@ def test_lance_ray_as_it_is_encodes_through_us(write: Callable[..., Any]) -> Non
 
     @ray.remote(num_cpus=1, runtime_env={"worker_process_setup_hook": "lance_artifact.register"})
     def work(uri: str, fragments: list[int], centroids: Any, codebook: Any) -> Any:
-        from lance_artifact import _register
+        from lance_artifact import _uncommitted
         from lance_artifact.backends.cpu import CpuBackend
 
         # No GPU is here: the CPU stands for it.
-        _register.resolve_accelerator = lambda *_: CpuBackend()
+        _uncommitted.resolve_accelerator = lambda *_: CpuBackend()
         return lance.dataset(uri).create_index_uncommitted(
             "vector",
             "IVF_PQ",

@@ -355,7 +355,7 @@ def test_a_plain_repeat(write: Callable[..., Any], tmp_path: Path, monkeypatch: 
     ds = write(vectors(ROWS, DIM))
     build(ds, tmp_path / "a", name="first")
     with monkeypatch.context() as patch:
-        patch.setattr(_create_index, "train", lambda *a, **k: pytest.fail("trained again"))
+        patch.setattr(_create_index, "train_handle", lambda *a, **k: pytest.fail("trained again"))
         patch.setattr(_create_index, "build_artifact", lambda *a, **k: pytest.fail("encoded again"))
         ds = ds.checkout_version(1)
         build(ds, tmp_path / "a", name="second")

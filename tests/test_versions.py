@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,16 +14,16 @@ import lance
 import pytest
 
 import lance_artifact as la
-from lance_artifact import _versions
+from lance_artifact import _tested, _versions
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_one_that_is_here_is_tested() -> None:
-    assert lance.__version__ in _versions.TESTED
+    assert lance.__version__ in _tested.PYLANCE
 
 
-@pytest.mark.parametrize("version", _versions.TESTED)
+@pytest.mark.parametrize("version", _tested.PYLANCE)
 def test_a_tested_release_is_taken_without_a_word(version: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -30,28 +31,40 @@ def test_a_tested_release_is_taken_without_a_word(version: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "version", ["14.0.3", "14.1", "14.2.0", "14.1.0b3", "14.99.99", "14.0.2.post1", "14.0.3-dev"]
+    "version",
+    [
+        "14.0.3",
+        "14.1",
+        "14.2.0",
+        "14.1.0b3",
+        "14.99.99",
+        "14.0.2.post1",
+        "14.0.3-dev",
+        "10.0.1",
+        "13.9.9",
+        "14.0.1",
+    ],
 )
 def test_an_untested_release_of_the_series_is_warned_of(version: str) -> None:
     with pytest.warns(la.UntestedVersionWarning, match="not tested") as caught:
         _versions.check_pylance(version)
     text = str(caught[0].message)
-    assert version in text and f"pylance=={_versions.TESTED[-1]}" in text and len(caught) == 1
+    assert version in text and f"pylance=={_tested.PYLANCE[-1]}" in text and len(caught) == 1
 
 
 @pytest.mark.parametrize(
-    "version", ["14.0.1", "14.0.2b1", "13.9.9", "15.0.0", "15.0.0b1", "15", "0.38.2", "", "unknown"]
+    "version", ["9.0.1", "10.0.0b1", "9.99.9", "15.0.0", "15.0.0b1", "15", "0.38.2", "", "unknown"]
 )
 def test_another_release_is_refused(version: str) -> None:
     with pytest.raises(la.UnsupportedVersionError, match="needs pylance >=") as caught:
         _versions.check_pylance(version)
     assert isinstance(caught.value, ImportError) and isinstance(caught.value, la.LanceArtifactError)
-    assert f"pylance=={_versions.TESTED[-1]}" in str(caught.value)
+    assert f"pylance=={_tested.PYLANCE[-1]}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("version", "code", "said"),
-    [("14.7.0", 0, "UntestedVersionWarning"), ("13.0.0", 1, "UnsupportedVersionError")],
+    [("14.7.0", 0, "UntestedVersionWarning"), ("9.0.0", 1, "UnsupportedVersionError")],
 )
 def test_it_is_checked_once_and_first_at_import(version: str, code: int, said: str) -> None:
     """Of a release that cannot work nothing else is touched; the warning comes once for all of a program's imports."""
@@ -67,11 +80,29 @@ def test_it_is_checked_once_and_first_at_import(version: str, code: int, said: s
 
 def test_the_table_says_what_is_declared_and_compiled() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"pylance>={_versions.OLDEST},<{_versions.BELOW}" in project["dependencies"]
+    assert f"pylance>={_tested.OLDEST},<{_tested.BELOW}" in project["dependencies"]
     cargo = tomllib.loads((ROOT / "Cargo.toml").read_text())["dependencies"]
     compiled = {
         re.sub("^=", "", d["version"] if isinstance(d, dict) else d)
         for n, d in cargo.items()
         if n.split("-")[0] == "lance"
     }
-    assert compiled == {_versions.COMPILED}
+    assert compiled == {_tested.COMPILED}
+
+
+def test_the_documentation_has_the_table() -> None:
+    text = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+    for release in _tested.PYLANCE:
+        assert f"| {release} |" in text, release
+    for release in _tested.LANCEDB:
+        assert f"| LanceDB {release} |" in text, release
+    assert f"from {_tested.OLDEST} to before {_tested.BELOW}" in text
+
+
+def test_what_the_matrix_runs(tmp_path: Path) -> None:
+    """With the releases that are here, so that it is known to run."""
+    run = subprocess.run(
+        [sys.executable, ROOT / "tests" / "matrix.py"], capture_output=True, text=True, check=False
+    )
+    steps = json.loads(run.stdout.splitlines()[-1])["steps"]
+    assert run.returncode == 0 and len(steps) == 28 and set(steps.values()) == {"ok"}, run.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lance_artifact as la
-from conftest import column, leftovers, vectors
-from lance_artifact import _build_artifact, _finalize, _register
+from conftest import accelerate, column, leftovers, vectors
+from lance_artifact import _build_artifact, _create_index, _finalize
 from lance_artifact._checked import CHECKS
 
 K, M, DIM, ROWS = 4, 4, 16, 600
@@ -115,7 +116,8 @@ WRONG: dict[str, list[Any]] = {
     "metric": [*NOT_TEXT, *BAD_TEXT],
     "backend": [*NOT_TEXT, *BAD_TEXT],
     "artifact_uri": [3, 1.5, b"uri", ARRAY, [], True, object(), *BAD_TEXT],
-    "num_partitions": NOT_WHOLE,
+    # A float is rounded down, as by pylance.
+    "num_partitions": [value for value in NOT_WHOLE if not (isinstance(value, float) and value == 2.5)],
     "num_sub_vectors": NOT_WHOLE,
     "num_bits": [*NOT_WHOLE, None],
     "sample_rate": [*NOT_WHOLE, None],
@@ -124,6 +126,7 @@ WRONG: dict[str, list[Any]] = {
     "target_partition_size": NOT_WHOLE,
     "m": [*NOT_WHOLE, None],
     "ef_construction": [*NOT_WHOLE, None],
+    "max_level": [*NOT_WHOLE, None, 0, 65],
     "memory_limit": NOT_WHOLE,
     "num_buckets": NOT_WHOLE,
     "batch_rows": NOT_WHOLE,
@@ -131,6 +134,13 @@ WRONG: dict[str, list[Any]] = {
     "overwrite": [*NOT_FLAG, None],
     "sync": [*NOT_FLAG, None],
     "keep_artifact": NOT_FLAG,
+    "append": [*NOT_FLAG, None],
+    "train": [*NOT_FLAG, None],
+    "skip_transpose": [*NOT_FLAG, None],
+    "progress_callback": [1, "yes", ARRAY, [], object(), True],
+    "accelerator": [3, 1.5, b"cuvs", ARRAY, [], True, object(), *BAD_TEXT, "cuda", "CUVS"],
+    "index_uuid": [3, "x", b"x", ARRAY, [], *BAD_TEXT],
+    "ivf_centroids_file": [3, 1.5, ARRAY, [], True, object(), *BAD_TEXT, "/nowhere/at/all.npy"],
     "progress": [1, "yes", ARRAY, [], object()],
     "fragment_ids": NOT_NUMBERS,
     "devices": NOT_NUMBERS,
@@ -174,7 +184,7 @@ def parameters(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_argument_is_in_the_table(name: str) -> None:
-    elsewhere = {"metric", "index_type", "ivf_centroids", "pq_codebook"}
+    elsewhere = {"metric", "index_type", "ivf_centroids", "pq_codebook", "pylance"}
     assert parameters(name) <= CHECKS.keys() | elsewhere
 
 
@@ -277,7 +287,7 @@ def test_the_accelerators_call(
 ) -> None:
     from lance_artifact.backends.cpu import CpuBackend
 
-    monkeypatch.setattr(_register, "resolve_accelerator", lambda *_: CpuBackend())
+    accelerate(monkeypatch, CpuBackend())
     arguments = {
         "column": "vector",
         "index_type": "IVF_PQ",
@@ -325,9 +335,11 @@ def test_anything_at_all(
     def built(*_: Any, **__: Any) -> Any:
         raise Built
 
-    with monkeypatch.context() as patched:
+    with monkeypatch.context() as patched, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="num_partitions is float")
         patched.setattr(_build_artifact, "open_builder", built)
         patched.setattr(_finalize.core, "build_segment", built)
+        patched.setattr(_create_index, "commit_empty_index", built)
         try:
             function(**{**arguments, what: data.draw(anything)})
         except (la.LanceArtifactError, Built) as error:

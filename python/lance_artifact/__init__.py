@@ -10,6 +10,7 @@ from . import _versions as _versions  # first: whether pylance is one that works
 from . import backends, exceptions
 from ._build_artifact import build_artifact, describe_source
 from ._build_segment import build_segment
+from ._cancel import cancel_on, in_thread
 from ._clean import Leftover, clean_run
 from ._create_index import create_index
 from ._estimate import Estimate
@@ -48,6 +49,7 @@ from .exceptions import (
     ArtifactMismatchError,
     ArtifactNotFoundError,
     BackendUnavailableError,
+    CancelledError,
     ColumnNotFoundError,
     ColumnTypeError,
     CommitConflictError,
@@ -56,8 +58,10 @@ from .exceptions import (
     DeviceMemoryError,
     IndexExistsError,
     InvalidInputError,
+    InvalidTypeError,
     LanceArtifactError,
     StorageError,
+    UnsupportedError,
     UnsupportedVersionError,
     UntestedVersionWarning,
 )
@@ -71,6 +75,7 @@ __all__ = [
     "Backend",
     "BackendUnavailableError",
     "BuildPlan",
+    "CancelledError",
     "ColumnNotFoundError",
     "ColumnTypeError",
     "CommitConflictError",
@@ -87,6 +92,7 @@ __all__ = [
     "Extension",
     "IndexExistsError",
     "InvalidInputError",
+    "InvalidTypeError",
     "IvfPqModel",
     "LanceArtifactError",
     "Leftover",
@@ -100,6 +106,7 @@ __all__ = [
     "Shard",
     "StorageError",
     "TrainParams",
+    "UnsupportedError",
     "UnsupportedVersionError",
     "UntestedVersionWarning",
     "VerifyReport",
@@ -108,6 +115,7 @@ __all__ = [
     "backends",
     "build_artifact",
     "build_segment",
+    "cancel_on",
     "clean_run",
     "create_index",
     "describe_source",
@@ -115,6 +123,7 @@ __all__ = [
     "exceptions",
     "extend_index",
     "finalize",
+    "in_thread",
     "merge_segments",
     "plan",
     "prepared_vectors",

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import pyarrow as pa
 
-from ._checked import whole
+from ._checked import refuse_type, whole
 from ._lance_artifact import IvfPqModel, PartitionArtifactBuilder, _VectorSource
+from ._log import LOGGER
 from ._model import as_fixed_size_list
 from ._process import temporary_artifact
 from .backends import Backend, TrainParams
-from .exceptions import InvalidInputError
+from .exceptions import InvalidInputError, UnsupportedError
 
 if TYPE_CHECKING:
     from lance.progress import IndexProgress
@@ -25,18 +26,18 @@ StorageOptions = dict[str, str] | Callable[[], dict[str, str] | None]
 Mode = Literal["create", "replace", "append"]
 Progress = bool | Callable[["IndexProgress"], Any]
 
-LOGGER = logging.getLogger("lance_artifact")
-
 INDEX_TYPES = ("IVF_PQ", "IVF_HNSW_PQ")
 
-# pylance's own numbers (rows of a partition, bounds on the number of partitions).
-TARGET_PARTITION_SIZE = 8192
+# pylance's own numbers: rows of a partition, and the most partitions that are not asked for.
+TARGET_PARTITION_SIZE = {"IVF_PQ": 8192, "IVF_HNSW_PQ": 1 << 20}
 MAX_DEFAULT_PARTITIONS = 4096
 
 
 def index_type_name(index_type: str) -> str:
-    if not isinstance(index_type, str) or index_type.upper() not in INDEX_TYPES:
-        raise InvalidInputError(f"index_type: got {index_type!r}, expected one of {INDEX_TYPES}")
+    if not isinstance(index_type, str):
+        raise refuse_type("index_type", index_type, f"one of {INDEX_TYPES}")
+    if index_type.upper() not in INDEX_TYPES:
+        raise UnsupportedError(f"index_type: got {index_type!r}, expected one of {INDEX_TYPES}")
     return index_type.upper()
 
 
@@ -60,6 +61,32 @@ def metric_name(metric: str) -> str:
     return names[metric.lower()]
 
 
+def check_transposed(index_type: str, skip_transpose: bool) -> None:
+    if skip_transpose and index_type != "IVF_PQ":
+        raise UnsupportedError(f"skip_transpose: got True with {index_type}, only IVF_PQ takes it")
+
+
+def default_sub_vectors(dimension: int) -> tuple[int, str]:
+    """LanceDB's number of sub-vectors, and how it comes."""
+    for part in (16, 8):
+        if dimension % part == 0:
+            return dimension // part, f"dimension / {part}, as LanceDB has it"
+    raise InvalidInputError(
+        f"num_sub_vectors: got None, and dimension {dimension} is no multiple of 8 or 16; expected a divisor of it"
+    )
+
+
+def one_progress(progress: Progress, progress_callback: Any) -> Progress:
+    """Our argument for progress and pylance's are the same thing."""
+    if progress_callback is None:
+        return progress
+    if progress is not False:
+        raise InvalidInputError("progress and progress_callback: pass one of them")
+    if not callable(progress_callback):
+        raise refuse_type("progress_callback", progress_callback, "a callable")
+    return cast(Progress, progress_callback)
+
+
 def whole_number(what: str, value: Any) -> int | None:
     if value is None:
         return None
@@ -79,13 +106,13 @@ def fragment_list(fragment_ids: Sequence[int] | None) -> list[int] | None:
 
 def check_sub_vectors(dimension: int, num_sub_vectors: int, num_bits: int) -> None:
     if num_bits not in (4, 8):
-        raise InvalidInputError(f"num_bits: got {num_bits}, expected 4 or 8")
+        raise UnsupportedError(f"num_bits: got {num_bits}, expected 4 or 8")
     if num_sub_vectors < 1 or dimension % num_sub_vectors:
         raise InvalidInputError(
             f"dimension ({dimension}) must be divisible by num_sub_vectors ({num_sub_vectors})"
         )
     if num_bits == 4 and num_sub_vectors % 2:
-        raise InvalidInputError(
+        raise UnsupportedError(
             f"num_sub_vectors: got {num_sub_vectors}, expected an even number with num_bits=4"
         )
 
@@ -93,7 +120,7 @@ def check_sub_vectors(dimension: int, num_sub_vectors: int, num_bits: int) -> No
 def check_training(params: TrainParams) -> None:
     for what, value, least in (
         ("num_partitions", params.num_partitions, 1),
-        ("sample_rate", params.sample_rate, 2),
+        ("sample_rate", params.sample_rate, 1),
         ("max_iters", params.max_iters, 1),
         ("seed", params.seed, 0),
     ):
@@ -125,8 +152,12 @@ def bounded_sample(
     return most
 
 
-def check_hnsw(index_type: str, m: int, ef_construction: int) -> None:
-    if index_type == "IVF_HNSW_PQ" and not (4 <= m <= 1024 and m <= ef_construction <= 65_536):
+def check_hnsw(index_type: str, m: int, ef_construction: int, max_level: int = 7) -> None:
+    if index_type != "IVF_HNSW_PQ":
+        return
+    if not 1 <= max_level <= 64:
+        raise InvalidInputError(f"max_level: got {max_level}, expected 1 to 64")
+    if not (4 <= m <= 1024 and m <= ef_construction <= 65_536):
         raise InvalidInputError(
             f"m and ef_construction: got {m} and {ef_construction}, expected m from 4 to 1024 and ef_construction from m to 65536"
         )
@@ -196,23 +227,48 @@ def open_builder(
     )
 
 
-def default_partitions(rows: int, target: int | None, sample_rate: int) -> int:
+def default_partitions(rows: int, target: int | None, index_type: str = "IVF_PQ") -> int:
+    """As many as pylance has where none are asked for."""
     if target is not None and target < 1:
         raise InvalidInputError(f"target_partition_size: got {target}, expected at least 1")
-    wanted = min(max(rows // (target or TARGET_PARTITION_SIZE), 1), MAX_DEFAULT_PARTITIONS)
-    # As Lance does: no more centroids than there are vectors to train them.
-    return max(1, min(wanted, rows // sample_rate)) if rows < wanted * sample_rate else wanted
+    return min(max(rows // (target or TARGET_PARTITION_SIZE[index_type]), 1), MAX_DEFAULT_PARTITIONS)
+
+
+def trainable_partitions(asked: int, rows: int, sample_rate: int) -> int:
+    """As many of those asked for as pylance trains of a whole table: each centroid of ``sample_rate`` vectors, and a warning.
+
+    It counts vectors, and this rows: nulls would have to be read.
+    """
+    if rows >= asked * sample_rate:
+        return asked
+    most = min(asked, min(max(rows // sample_rate, 1), MAX_DEFAULT_PARTITIONS))
+    if most < asked:
+        LOGGER.warning(
+            "training %d of the %d partitions that were asked for: %d rows make no more with sample_rate=%d; lower it to have more",
+            most,
+            asked,
+            rows,
+            sample_rate,
+        )
+    return most
 
 
 def wanted_partitions(
-    num_partitions: int | None, ivf_centroids: Any, rows: int, target: int | None, sample_rate: int
+    num_partitions: int | None,
+    ivf_centroids: Any,
+    rows: int,
+    target: int | None,
+    sample_rate: int,
+    index_type: str = "IVF_PQ",
+    whole_table: bool = True,
 ) -> int:
     """The partitions that a model will have, before it is trained; nonsense is refused by the training's own checks."""
     if ivf_centroids is not None:
         return max(1, len(fixed_size_list("ivf_centroids", ivf_centroids)))
-    if num_partitions is not None:
-        return max(1, num_partitions)
-    return default_partitions(rows, target, max(1, sample_rate))
+    if num_partitions is None:
+        return default_partitions(rows, target, index_type)
+    # Segments of one index are of fragments, and have to agree.
+    return trainable_partitions(num_partitions, rows, sample_rate) if whole_table else num_partitions
 
 
 def fixed_size_list(what: str, value: Any) -> pa.FixedSizeListArray:
@@ -223,14 +279,45 @@ def fixed_size_list(what: str, value: Any) -> pa.FixedSizeListArray:
     try:
         return as_fixed_size_list(value)
     except InvalidInputError as error:
-        raise InvalidInputError(f"{what}: {error}") from None
+        raise type(error)(f"{what}: {error}") from None
 
 
-def given_model(ivf_centroids: Any, pq_codebook: Any, metric: str, num_sub_vectors: int | None) -> IvfPqModel:
-    """The caller's own arrays as a model."""
+def given_centroids(ivf_centroids: Any, dtype: str) -> pa.FixedSizeListArray:
+    """The caller's own centroids in the column's dtype, as pylance casts them."""
+    centroids = fixed_size_list("ivf_centroids", ivf_centroids)
+    if len(centroids) == 0:
+        raise InvalidInputError("ivf_centroids: got none, expected at least one")
+    return _cast(centroids, dtype)
+
+
+def given_model(
+    ivf_centroids: Any, pq_codebook: Any, metric: str, num_sub_vectors: int | None, dtype: str | None = None
+) -> IvfPqModel:
+    """The caller's own arrays as a model, in the column's dtype: a codebook only where it loses nothing by that."""
     centroids = fixed_size_list("ivf_centroids", ivf_centroids)
     codebook = fixed_size_list("pq_codebook", pq_codebook)
+    if dtype is not None:
+        centroids = _cast(centroids, dtype)
+        cast_codebook = _cast(codebook, dtype)
+        if not _cast(cast_codebook, _dtype(codebook)).flatten().equals(codebook.flatten()):
+            raise InvalidInputError(
+                f"pq_codebook: got values of {_dtype(codebook)} that {dtype}, the dtype of the column, cannot hold; cast it first"
+            )
+        codebook = cast_codebook
     return IvfPqModel(centroids, codebook, metric, num_sub_vectors=num_sub_vectors)
+
+
+def _dtype(array: pa.FixedSizeListArray) -> str:
+    # Not to_pandas_dtype, which needs pandas in some releases of pyarrow.
+    return {"halffloat": "float16", "float": "float32", "double": "float64"}[str(array.type.value_type)]
+
+
+def _cast(array: pa.FixedSizeListArray, dtype: str) -> pa.FixedSizeListArray:
+    if _dtype(array) == dtype:
+        return array
+    # numpy rounds to the nearest, and pyarrow casts to float16 in no release that is supported.
+    values = np.asarray(array.flatten().to_numpy(zero_copy_only=False)).astype(dtype)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values), array.type.list_size)
 
 
 def check_model(
@@ -245,8 +332,7 @@ def check_model(
         params.num_bits,
         sample.type.list_size,
     )
-    # Not to_pandas_dtype, which needs pandas in some releases of pyarrow.
-    dtype = {"halffloat": "float16", "float": "float32", "double": "float64"}[str(sample.type.value_type)]
+    dtype = _dtype(sample)
     if got != expected or model.dtype != dtype:
         raise InvalidInputError(
             f"backend {backend.name!r} trained (metric, num_partitions, num_sub_vectors, num_bits, dimension) = {got} in "

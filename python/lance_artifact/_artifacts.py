@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from . import _lance_artifact as core
 from ._arguments import fixed_size_list
 from ._dataset import Handle
 from ._lance_artifact import Artifact, IvfPqModel
+from ._log import LOGGER, log
 from .exceptions import (
     ArtifactExistsError,
     ArtifactMismatchError,
@@ -20,8 +20,6 @@ from .exceptions import (
     InvalidInputError,
     LanceArtifactError,
 )
-
-LOGGER = logging.getLogger("lance_artifact")
 
 
 def store_options(handle: Handle, uri: str | Path, storage_options: Any) -> Any:
@@ -123,7 +121,13 @@ def published_artifact(
             f"{artifact.uri}: an artifact that was encoded otherwise is there: {'; '.join(differences)}. Ask for the same, choose another "
             "artifact_uri, or remove it"
         )
-    LOGGER.info("%s: taking the artifact of %d rows that is there", artifact.uri, artifact.num_rows)
+    log(
+        "taken",
+        "taking the artifact of {rows} rows that is at {artifact}",
+        artifact=artifact.uri,
+        rows=artifact.num_rows,
+        dropped=artifact.manifest.get("rows", {}).get("dropped", {}),
+    )
     return artifact
 
 

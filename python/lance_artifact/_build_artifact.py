@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ._checked import checked
 from ._dataset import Handle, vector_column
 from ._encode import encode_on_devices, encode_with, finished
 from ._lance_artifact import Artifact, IvfPqModel
+from ._log import stage
 from ._process import terminable
 from ._progress import reporter
 from .backends import Backend, DatasetBackend, DeviceEncoder, resolve_backend
@@ -22,8 +23,6 @@ from .exceptions import ArtifactMismatchError, InvalidInputError
 
 if TYPE_CHECKING:
     import lance
-
-LOGGER = logging.getLogger("lance_artifact")
 
 
 @checked
@@ -122,7 +121,6 @@ def build_artifact(
         raise ArtifactMismatchError(
             f"the model is {model.dtype}[{model.dimension}], column {path!r} is {source.dtype}[{source.dimension}]"
         )
-    LOGGER.info("encoding with backend %s", chosen.name)
     report = reporter(progress)
     if isinstance(chosen, DatasetBackend):
         for what, value in (
@@ -138,7 +136,12 @@ def build_artifact(
             raise InvalidInputError(
                 f"overwrite and storage_options: backend {chosen.name!r} writes its artifact itself, to a new local folder"
             )
-        return chosen.write_artifact(handle.dataset, path, model, artifact_uri, fragment_list(fragment_ids))
+        with _encoding(chosen, source.count_rows()) as told:
+            written = chosen.write_artifact(
+                handle.dataset, path, model, artifact_uri, fragment_list(fragment_ids)
+            )
+            told |= _counts(written)
+        return written
     encoder = chosen.encoder(model)
     if batch_rows is not None and not isinstance(encoder, DeviceEncoder):
         raise InvalidInputError(
@@ -163,13 +166,34 @@ def build_artifact(
         sync=sync,
     )
     try:
-        if isinstance(chosen, CpuBackend):
-            seen, dropped = source.encode_on_cpu(model, builder, limit, report)
-        elif isinstance(encoder, DeviceEncoder):
-            seen, dropped, _ = encode_on_devices(encoder, model, source, builder, batch_rows, report)
-        else:
-            seen, dropped = encode_with(chosen, encoder, model, source, builder, report)
-        return finished(builder, seen, dropped)
+        with _encoding(chosen, source.count_rows()) as told:
+            if isinstance(chosen, CpuBackend):
+                seen, dropped = source.encode_on_cpu(model, builder, limit, report)
+            elif isinstance(encoder, DeviceEncoder):
+                seen, dropped, _ = encode_on_devices(encoder, model, source, builder, batch_rows, report)
+            else:
+                seen, dropped = encode_with(chosen, encoder, model, source, builder, report)
+            artifact = finished(builder, seen, dropped)
+            told |= _counts(artifact)
+        return artifact
     except BaseException:
         builder.abort()
         raise
+
+
+def _encoding(chosen: Backend, rows: int) -> AbstractContextManager[dict[str, Any]]:
+    return stage(
+        "encoded",
+        "encoding {rows_expected} rows with backend {backend}",
+        "encoded {rows} rows into {artifact} in {seconds:.2f} s; dropped: {dropped}",
+        backend=chosen.name,
+        rows_expected=rows,
+    )
+
+
+def _counts(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "artifact": artifact.uri,
+        "rows": artifact.num_rows,
+        "dropped": artifact.manifest.get("rows", {}).get("dropped", {}),
+    }

@@ -9,16 +9,23 @@ from typing import TYPE_CHECKING, Any, cast
 from lance.dataset import Index
 
 from . import _lance_artifact as core
-from ._arguments import Progress, StorageOptions, fragment_list, index_type_name, metric_name
+from ._arguments import (
+    Progress,
+    StorageOptions,
+    check_transposed,
+    fragment_list,
+    index_type_name,
+    metric_name,
+)
 from ._artifacts import common_version, open_artifacts
 from ._calls import awaited
 from ._checked import checked
 from ._commit import attempt_of, provenance
 from ._dataset import Handle, vector_column
 from ._lance_artifact import Artifact, IvfPqModel
+from ._log import stage
 from ._process import terminable
 from ._progress import reporter
-from .exceptions import InvalidInputError
 
 if TYPE_CHECKING:
     import lance
@@ -39,6 +46,7 @@ def build_segment(
     fragment_ids: Sequence[int] | None = None,
     m: int = 20,
     ef_construction: int = 150,
+    max_level: int = 7,
     skip_transpose: bool = False,
     index_uuid: str | None = None,
     storage_options: StorageOptions | None = None,
@@ -54,7 +62,7 @@ def build_segment(
 
     Parameters
     ----------
-    dataset, column, artifacts, model, index_type, metric, fragment_ids, m, ef_construction, storage_options, sync, memory_limit, progress
+    dataset, column, artifacts, model, index_type, metric, fragment_ids, m, ef_construction, max_level, storage_options, sync, memory_limit, progress
         As in `finalize`.
     name : str, optional
         Of the index that it will belong to. Default ``f"{column}_idx"``; what is committed is named by ``commit_existing_index_segments``.
@@ -77,30 +85,38 @@ def build_segment(
     handle = Handle.of(dataset)
     path, _ = vector_column(handle, column)
     index_type = index_type_name(index_type)
-    if skip_transpose and index_type != "IVF_PQ":
-        raise InvalidInputError(f"skip_transpose: got True with {index_type}, only IVF_PQ takes it")
+    check_transposed(index_type, skip_transpose)
     ids = fragment_list(fragment_ids)
     opened = open_artifacts(handle, artifacts, storage_options)
     at = handle.at(common_version(handle, opened))
     built_path = at.path_of(handle.field_id(path), path)
     with attempt_of(handle, at, index_uuid) as attempt:
-        segment = core.build_segment(
-            at.core,
-            built_path,
-            opened,
-            attempt.uuid,
-            model=model,
-            metric=None if metric is None else metric_name(metric),
+        with stage(
+            "built",
+            "building an {index_type} segment of {artifacts} artifacts",
+            "built a segment of {rows} rows in {seconds:.2f} s",
             index_type=index_type,
-            m=m,
-            ef_construction=ef_construction,
-            fragment_ids=ids,
-            hints=provenance(backend_name),
-            skip_transpose=skip_transpose,
-            sync=sync,
-            memory_limit=memory_limit,
-            progress=reporter(progress),
-        )
+            artifacts=len(opened),
+        ) as told:
+            segment = core.build_segment(
+                at.core,
+                built_path,
+                opened,
+                attempt.uuid,
+                model=model,
+                metric=None if metric is None else metric_name(metric),
+                index_type=index_type,
+                m=m,
+                ef_construction=ef_construction,
+                max_level=max_level,
+                fragment_ids=ids,
+                hints=provenance(backend_name),
+                skip_transpose=skip_transpose,
+                sync=sync,
+                memory_limit=memory_limit,
+                progress=reporter(progress),
+            )
+            told["rows"] = segment.num_rows
         segment.release(at.core)
         return index_of(segment, name or f"{path}_idx")
 

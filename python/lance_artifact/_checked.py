@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
+import math
 import os
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from ._lance_artifact import Artifact, IvfPqModel
-from .exceptions import InvalidInputError, StorageError
+from .exceptions import InvalidInputError, InvalidTypeError, StorageError, UnsupportedError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,10 +40,21 @@ def refuse(what: str, value: Any, expected: str) -> InvalidInputError:
     return InvalidInputError(f"{what}: got {shown(value)}, expected {expected}")
 
 
+def refuse_type(what: str, value: Any, expected: str) -> InvalidTypeError:
+    return InvalidTypeError(f"{what}: got {shown(value)}, expected {expected}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at what was meant, as the end of a message; nothing where nothing is like it."""
+    lower = {each.lower(): each for each in known}
+    found = difflib.get_close_matches(str(word).lower(), lower, 1, 0.7)
+    return f"; did you mean {lower[found[0]]!r}?" if found else ""
+
+
 def text(what: str, value: Any, expected: str = "a string") -> str:
     """Text that can be stored and opened: not empty, UTF-8, no NUL."""
     if not isinstance(value, str):
-        raise refuse(what, value, expected)
+        raise refuse_type(what, value, expected)
     if not value or "\0" in value:
         raise refuse(what, value, f"{expected} that is not empty and has no NUL character")
     try:
@@ -60,13 +74,23 @@ def whole(least: int = 0, most: int = _MOST) -> Check:
     def check(what: str, value: Any) -> int:
         number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
         # An int can be too large for a float, and an infinite float is no whole number.
-        if not number or (not isinstance(value, (int, np.integer)) and not float(value).is_integer()):
+        if not number:
+            raise refuse_type(what, value, "a whole number")
+        if not isinstance(value, (int, np.integer)) and not float(value).is_integer():
             raise refuse(what, value, "a whole number")
         if not least <= int(value) <= most:
             raise refuse(what, value, f"at least {least}" if int(value) < least else f"at most {most}")
         return int(value)
 
     return check
+
+
+def partitions(what: str, value: Any) -> int:
+    """pylance takes a float, and rounds it down with a warning."""
+    if isinstance(value, (float, np.floating)) and math.isfinite(value):
+        warnings.warn(f"{what} is float, converting to int", stacklevel=4)
+        value = int(value)
+    return int(whole(1)(what, value))
 
 
 def index_uuid(what: str, value: Any) -> str:
@@ -79,7 +103,7 @@ def index_uuid(what: str, value: Any) -> str:
 
 def flag(what: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise refuse(what, value, "True or False")
+        raise refuse_type(what, value, "True or False")
     return bool(value)
 
 
@@ -90,7 +114,7 @@ def numbers(expected: str, most: int) -> Check:
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(
             value, (Iterable, pa.Array, pa.ChunkedArray)
         ):
-            raise refuse(what, value, expected)
+            raise refuse_type(what, value, expected)
         if isinstance(value, (pa.Array, pa.ChunkedArray)):
             value = value.to_pylist()
         elif isinstance(value, np.ndarray) and value.ndim != 1:
@@ -108,11 +132,11 @@ def options(what: str, value: Any) -> Any:
     if callable(value):
         return value
     if not isinstance(value, Mapping):
-        raise refuse(what, value, "a dict of strings, or a callable that gives one")
+        raise refuse_type(what, value, "a dict of strings, or a callable that gives one")
     for key, said in value.items():
         # Values may be secrets: they are not shown.
         if not isinstance(key, str) or not isinstance(said, str):
-            raise InvalidInputError(
+            raise InvalidTypeError(
                 f"{what}: got a {type(said).__name__} for {shown(key)}, expected a dict of strings; numbers and booleans as strings too"
             )
         text(f"{what} key", key)
@@ -125,7 +149,7 @@ def column(what: str, value: Any) -> str:
     """A column's name, or a list of one, as pylance takes it."""
     if isinstance(value, (list, tuple)):
         if len(value) != 1:
-            raise InvalidInputError(f"{what}: got {len(value)} columns, expected one")
+            raise UnsupportedError(f"{what}: got {len(value)} columns, expected one")
         value = value[0]
     return text(what, value, "the name of a column")
 
@@ -133,7 +157,7 @@ def column(what: str, value: Any) -> str:
 def instance(kind: type[Any], expected: str) -> Check:
     def check(what: str, value: Any) -> Any:
         if not isinstance(value, kind):
-            raise refuse(what, value, expected)
+            raise refuse_type(what, value, expected)
         return value
 
     return check
@@ -141,6 +165,12 @@ def instance(kind: type[Any], expected: str) -> Check:
 
 def progress(what: str, value: Any) -> Any:
     return value if callable(value) else value is not None and flag(what, value)
+
+
+def callback(what: str, value: Any) -> Any:
+    if not callable(value):
+        raise refuse_type(what, value, "a callable")
+    return value
 
 
 def backend(what: str, value: Any) -> Any:
@@ -153,22 +183,26 @@ def artifacts(what: str, value: Any) -> list[Any]:
     if isinstance(value, (Artifact, str, os.PathLike)):
         value = [value]
     elif isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
-        raise refuse(what, value, expected)
+        raise refuse_type(what, value, expected)
     found = []
     for each in value:
         if not isinstance(each, (Artifact, str, os.PathLike)):
-            raise refuse(what, each, expected)
+            raise refuse_type(what, each, expected)
         found.append(each if isinstance(each, Artifact) else path(what, each))
     return found
 
 
-def dataset(what: str, value: Any) -> Any:
+def dataset(what: str, value: Any, storage_options: Any = None) -> Any:
     """A handle as it is, a path opened. Errors are also those that pylance raises: a missing dataset is a ValueError."""
     if not isinstance(value, (str, os.PathLike)):
         return value
     uri = path(what, value)
+    if storage_options is not None:
+        storage_options = options("storage_options", storage_options)
     try:
-        return lance.dataset(uri)
+        return lance.dataset(
+            uri, storage_options=storage_options() if callable(storage_options) else storage_options
+        )
     except ValueError as error:
         raise InvalidInputError(
             f"{what}: {uri} cannot be opened: expected a Lance dataset that exists. Lance says: {error}"
@@ -201,15 +235,20 @@ CHECKS: dict[str, Check] = {
     "skip_transpose": flag,
     "mode": text,
     "num_indices_to_merge": whole(1),
-    "num_partitions": whole(1),
+    "num_partitions": partitions,
     "num_sub_vectors": whole(1),
     "num_bits": whole(1),
-    "sample_rate": whole(2),
+    "sample_rate": whole(1),
     "max_iters": whole(1),
     "seed": whole(0, 2**64 - 1),
     "target_partition_size": whole(1, 2**63 - 1),
     "m": whole(),
     "ef_construction": whole(),
+    "max_level": whole(1, 64),
+    "append": flag,
+    "train": flag,
+    "accelerator": text,
+    "ivf_centroids_file": path,
     "batch_rows": whole(1),
     "num_buckets": whole(1),
     "memory_limit": whole(1, 2**63 - 1),
@@ -221,6 +260,7 @@ CHECKS: dict[str, Check] = {
     "model": instance(IvfPqModel, "an IvfPqModel"),
     "backend": backend,
     "progress": progress,
+    "progress_callback": callback,
 }
 
 
@@ -236,11 +276,20 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         p.name for p in signature.parameters.values() if p.default is p.empty or p.default is not None
     } & CHECKS.keys()
 
+    def unexpected(kwargs: Mapping[str, Any]) -> str:
+        known = signature.parameters.keys()
+        return next((nearest(what, known - kwargs.keys()) for what in kwargs if what not in known), "")
+
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidTypeError(f"{function.__name__}: {error}{unexpected(kwargs)}") from None
         for what, value in bound.arguments.items():
-            if what in CHECKS and (value is not None or what in required):
+            if what == "dataset":
+                bound.arguments[what] = dataset(what, value, bound.arguments.get("storage_options"))
+            elif what in CHECKS and (value is not None or what in required):
                 bound.arguments[what] = CHECKS[what](what, value)
         return function(*bound.args, **bound.kwargs)
 

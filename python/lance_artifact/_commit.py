@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,7 +16,9 @@ from lance.dataset import Index, LanceOperation
 
 from . import _lance_artifact as core
 from ._arguments import Mode
+from ._cancel import poll, shielded
 from ._dataset import Handle, readable
+from ._log import LOGGER, log
 from ._undo import TRIES, Committed, coverage, made_by, manifest, undo, versions_down
 from .exceptions import (
     ArtifactMismatchError,
@@ -27,8 +28,6 @@ from .exceptions import (
     LanceArtifactError,
     StorageError,
 )
-
-LOGGER = logging.getLogger("lance_artifact")
 
 T = TypeVar("T")
 
@@ -42,6 +41,11 @@ ANSWER_SECONDS = 10.0
 def same_name(dataset: lance.LanceDataset, name: str) -> list[Any]:
     with readable("the dataset's indexes"):
         return [index for index in dataset.describe_indices() if index.name == name]
+
+
+def covering_fields(segment: Any) -> list[int]:
+    """Columns of the table that a segment carries; pylance before 13 has no such segments."""
+    return list(getattr(segment, "covering_fields", ()))
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,23 @@ class Wanted:
 
 
 def check_name(
-    dataset: lance.LanceDataset, wanted: Wanted, fragment_ids: list[int], may_lose: frozenset[int]
-) -> bool:
+    dataset: lance.LanceDataset,
+    wanted: Wanted,
+    fragment_ids: list[int],
+    may_lose: frozenset[int],
+    *,
+    trains: bool = False,
+) -> set[str]:
     """Whether the index can be written over these fragments.
 
-    An index of that name that exists is replaced where it covers nothing else (not if ``mode`` is "append"), and gets one more
-    segment where it covers none of them. Fragments of ``may_lose`` may lose their index; the answer is whether any does.
+    Of an index of that name the segments over these fragments are replaced, and those over others stay; with ``mode="append"`` it gets
+    one more segment, and must cover none of them. Fragments of ``may_lose`` may lose their index. ``trains``: the model is to be
+    trained, so that nothing can stay beside it.
+
+    Returns
+    -------
+    set of str
+        The segments that have to go and that Lance would let stand: those that reach further, and those that cover nothing any more.
     """
     name = wanted.name
     same = same_name(dataset, name)
@@ -85,36 +100,57 @@ def check_name(
         there = {f.fragment_id for f in dataset.get_fragments()}
     intended = set(fragment_ids)
     losing: set[int] = set()
+    staying: dict[int, tuple[Any, Any]] = {}
+    gone: set[str] = set()
+    replaced = False
     for index in same:
         for segment in index.segments:
             covered = set(segment.fragment_ids) & there
+            if covered & intended:
+                replaced = True
+                losing |= covered - intended
+                if covered - intended:
+                    gone.add(str(segment.uuid))
+            elif covered:
+                staying |= dict.fromkeys(covered, (index, segment))
+            elif wanted.mode == "replace" or not segment.fragment_ids:
+                gone.add(str(segment.uuid))
             if covered & intended and wanted.mode == "append":
                 raise CommitConflictError(
                     f"index {name!r} covers fragments {_few(covered & intended)} already; a segment that is appended must cover others"
                 )
-            if covered & intended:
-                losing |= covered - intended
-            elif covered:
-                _check_fits(dataset, index, segment, wanted)
+    if staying and not replaced and wanted.mode == "replace":
+        raise InvalidInputError(
+            f"replace: index {name!r} covers fragments {_few(staying)}, none of which is built, and would not be replaced; to add a "
+            'segment to it pass append=True (mode="append" to finalize), or call extend_index'
+        )
     if losing - may_lose:
         raise InvalidInputError(
             f"fragment_ids: index {name!r} also covers fragments {_few(losing - may_lose)}, which would lose their index; build all "
             "of its fragments, or choose another name"
         )
-    return bool(losing)
+    for index, segment in {str(s.uuid): (i, s) for i, s in staying.values()}.values():
+        _check_fits(dataset, index, segment, wanted, trains)
+    return gone
 
 
-def _check_fits(dataset: lance.LanceDataset, index: Any, segment: Any, wanted: Wanted) -> None:
+def _check_fits(dataset: lance.LanceDataset, index: Any, segment: Any, wanted: Wanted, trains: bool) -> None:
     """A segment that stays beside ours: queries are planned for both at once."""
     theirs = (index.index_type, str(index.details.get("metric_type", "")).lower() or None)
     ours = (wanted.index_type, wanted.metric or theirs[1])
     if theirs[1] is None:
         ours = (ours[0], None)
-    if theirs != ours or list(segment.covering_fields):
+    if theirs != ours or covering_fields(segment):
         raise InvalidInputError(
             f"name: index {wanted.name!r} has a segment over fragments {_few(segment.fragment_ids)} that would stay, of type "
             f"{theirs[0]} and metric {theirs[1]}; one of {ours[0]} and {ours[1]} cannot be put beside it. Build all of its fragments, or "
             "choose another name"
+        )
+    if trains and wanted.model is None:
+        raise ArtifactMismatchError(
+            f"index {wanted.name!r} has a segment over fragments {_few(segment.fragment_ids)} that would stay, and segments of one index "
+            f"must be of one model; one trained now would be another. Call extend_index(dataset, {wanted.name!r}), pass the ivf_centroids "
+            f"and pq_codebook of IvfPqModel.from_index(dataset, {wanted.name!r}), or build all of its fragments"
         )
     theirs_uuid = str(segment.uuid)
     if wanted.model is None or theirs_uuid in wanted.of_model:
@@ -186,13 +222,25 @@ def commit_segment(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> 
     most cases; in the others the comparison with the version that was committed finds it, and the commit is undone.
     """
     name = wanted.name
+    # Cancelled now or not at all.
+    poll()
     try:
-        to_its_end(lambda: _commit_and_look(attempt, wanted, segment), attempt)
+        with shielded():
+            to_its_end(lambda: _commit_and_look(attempt, wanted, segment), attempt)
     except BaseException as error:
         if _is_error(error) and not isinstance(error, LanceArtifactError):
             raise _translated(error, name, attempt) from error
         raise
     attempt.handle.refresh()
+    log(
+        "committed",
+        "committed index {index}: segment {segment} of {rows} rows over {fragments} fragments, version {version}",
+        index=name,
+        segment=segment.uuid,
+        rows=segment.num_rows,
+        fragments=len(segment.fragment_ids),
+        version=int(attempt.handle.user.version),
+    )
 
 
 def to_its_end(work: Callable[[], T], attempt: Attempt) -> T:
@@ -279,7 +327,7 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
         if wanted.run_id and core.segments_with(Handle.of(base).core, name, wanted.run_id):
             raise AlreadyCommitted(f"index {name!r} of run {wanted.run_id} is committed")
         # Lance extends an index to fragments that an update of other columns wrote; ours may not reach as far.
-        loses = check_name(base, wanted, ids, frozenset(new_fragments))
+        gone = check_name(base, wanted, ids, frozenset(new_fragments))
         index = Index(
             uuid=segment.uuid,
             name=name,
@@ -299,8 +347,8 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
             attempt.state = "built"
             break
         try:
-            if loses:
-                committed = _replace(base, index, previous)
+            if gone:
+                committed = _replace(base, index, previous, gone)
             else:
                 committed.commit_existing_index_segments(name, column, [index])
             attempt.state = "committed"
@@ -330,13 +378,33 @@ def _index(name: str, found: dict[str, Any]) -> Index:
     return Index(name=name, **{**found, "fragment_ids": set(found["fragment_ids"])})
 
 
-def _replace(base: lance.LanceDataset, index: Index, previous: list[Index]) -> lance.LanceDataset:
-    """Replace an index that reaches further; what ours does not cover is scanned without one."""
+def _replace(
+    base: lance.LanceDataset, index: Index, previous: list[Index], gone: set[str]
+) -> lance.LanceDataset:
+    """Replace segments that Lance would let stand; what ours does not cover is scanned without an index."""
     ours = set(cast(Any, index.fragment_ids))
     # Those that do not say what they cover are replaced, as Lance does it.
-    removed = [old for old in previous if not old.fragment_ids or set(cast(Any, old.fragment_ids)) & ours]
+    removed = [
+        old
+        for old in previous
+        if str(old.uuid) in gone or not old.fragment_ids or set(cast(Any, old.fragment_ids)) & ours
+    ]
     operation = LanceOperation.CreateIndex(new_indices=[index], removed_indices=removed)
     return lance.LanceDataset.commit(base, operation, read_version=base.version, max_retries=0)
+
+
+@contextmanager
+def readable_commit(name: str) -> Iterator[None]:
+    """Errors of a commit that Lance makes by itself, as ours."""
+    try:
+        yield
+    except LanceArtifactError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        kind = CommitConflictError if _is_conflict(error) else StorageError
+        raise kind(
+            f"index {name!r} was not committed; the previous one stays. Lance says: {error}"
+        ) from error
 
 
 def _is_error(error: BaseException) -> bool:

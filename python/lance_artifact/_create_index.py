@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace as changed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from ._arguments import (
     Progress,
@@ -13,31 +15,37 @@ from ._arguments import (
     check_hnsw,
     check_sub_vectors,
     check_target,
+    check_transposed,
+    default_sub_vectors,
     fragment_list,
+    given_centroids,
     given_model,
     index_mode,
     index_type_name,
     metric_name,
+    one_progress,
     wanted_partitions,
-    whole_number,
 )
 from ._artifacts import Asked, check_place, discard_artifact, published_artifact, store_options
 from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._checked import checked
-from ._commit import Wanted, check_name
+from ._commit import Wanted, check_name, readable_commit
 from ._dataset import Handle, vector_column
 from ._evaluate import check_recall
 from ._finalize import finalize
 from ._lance_artifact import IvfPqModel
+from ._log import LOGGER
 from ._process import temporary_artifact, terminable
+from ._pylance import PylanceArguments, centroids_of_file, check_pylance_arguments, commit_empty_index
 from ._resume import create_by_run, is_run
-from ._train import train
-from .backends import Backend, resolve_backend
+from ._train import TooFewVectors, train_handle
+from .backends import Backend, TrainParams, resolve_accelerator, resolve_backend
 from .exceptions import InvalidInputError
 
 if TYPE_CHECKING:
     import lance
+    from lance.progress import IndexProgress
 
 
 @terminable()
@@ -63,7 +71,14 @@ def create_index(
     target_partition_size: int | None = None,
     m: int = 20,
     ef_construction: int = 150,
+    max_level: int = 7,
+    append: bool = False,
+    train: bool = True,
+    skip_transpose: bool = False,
+    index_uuid: str | None = None,
+    ivf_centroids_file: str | None = None,
     backend: str | Backend = "auto",
+    accelerator: str | None = None,
     devices: Sequence[int] | None = None,
     artifact_uri: str | Path | None = None,
     keep_artifact: bool | None = None,
@@ -74,20 +89,51 @@ def create_index(
     storage_options: StorageOptions | None = None,
     sync: bool = False,
     progress: Progress = False,
+    progress_callback: Callable[[IndexProgress], Any] | None = None,
+    **pylance: Unpack[PylanceArguments],
 ) -> lance.LanceDataset:
     """Train, encode and finalize: an IVF_PQ or IVF_HNSW_PQ index of a column, as pylance's create_index makes it.
 
     Parameters
     ----------
     dataset : lance.LanceDataset, LanceDB table, or path
-    column, index_type, name, metric, replace, num_partitions, ivf_centroids, pq_codebook, num_sub_vectors
-        As in pylance. ``num_partitions`` may be a whole float. A codebook needs centroids.
-    num_bits, sample_rate, max_iters, seed, fragment_ids, target_partition_size
+        A table, also an asynchronous one, sees the index afterwards. A path is opened with storage_options.
+    column, index_type, name, metric
+        As in pylance.
+    replace : bool, default False
+        An index of that name is replaced: it may cover no other fragments than those that are built.
+    num_partitions : int, optional
+        Default as in pylance: rows / target_partition_size, between 1 and 4096. As there, a whole table is never cut in more than
+        rows / sample_rate, with a warning; give a lower sample_rate to have more. A float is rounded down.
+    ivf_centroids : array (num_partitions, dimension), optional
+        Not trained but taken, in the dtype of the column. As nested lists too.
+    pq_codebook : array (num_sub_vectors, 2**num_bits, dimension // num_sub_vectors), optional
+        Of those centroids, which it needs.
+    num_sub_vectors : int, optional
+        Default as in LanceDB: dimension / 16, else dimension / 8, where that divides it.
+    num_bits : {4, 8}, default 8
+    sample_rate, max_iters, seed, fragment_ids
         As in `train`.
-    m, ef_construction : int, default 20 and 150
+    target_partition_size : int, optional
+        Rows of a partition where num_partitions is not given. Default 8192, of IVF_HNSW_PQ 1,048,576.
+    m, ef_construction, max_level : int, default 20, 150 and 7
         Of IVF_HNSW_PQ.
+    append : bool, default False
+        The rows become one more segment of the index of that name, which must not cover their fragments, and whose model (see
+        `IvfPqModel.from_index`) ivf_centroids and pq_codebook must be. `extend_index` does that by itself.
+    train : bool, default True
+        False: commit an index without rows, which ``optimize_indices`` trains when there are vectors enough, as in pylance. That is also
+        what becomes of a table with too few vectors for a codebook (``2**num_bits``), with a warning.
+    skip_transpose : bool, default False
+        As in `build_segment`.
+    index_uuid : str, optional
+        Of the segment; default a new one.
+    ivf_centroids_file : str, optional
+        A .npy file of centroids, by path or URI, in place of ivf_centroids.
     backend : str or Backend, default "auto"
         "auto" takes a GPU if there is one, else the CPU.
+    accelerator : str, optional
+        "cuvs" or "cuvs:N", as in pylance: a GPU, or an error.
     devices : sequence of int, optional
         GPUs of a backend that has them; the first one trains, all encode. Default the first visible one.
     artifact_uri : str or path, optional
@@ -110,34 +156,65 @@ def create_index(
         Bytes that the call may hold, beside what the process had before; default half of the memory that this machine, or its
         container, has free. Samples, batches, the writer and windows of the index share it.
     storage_options : dict, or callable that gives one, optional
-        Of the artifact; as in `build_artifact`.
+        Of the artifact; as in `build_artifact`. Default those of the dataset, where it is in the same store.
     sync : bool, default False
         As in `finalize`.
     progress : bool or callable, default False
+        True: a tqdm bar on a terminal. A callable gets `lance.progress.IndexProgress`; what it raises ends the call, and nothing is
+        committed. See also `cancel_on`.
+    progress_callback : callable, optional
+        As a callable progress, by pylance's name for it.
+    **pylance
+        pylance's index_cache_size, shuffle_partition_batches, shuffle_partition_concurrency and filter_nan, which tune Lance's own builder
+        and have no effect here, and index_file_version, which is "V3". Its precomputed_partition_dataset and streaming_* are refused.
 
     Returns
     -------
     lance.LanceDataset
-        The handle given, which sees the new index.
+        The handle given, which sees the new index; of a table or a path one of the same dataset.
 
     Raises
     ------
-    See `train`, `build_artifact` and `finalize`.
+    InvalidInputError, InvalidTypeError, UnsupportedError, ColumnNotFoundError, ColumnTypeError
+        An argument, or the column, cannot be used; nothing was read.
+    IndexExistsError
+        There is an index of that name, and neither replace nor append was asked for.
+    BackendUnavailableError
+        The backend that was named cannot run here.
+    CancelledError
+        See `cancel_on`.
+    See also `train`, `build_artifact` and `finalize`.
     """
+    check_pylance_arguments(pylance, _NAMED)
+    progress = one_progress(progress, progress_callback)
     handle = Handle.of(dataset)
     path, dimension = vector_column(handle, column)
     index_type = index_type_name(index_type)
     metric = metric_name(metric)
-    num_partitions = whole_number("num_partitions", num_partitions)
     ids = fragment_list(fragment_ids)
-    mode = index_mode(replace, None)
+    mode = index_mode(replace, "append" if append else None)
     wanted = Wanted(name or f"{path}_idx", mode, handle.field_id(path), path, index_type, metric)
-    check_hnsw(index_type, m, ef_construction)
+    check_hnsw(index_type, m, ef_construction, max_level)
+    check_transposed(index_type, skip_transpose)
+    if accelerator is not None:
+        if backend != "auto":
+            raise InvalidInputError(
+                f"accelerator: got {accelerator!r} beside backend={backend!r}; pass one of them"
+            )
+        backend, devices = resolve_accelerator(accelerator, devices), None
+    if ivf_centroids_file is not None:
+        if ivf_centroids is not None:
+            raise InvalidInputError(
+                "ivf_centroids and ivf_centroids_file cannot be provided at the same time"
+            )
+        ivf_centroids = centroids_of_file(ivf_centroids_file)
+    source = handle.vectors(path, ids)
     model = None
     if pq_codebook is not None:
         if ivf_centroids is None:
             raise InvalidInputError("ivf_centroids must be specified when pq_codebook is provided")
-        model = given_model(ivf_centroids, pq_codebook, metric, num_sub_vectors)
+        model = given_model(ivf_centroids, pq_codebook, metric, num_sub_vectors, source.dtype)
+        wanted = changed(wanted, model=model.fingerprint)
         if num_partitions not in (None, model.num_partitions):
             raise InvalidInputError(
                 f"Ivf centroids has {model.num_partitions} clusters, but num_partitions={num_partitions}"
@@ -149,8 +226,16 @@ def create_index(
         model = model.with_training(
             target_partition_size=target_partition_size, sample_rate=sample_rate, max_iters=max_iters
         )
-    elif num_sub_vectors is not None:
+    else:
+        if num_sub_vectors is None:
+            num_sub_vectors, _ = default_sub_vectors(dimension)
         check_sub_vectors(dimension, num_sub_vectors, num_bits)
+        if ivf_centroids is not None:
+            ivf_centroids = given_centroids(ivf_centroids, source.dtype)
+            if num_partitions not in (None, len(ivf_centroids)):
+                raise InvalidInputError(
+                    f"Ivf centroids has {len(ivf_centroids)} clusters, but num_partitions={num_partitions}"
+                )
     if artifact_uri is not None:
         artifact_uri = check_place(handle, artifact_uri)
         storage_options = store_options(handle, artifact_uri, storage_options)
@@ -158,6 +243,35 @@ def create_index(
         raise InvalidInputError("resume and num_shards: are of a run, which needs artifact_uri, its folder")
     elif keep_artifact:
         raise InvalidInputError("keep_artifact: got True without artifact_uri; say where to keep it")
+    empty: dict[str, Any] = {
+        "metric": metric,
+        "num_partitions": num_partitions,
+        "num_sub_vectors": num_sub_vectors,
+        "num_bits": num_bits,
+        "sample_rate": sample_rate,
+        "max_iters": max_iters,
+        "target_partition_size": target_partition_size,
+        **(
+            {"m": m, "ef_construction": ef_construction, "max_level": max_level}
+            if "HNSW" in index_type
+            else {}
+        ),
+    }
+    if not train:
+        for what, given in (
+            ("fragment_ids", ids),
+            ("artifact_uri", artifact_uri),
+            ("index_uuid", index_uuid),
+        ):
+            if given is not None:
+                raise InvalidInputError(
+                    f"{what}: has no meaning with train=False, which makes an index without rows"
+                )
+        return _commit_empty(handle, wanted, **empty)
+    # Fewer rows than codewords: known without a look at a vector.
+    if model is None and ids is None and source.count_rows() < 2**num_bits:
+        _warn_of_few(wanted.name, source.count_rows(), num_bits)
+        return _commit_empty(handle, wanted, **empty)
     work: dict[str, Any] = {"memory_limit": memory_limit, "progress": progress}
     if artifact_uri is not None and (resume or (resume is None and is_run(artifact_uri, storage_options))):
         created = create_by_run(
@@ -178,6 +292,8 @@ def create_index(
                 "target_partition_size": target_partition_size,
                 "m": m,
                 "ef_construction": ef_construction,
+                "max_level": max_level,
+                "skip_transpose": skip_transpose,
                 "num_shards": num_shards,
                 "model": model,
                 "ivf_centroids": ivf_centroids if model is None else None,
@@ -192,39 +308,42 @@ def create_index(
         return created
     if num_shards:
         raise InvalidInputError("num_shards: is of a run, which needs resume=True")
-    check_name(handle.latest(), wanted, ids or handle.fragment_ids(), handle.fragments_since())
+    fragments, since = ids or handle.fragment_ids(), handle.fragments_since()
+    check_name(handle.latest(), wanted, fragments, since, trains=model is None and artifact_uri is None)
     chosen = resolve_backend(backend, devices)
+    partitions = wanted_partitions(
+        num_partitions,
+        ivf_centroids,
+        source.count_rows(),
+        target_partition_size,
+        sample_rate,
+        index_type,
+        ids is None,
+    )
     artifact = None
-    if num_sub_vectors is not None:
-        source = handle.vectors(path, ids)
-        partitions = wanted_partitions(
-            num_partitions, ivf_centroids, handle.count_rows(ids), target_partition_size, sample_rate
+    if artifact_uri is not None and resume is None:
+        asked = Asked(
+            metric, partitions, num_sub_vectors, num_bits, sample_rate, max_iters, target_partition_size
         )
-        if artifact_uri is not None and resume is None:
-            asked = Asked(
-                metric, partitions, num_sub_vectors, num_bits, sample_rate, max_iters, target_partition_size
-            )
-            artifact = published_artifact(source, artifact_uri, storage_options, asked, model, ivf_centroids)
-        if artifact is None:
-            width = num_sub_vectors * num_bits // 8
-            check_target(source, artifact_uri, partitions, width, num_bits, memory_limit, storage_options)
+        artifact = published_artifact(source, artifact_uri, storage_options, asked, model, ivf_centroids)
+        if artifact is None and model is None:
+            check_name(handle.latest(), wanted, fragments, since, trains=True)
+    if artifact is None:
+        width = num_sub_vectors * num_bits // 8
+        check_target(source, artifact_uri, partitions, width, num_bits, memory_limit, storage_options)
     if artifact is None and model is None:
-        model = train(
-            handle.dataset,
-            path,
-            metric=metric,
-            num_partitions=num_partitions,
-            num_sub_vectors=num_sub_vectors,
-            num_bits=num_bits,
-            sample_rate=sample_rate,
-            max_iters=max_iters,
-            seed=seed,
-            ivf_centroids=ivf_centroids,
-            fragment_ids=fragment_ids,
-            target_partition_size=target_partition_size,
-            backend=chosen,
-            **work,
+        params = TrainParams(
+            metric, partitions, num_sub_vectors, num_bits, sample_rate, max_iters, seed, ivf_centroids
         )
+        try:
+            model = train_handle(
+                handle, path, params, ids, target_partition_size, chosen, memory_limit, progress
+            )
+        except TooFewVectors as error:
+            if ids is not None:
+                raise
+            _warn_of_few(wanted.name, error.found, num_bits)
+            return _commit_empty(handle, wanted, **empty)
     temporary = artifact_uri is None
     with temporary_artifact() if artifact_uri is None else nullcontext(artifact_uri) as artifact_uri:
         if artifact is None:
@@ -245,10 +364,13 @@ def create_index(
             path,
             artifact,
             name=name,
-            replace=replace,
+            mode=mode,
             index_type=index_type,
             m=m,
             ef_construction=ef_construction,
+            max_level=max_level,
+            skip_transpose=skip_transpose,
+            index_uuid=index_uuid,
             # A backend that writes its artifact itself may not say what it read: all that it was given.
             fragment_ids=None if "source" in artifact.manifest else ids or handle.fragment_ids(),
             sync=sync,
@@ -261,3 +383,30 @@ def create_index(
     if verify:
         check_recall(handle.user, wanted.name)
     return handle.user
+
+
+_NAMED = tuple(inspect.signature(create_index).parameters)[:-1]
+
+
+def _commit_empty(handle: Handle, wanted: Wanted, **parameters: Any) -> lance.LanceDataset:
+    if wanted.mode == "append":
+        raise InvalidInputError("append: an index without rows is no segment of another; leave it out")
+    latest = handle.latest()
+    check_name(latest, wanted, handle.fragment_ids(), handle.fragments_since())
+    with readable_commit(wanted.name):
+        commit_empty_index(
+            latest, wanted.path, wanted.index_type, wanted.name, wanted.mode == "replace", **parameters
+        )
+    handle.refresh()
+    return handle.user
+
+
+def _warn_of_few(name: str, found: int, num_bits: int) -> None:
+    LOGGER.warning(
+        "index %r is committed without rows: %d vectors, and a codebook needs %d; optimize_indices() trains it when there are enough"
+        "%s",
+        name,
+        found,
+        2**num_bits,
+        "" if num_bits == 4 else ", or num_bits=4 takes 16",
+    )

@@ -15,13 +15,17 @@ from typing import Any, TypeVar, cast
 import lance
 import pyarrow as pa
 
+from ._checked import nearest, refuse_type
 from ._lance_artifact import _Dataset, _VectorSource
+from ._lancedb import Table, table_of
 from .exceptions import (
     ArtifactMismatchError,
     ColumnNotFoundError,
     ColumnTypeError,
     InvalidInputError,
+    InvalidTypeError,
     StorageError,
+    UnsupportedError,
 )
 
 T = TypeVar("T")
@@ -44,20 +48,26 @@ class Handle:
         The same version, branch and files, opened by the extension.
     location : str
         Absolute; of the dataset or of the branch, as the user's handle has it.
+    table : Table or None
+        The LanceDB table that was given in place of a dataset, which is to see what is committed too.
     """
 
     user: lance.LanceDataset
     dataset: lance.LanceDataset
     core: _Dataset
     location: str
+    table: Table | None = None
 
     @classmethod
     def of(cls, dataset: Any) -> Handle:
-        user = _as_lance(dataset)
-        return cls._open(user, patient(lambda: copy.copy(user)), _location(user))
+        table = table_of(dataset)
+        user = _as_lance(dataset if table is None else table.dataset())
+        return cls._open(user, patient(lambda: copy.copy(user)), _location(user), table)
 
     @classmethod
-    def _open(cls, user: lance.LanceDataset, dataset: lance.LanceDataset, location: str) -> Handle:
+    def _open(
+        cls, user: lance.LanceDataset, dataset: lance.LanceDataset, location: str, table: Table | None
+    ) -> Handle:
         internals: Any = dataset
         options = dataset.latest_storage_options()
         core = _Dataset(
@@ -68,7 +78,7 @@ class Handle:
             renew=dataset.latest_storage_options if options else None,
             base_storage_options=internals._base_store_params or None,
         )
-        return cls(user, dataset, core, location)
+        return cls(user, dataset, core, location, table)
 
     @property
     def uri(self) -> str:
@@ -95,7 +105,7 @@ class Handle:
                 f"dataset {self.uri}: version {version}, from which the artifact was encoded, cannot be opened "
                 f"({error}); it may have been cleaned up: tag versions that long builds read"
             ) from error
-        return self._open(self.user, dataset, _location(self.user))
+        return self._open(self.user, dataset, _location(self.user), self.table)
 
     def latest(self) -> lance.LanceDataset:
         """A handle of our own at the latest version of the branch."""
@@ -116,6 +126,8 @@ class Handle:
         """Let the user's handle see what was committed. It is committed, whatever becomes of the handle."""
         try:
             patient(lambda: cast(Any, self.user).checkout_latest())
+            if self.table is not None:
+                self.table.refresh()
         except (RuntimeError, OSError, ValueError) as error:
             warnings.warn(
                 f"the index is committed, but the handle could not be brought to the version that has it ({error}); "
@@ -191,11 +203,8 @@ def _as_lance(dataset: Any) -> lance.LanceDataset:
             return lance.dataset(str(dataset))
         except (ValueError, OSError, UnicodeError) as error:
             raise InvalidInputError(f"dataset: {str(dataset)!r} cannot be opened: {error}") from error
-    to_lance = getattr(dataset, "to_lance", None)
-    if not isinstance(dataset, lance.LanceDataset) and callable(to_lance):
-        dataset = to_lance()  # a LanceDB table
     if not isinstance(dataset, lance.LanceDataset):
-        raise InvalidInputError(
+        raise InvalidTypeError(
             f"dataset: got {type(dataset).__name__}, expected a lance.LanceDataset, a LanceDB table, or a path"
         )
     if str(dataset.uri).startswith("memory:"):
@@ -232,13 +241,16 @@ def vector_column(handle: Handle, column: str | list[str]) -> tuple[str, int]:
     """The column's path as the schema spells it, and its dimension. Errors are those of pylance."""
     if isinstance(column, (list, tuple)):
         if len(column) != 1:
-            raise InvalidInputError(f"column: got {len(column)} columns, expected one")
+            raise UnsupportedError(f"column: got {len(column)} columns, expected one")
         column = column[0]
     if not isinstance(column, str):
-        raise InvalidInputError(f"column: got {type(column).__name__}, expected the name of a column")
+        raise refuse_type("column", column, "the name of a column")
     field: Any = handle.dataset.lance_schema.field_case_insensitive(column)
     if field is None:
-        raise ColumnNotFoundError(f"{column} not found in schema")
+        there = vector_columns(handle.dataset.schema)
+        raise ColumnNotFoundError(
+            f"{column} not found in schema; columns of vectors are {there[:10]}{nearest(column, there)}"
+        )
     arrow = field.to_arrow()
     if isinstance(arrow.type, pa.FixedShapeTensorType) and len(arrow.type.shape) == 1:
         dimension, element = arrow.type.shape[0], arrow.type.value_type
@@ -247,10 +259,36 @@ def vector_column(handle: Handle, column: str | list[str]) -> tuple[str, int]:
     else:
         raise ColumnTypeError(
             f"Vector column {column} must be FixedSizeListArray 1-dimensional FixedShapeTensorArray, got {arrow.type}"
+            + _how_to_cast(column, arrow.type)
         )
     if not pa.types.is_floating(element):
         raise ColumnTypeError(f"Vector column {column} must have floating value type, got {element}")
     return _spelling(handle, column), int(dimension)
+
+
+def vector_columns(fields: Any, prefix: str = "") -> list[str]:
+    """The paths of columns that can be indexed."""
+    found = []
+    for field in fields:
+        kind = field.type
+        if pa.types.is_struct(kind):
+            found += vector_columns(kind, f"{prefix}{field.name}.")
+        elif isinstance(kind, pa.FixedShapeTensorType):
+            found += [prefix + field.name] if len(kind.shape) == 1 else []
+        elif pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type):
+            found.append(prefix + field.name)
+    return found
+
+
+def _how_to_cast(column: str, kind: pa.DataType) -> str:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return ""
+    if not pa.types.is_floating(kind.value_type):
+        return ""
+    return (
+        f"; lists of one length become vectors of DIM by ds.alter_columns({{'path': {column!r}, 'data_type': pa.list_(pa.float32(), DIM)}}), "
+        "or by a cast to that type before they are written"
+    )
 
 
 def _spelling(handle: Handle, column: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
@@ -10,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from ._lance_artifact import Artifact, IvfPqModel, PartitionArtifactBuilder, _VectorSource, encode_on_device
+from ._log import LOGGER
 from ._progress import Report
 from .backends import Backend, DeviceEncoder, Encoder
 from .exceptions import InvalidInputError, LanceArtifactError, StorageError
-
-LOGGER = logging.getLogger("lance_artifact")
 
 
 def encode_on_devices(
@@ -70,7 +68,7 @@ def encode_with(
     scan = source.scan(model.metric)
     total, seen = source.count_rows(), 0
     if report:
-        report("start", "encode", 0, total, "rows")
+        report("start", "shuffle", 0, total, "rows")
     for batch in scan:
         if batch.num_rows == 0:
             continue
@@ -78,13 +76,13 @@ def encode_with(
         builder.append_batch(_encoded(backend, model, batch.column(0), part_id, pq_code))
         seen = builder.num_rows + sum(scan.dropped.values())
         if report:
-            report("progress", "encode", seen, total, "rows")
+            report("progress", "shuffle", seen, total, "rows")
     # Batches whose rows were all dropped count too, the last one among them.
     seen = builder.num_rows + sum(scan.dropped.values())
     if seen != total:
         raise LanceArtifactError(f"the scan gave {seen} rows, the dataset has {total} in these fragments")
     if report:
-        report("complete", "encode", total, total, "rows")
+        report("complete", "shuffle", total, total, "rows")
     return seen, scan.dropped
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,13 +21,12 @@ from ._dataset import Handle
 from ._fit import skew
 from ._index import CommittedIndex
 from ._lance_artifact import IvfPqModel
+from ._log import LOGGER
 from ._progress import Report, reporter
 from .exceptions import InvalidInputError
 
 if TYPE_CHECKING:
     import lance
-
-LOGGER = logging.getLogger("lance_artifact")
 
 # Settings that nobody names: powers of two until the recall does not grow any more, and these.
 REFINE_FACTORS: tuple[int | None, ...] = (None, 4, 16)

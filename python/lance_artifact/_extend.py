@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from ._checked import checked
 from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
 from ._dataset import Handle
 from ._fit import ModelFit, errors, skew
-from ._index import CommittedIndex
+from ._index import CommittedIndex, model_of
 from ._lance_artifact import CpuEncoder, IvfPqModel
+from ._log import LOGGER, log
 from ._process import temporary_artifact, terminable
 from ._progress import reporter
 from .backends import Backend, resolve_backend
@@ -29,8 +29,6 @@ from .exceptions import InvalidInputError, LanceArtifactError
 
 if TYPE_CHECKING:
     import lance
-
-LOGGER = logging.getLogger("lance_artifact")
 
 
 @dataclass(frozen=True)
@@ -144,10 +142,10 @@ def extend_index(
         artifact_uri = check_place(at, artifact_uri)
         storage_options = store_options(at, artifact_uri, storage_options)
     chosen = resolve_backend(backend, devices)
+    model = model_of(at, index)
     if not open_ids or at.count_rows(open_ids) == 0:
         handle.refresh()
         return Extension(name, None, (), 0, {}, len(index.segments), None)
-    model = core.model_of_index(at.core, name)
     wanted = Wanted(
         name, "append", index.field_id, index.path, index.index_type, model.metric, model.fingerprint
     )
@@ -176,6 +174,7 @@ def extend_index(
                 index_type=index.index_type,
                 m=index.m,
                 ef_construction=index.ef_construction,
+                max_level=index.max_level,
                 # A backend that writes its artifact itself may not say what it read: all that it was given.
                 fragment_ids=None if "source" in artifact.manifest else open_ids,
                 hints=provenance(chosen.name),
@@ -187,6 +186,8 @@ def extend_index(
         fit = _fit(at, index, model, open_ids, np.array(artifact.partition_sizes())) if measure_fit else None
         if fit is not None and fit.rebuild:
             LOGGER.warning("index %r: a new index pays: %s", name, fit.rebuild)
+        if fit is not None:
+            log("fit", "{fit}", fit=str(fit), ratio=fit.ratio)
         dropped = artifact.manifest.get("rows", {}).get("dropped", {})
         return Extension(
             name, attempt.uuid, tuple(open_ids), segment.num_rows, dropped, len(index.segments) + 1, fit

@@ -10,6 +10,7 @@ from . import _lance_artifact as core
 from ._arguments import (
     Progress,
     StorageOptions,
+    check_transposed,
     fragment_list,
     index_mode,
     index_type_name,
@@ -21,6 +22,7 @@ from ._checked import checked
 from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
 from ._dataset import Handle, vector_column
 from ._lance_artifact import Artifact, IvfPqModel
+from ._log import stage
 from ._process import terminable
 from ._progress import reporter
 
@@ -45,6 +47,9 @@ def finalize(
     fragment_ids: Sequence[int] | None = None,
     m: int = 20,
     ef_construction: int = 150,
+    max_level: int = 7,
+    skip_transpose: bool = False,
+    index_uuid: str | None = None,
     storage_options: StorageOptions | None = None,
     sync: bool = False,
     memory_limit: int | None = None,
@@ -74,16 +79,18 @@ def finalize(
         As ``mode="replace"``.
     mode : {"create", "replace", "append"}, default "create"
         What becomes of an index of that name. "create": it is an error. "replace": its segments over the same fragments are
-        replaced, those over others stay. "append": nothing is replaced, and the fragments must be others than those it covers. What
-        stays must be of the same type, metric and model.
+        replaced, those over others stay; where it covers only others, that is an error. "append": nothing is replaced, and the fragments
+        must be others than those it covers. What stays must be of the same type, metric and model.
     index_type : {"IVF_PQ", "IVF_HNSW_PQ"}
     metric : str, optional
         Must match the model's.
     fragment_ids : sequence of int, optional
         The fragments the index covers. Needed where an artifact does not say which it was encoded from (it was written without
         ``source=``); those that say it must say the same.
-    m, ef_construction : int, default 20 and 150
+    m, ef_construction, max_level : int, default 20, 150 and 7
         Of the HNSW graphs of IVF_HNSW_PQ.
+    skip_transpose, index_uuid
+        As in `build_segment`.
     storage_options : dict, or callable that gives one, optional
         For artifacts given by URI; as in `build_artifact`.
     sync : bool, default False
@@ -115,6 +122,7 @@ def finalize(
     handle = Handle.of(dataset)
     path, _ = vector_column(handle, column)
     index_type = index_type_name(index_type)
+    check_transposed(index_type, skip_transpose)
     name = name or f"{path}_idx"
     ids = fragment_list(fragment_ids)
     opened = open_artifacts(handle, artifacts, storage_options)
@@ -131,22 +139,32 @@ def finalize(
     )
     path = at.path_of(wanted.field_id, path)
     check_name(handle.latest(), wanted, covered(at, opened, ids), at.fragments_since())
-    with attempt_of(handle, at) as attempt:
-        segment = core.build_segment(
-            at.core,
-            path,
-            opened,
-            attempt.uuid,
-            model=model,
-            metric=None if metric is None else metric_name(metric),
+    with attempt_of(handle, at, index_uuid) as attempt:
+        with stage(
+            "built",
+            "building an {index_type} segment of {artifacts} artifacts",
+            "built a segment of {rows} rows in {seconds:.2f} s",
             index_type=index_type,
-            m=m,
-            ef_construction=ef_construction,
-            fragment_ids=ids,
-            hints=provenance(backend_name),
-            sync=sync,
-            memory_limit=memory_limit,
-            progress=reporter(progress),
-        )
+            artifacts=len(opened),
+        ) as told:
+            segment = core.build_segment(
+                at.core,
+                path,
+                opened,
+                attempt.uuid,
+                model=model,
+                metric=None if metric is None else metric_name(metric),
+                index_type=index_type,
+                m=m,
+                ef_construction=ef_construction,
+                max_level=max_level,
+                skip_transpose=skip_transpose,
+                fragment_ids=ids,
+                hints=provenance(backend_name),
+                sync=sync,
+                memory_limit=memory_limit,
+                progress=reporter(progress),
+            )
+            told["rows"] = segment.num_rows
         commit_segment(attempt, wanted, segment)
     return handle.user

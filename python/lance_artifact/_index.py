@@ -7,9 +7,10 @@ from typing import Any
 
 from . import _lance_artifact as core
 from ._arguments import INDEX_TYPES
-from ._commit import same_name
+from ._commit import covering_fields, same_name
 from ._dataset import Handle
-from .exceptions import InvalidInputError
+from ._lance_artifact import IvfPqModel
+from .exceptions import InvalidInputError, LanceArtifactError
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class CommittedIndex:
         UUID to the fragments covered that are there, the oldest segment first.
     metric : str or None
         None where it does not say it.
-    m, ef_construction : int
+    m, ef_construction, max_level : int
         Of its graphs, where it has any.
     """
 
@@ -35,6 +36,7 @@ class CommittedIndex:
     metric: str | None
     m: int
     ef_construction: int
+    max_level: int
     segments: dict[str, list[int]]
 
     @classmethod
@@ -54,7 +56,7 @@ class CommittedIndex:
             raise InvalidInputError(
                 f"name: segments {unsaid[:3]} of index {name!r} do not say which fragments they cover; build the index anew"
             )
-        carrying = [str(segment.uuid) for segment in index.segments if list(segment.covering_fields)]
+        carrying = [str(segment.uuid) for segment in index.segments if covering_fields(segment)]
         if carrying:
             raise InvalidInputError(
                 f"name: segments {carrying[:3]} of index {name!r} carry columns of the table beside their codes, which would be lost"
@@ -71,8 +73,28 @@ class CommittedIndex:
             str(index.details.get("metric_type", "")).lower() or None,
             int(graph.get("max_connections", 20)),
             int(graph.get("construction_ef", 150)),
+            int(graph.get("max_level", 7)),
             {str(s.uuid): sorted(set(s.fragment_ids) & there) for s in segments},
         )
 
     def covered(self) -> set[int]:
         return {fragment for fragments in self.segments.values() for fragment in fragments}
+
+
+def model_of(at: Handle, index: CommittedIndex) -> IvfPqModel:
+    """The model of its segments.
+
+    Raises
+    ------
+    InvalidInputError
+        It has none: it was committed without rows, to be trained later.
+    """
+    try:
+        return core.model_of_index(at.core, index.name)
+    except LanceArtifactError as error:
+        if index.covered():
+            raise
+        raise InvalidInputError(
+            f"name: index {index.name!r} has no rows yet, and so no model; build it with create_index(..., replace=True), or let "
+            "optimize_indices() train it"
+        ) from error

@@ -13,7 +13,7 @@ from ._calls import awaited
 from ._checked import checked
 from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
 from ._dataset import Handle
-from ._index import CommittedIndex
+from ._index import CommittedIndex, model_of
 from ._process import terminable
 from ._progress import reporter
 
@@ -107,6 +107,7 @@ def merge_segments(
     handle = Handle.of(dataset)
     at = handle.at(int(handle.latest().version))
     index = CommittedIndex.of(at, name)
+    model_of(at, index)
     chosen = list(index.segments)[-(num_indices_to_merge or len(index.segments)) :]
     fragments = [fragment for uuid in chosen for fragment in index.segments[uuid]]
     wanted = Wanted(name, "replace", index.field_id, index.path, index.index_type, index.metric)
@@ -120,6 +121,7 @@ def merge_segments(
             index_type=index.index_type,
             m=index.m,
             ef_construction=index.ef_construction,
+            max_level=index.max_level,
             hints=provenance(None),
             sync=sync,
             memory_limit=memory_limit,

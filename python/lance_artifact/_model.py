@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ._lance_artifact import IvfPqModel
-from .exceptions import InvalidInputError
+from .exceptions import InvalidInputError, InvalidTypeError
 
 
 def as_fixed_size_list(value: Any) -> pa.FixedSizeListArray:
@@ -27,7 +27,7 @@ def as_fixed_size_list(value: Any) -> pa.FixedSizeListArray:
             f"got {type(value).__name__}, expected an array of floats: {error}"
         ) from error
     if array.dtype not in (np.float16, np.float32, np.float64):
-        raise InvalidInputError(f"got an array of {array.dtype}, expected float16, float32 or float64")
+        raise InvalidTypeError(f"got an array of {array.dtype}, expected float16, float32 or float64")
     if array.ndim < 2 or array.shape[-1] == 0:
         raise InvalidInputError(
             f"got an array of shape {array.shape}, expected (num_partitions, dimension) for centroids or "

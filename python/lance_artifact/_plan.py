@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._arguments import (
+    MAX_DEFAULT_PARTITIONS,
+    TARGET_PARTITION_SIZE,
     Mode,
     check_hnsw,
     check_sub_vectors,
+    check_transposed,
     default_partitions,
+    default_sub_vectors,
     fixed_size_list,
     fragment_list,
+    given_centroids,
     index_mode,
     index_type_name,
     metric_name,
-    whole_number,
+    trainable_partitions,
 )
 from ._calls import awaited
 from ._checked import checked
@@ -97,6 +102,8 @@ class BuildPlan:
     target_partition_size: int | None
     m: int
     ef_construction: int
+    max_level: int
+    skip_transpose: bool
     backend: str
     shards: tuple[Shard, ...]
     model: str | None
@@ -186,6 +193,8 @@ def plan(
     target_partition_size: int | None = None,
     m: int = 20,
     ef_construction: int = 150,
+    max_level: int = 7,
+    skip_transpose: bool = False,
     model: IvfPqModel | None = None,
     ivf_centroids: Any = None,
     backend: str | Backend = "auto",
@@ -198,7 +207,7 @@ def plan(
     Parameters
     ----------
     dataset, column, index_type, name, metric, replace, num_partitions, num_bits, sample_rate, max_iters, seed, fragment_ids, \
-target_partition_size, m, ef_construction, ivf_centroids, backend, devices
+target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centroids, backend, devices
         As in `create_index`; mode as in `finalize`.
     num_sub_vectors : int, optional
         Default as in LanceDB: dimension / 16, else dimension / 8, where that divides it.
@@ -227,7 +236,7 @@ target_partition_size, m, ef_construction, ivf_centroids, backend, devices
         name=name,
         metric=metric_name(metric),
         mode=index_mode(replace, mode),
-        num_partitions=whole_number("num_partitions", num_partitions),
+        num_partitions=num_partitions,
         num_sub_vectors=num_sub_vectors,
         num_bits=num_bits,
         sample_rate=sample_rate,
@@ -237,6 +246,8 @@ target_partition_size, m, ef_construction, ivf_centroids, backend, devices
         target_partition_size=target_partition_size,
         m=m,
         ef_construction=ef_construction,
+        max_level=max_level,
+        skip_transpose=skip_transpose,
         model=model,
         ivf_centroids=ivf_centroids,
         backend=(chosen := resolve_backend(backend, devices)),
@@ -268,13 +279,16 @@ def planned_build(
     target_partition_size: int | None,
     m: int,
     ef_construction: int,
+    max_level: int,
+    skip_transpose: bool,
     model: IvfPqModel | None,
     ivf_centroids: Any,
     backend: Backend,
     num_shards: int | None,
 ) -> BuildPlan:
     """A plan without an estimate, of arguments that were checked one by one."""
-    check_hnsw(index_type, m, ef_construction)
+    check_hnsw(index_type, m, ef_construction, max_level)
+    check_transposed(index_type, skip_transpose)
     source = handle.vectors(path, fragment_ids)
     described = source.describe()
     why: dict[str, str] = {}
@@ -292,17 +306,30 @@ def planned_build(
         given = model.fingerprint
     else:
         bits = num_bits
-        sub_vectors, why["num_sub_vectors"] = _sub_vectors(num_sub_vectors, source.dimension)
+        sub_vectors, why["num_sub_vectors"] = (
+            default_sub_vectors(source.dimension)
+            if num_sub_vectors is None
+            else (num_sub_vectors, "as asked")
+        )
         check_sub_vectors(source.dimension, sub_vectors, bits)
         if ivf_centroids is not None:
-            centroids = fixed_size_list("ivf_centroids", ivf_centroids)
+            centroids = given_centroids(ivf_centroids, source.dtype)
             partitions, why["num_partitions"] = len(centroids), "as many as ivf_centroids"
             given = hashlib.sha256(centroids.flatten().to_numpy(zero_copy_only=False).tobytes()).hexdigest()
         elif num_partitions is not None:
             partitions, why["num_partitions"] = num_partitions, "as asked"
+            if fragment_ids is None:
+                partitions = trainable_partitions(num_partitions, source.count_rows(), sample_rate)
+            if partitions < num_partitions:
+                why["num_partitions"] = (
+                    f"rows / sample_rate, less than the {num_partitions} asked for, as pylance has it"
+                )
         else:
-            partitions = default_partitions(source.count_rows(), target_partition_size, sample_rate)
-            why["num_partitions"] = f"rows / {target_partition_size or 8192}, as pylance has it"
+            partitions = default_partitions(source.count_rows(), target_partition_size, index_type)
+            size = target_partition_size or TARGET_PARTITION_SIZE[index_type]
+            why["num_partitions"] = (
+                f"rows / {size}, between 1 and {MAX_DEFAULT_PARTITIONS}, as pylance has it"
+            )
     counts = _rows_of_fragments(handle, described["fragment_ids"])
     shards = _shards(counts, num_shards)
     why["shards"] = (
@@ -333,6 +360,8 @@ def planned_build(
         target_partition_size=target_partition_size,
         m=m,
         ef_construction=ef_construction,
+        max_level=max_level,
+        skip_transpose=skip_transpose,
         backend=backend.name,
         shards=shards,
         model=given,
@@ -351,22 +380,13 @@ def planned_build(
             "target_partition_size": target_partition_size,
             "m": m,
             "ef_construction": ef_construction,
+            "max_level": max_level,
+            "skip_transpose": skip_transpose,
             "num_shards": num_shards,
             "model": given,
         },
         why=why,
         estimate=None,
-    )
-
-
-def _sub_vectors(asked: int | None, dimension: int) -> tuple[int, str]:
-    if asked is not None:
-        return asked, "as asked"
-    for part in (16, 8):
-        if dimension % part == 0:
-            return dimension // part, f"dimension / {part}, as LanceDB has it"
-    raise InvalidInputError(
-        f"num_sub_vectors: got None, and dimension {dimension} is no multiple of 8 or 16; expected a divisor of it"
     )
 
 

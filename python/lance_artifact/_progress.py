@@ -35,27 +35,20 @@ class _Bars:
                 self._bar.update(completed - self._bar.n)
 
 
-class _Guarded:
-    """A caller's own callable. Like pylance, a build survives its exceptions, but says so; Ctrl-C passes."""
+class _Told:
+    """A caller's own callable. As with pylance, what it raises ends the work, and is raised when that has cleaned up."""
 
     def __init__(self, callback: Callable[[IndexProgress], Any]) -> None:
-        self._callback: Callable[[IndexProgress], Any] | None = callback
+        self._callback = callback
 
     def __call__(self, event: str, stage: str, completed: int, total: int | None, unit: str) -> None:
-        if self._callback is None:
-            return
-        known = None if event == "start" else completed
-        try:
-            self._callback(IndexProgress(cast(_Event, event), stage, known, total, unit))
-        except Exception as error:
-            self._callback = None
-            warnings.warn(f"the progress callback failed and is not called again: {error!r}", stacklevel=2)
+        self._callback(IndexProgress(cast(_Event, event), stage, completed, total, unit))
 
 
 def reporter(progress: bool | Callable[[IndexProgress], Any]) -> Report | None:
     """The callable for the extension, or None where nobody looks."""
     if callable(progress):
-        return _Guarded(progress)
+        return _Told(progress)
     if not progress or not sys.stderr.isatty():
         return None
     try:

@@ -122,7 +122,8 @@ def create_by_run(
     backend = asked["backend"]
     planned = planned_build(handle, wanted.path, index_type=wanted.index_type, mode=wanted.mode, **asked)
     if not is_run(uri, storage_options):
-        check_name(handle.latest(), wanted, planned.fragment_ids, handle.fragments_since())
+        trains = asked["model"] is None
+        check_name(handle.latest(), wanted, planned.fragment_ids, handle.fragments_since(), trains=trains)
     run = Run.create(planned, uri, storage_options=storage_options)
     do_all(
         run,

@@ -10,6 +10,7 @@ from ._arguments import Progress
 from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
 from ._dataset import Handle
 from ._lance_artifact import Artifact, IvfPqModel
+from ._log import stage
 from ._progress import reporter
 from ._run_files import COMMITTED, HINT
 
@@ -42,21 +43,31 @@ def build_and_commit(
     )
     check_name(handle.latest(), wanted, plan.fragment_ids, at.fragments_since())
     with attempt_of(handle, at) as attempt:
-        segment = core.build_segment(
-            at.core,
-            path,
-            artifacts,
-            attempt.uuid,
-            model=model,
+        with stage(
+            "built",
+            "building an {index_type} segment of {artifacts} artifacts",
+            "built a segment of {rows} rows in {seconds:.2f} s",
             index_type=plan.index_type,
-            m=plan.m,
-            ef_construction=plan.ef_construction,
-            fragment_ids=None if all(a._source is not None for a in artifacts) else plan.fragment_ids,
-            hints={**provenance(plan.backend), HINT: run.run_id},
-            sync=sync,
-            memory_limit=memory_limit,
-            progress=reporter(progress),
-        )
+            artifacts=len(artifacts),
+        ) as told:
+            segment = core.build_segment(
+                at.core,
+                path,
+                artifacts,
+                attempt.uuid,
+                model=model,
+                index_type=plan.index_type,
+                m=plan.m,
+                ef_construction=plan.ef_construction,
+                max_level=plan.max_level,
+                skip_transpose=plan.skip_transpose,
+                fragment_ids=None if all(a._source is not None for a in artifacts) else plan.fragment_ids,
+                hints={**provenance(plan.backend), HINT: run.run_id},
+                sync=sync,
+                memory_limit=memory_limit,
+                progress=reporter(progress),
+            )
+            told["rows"] = segment.num_rows
         commit_segment(attempt, wanted, segment)
     return attempt.uuid
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +15,17 @@ from ._arguments import (
     check_sub_vectors,
     check_training,
     default_partitions,
-    fixed_size_list,
+    default_sub_vectors,
     fragment_list,
+    given_centroids,
     metric_name,
+    one_progress,
 )
 from ._calls import awaited
 from ._checked import checked
 from ._dataset import Handle, vector_column
 from ._lance_artifact import IvfPqModel
+from ._log import stage
 from ._process import terminable
 from ._progress import reporter
 from .backends import Backend, DatasetBackend, TrainParams, resolve_backend
@@ -31,8 +33,7 @@ from .exceptions import InvalidInputError
 
 if TYPE_CHECKING:
     import lance
-
-LOGGER = logging.getLogger("lance_artifact")
+    from lance.progress import IndexProgress
 
 
 @terminable()
@@ -56,6 +57,7 @@ def train(
     devices: Sequence[int] | None = None,
     memory_limit: int | None = None,
     progress: Progress = False,
+    progress_callback: Callable[[IndexProgress], Any] | None = None,
 ) -> IvfPqModel:
     """Train centroids and codebook on a random sample of the column, drawn without loading the column.
 
@@ -67,8 +69,8 @@ def train(
     metric : {"l2", "euclidean", "cosine", "dot"}, default "l2"
     num_partitions : int, optional
         Default as in pylance: rows / target_partition_size, between 1 and 4096.
-    num_sub_vectors : int
-        A divisor of the dimension.
+    num_sub_vectors : int, optional
+        A divisor of the dimension. Default as in LanceDB: dimension / 16, else dimension / 8, where that divides it.
     num_bits : {4, 8}, default 8
     sample_rate : int, default 256
         Training vectors per centroid and per codeword.
@@ -76,7 +78,7 @@ def train(
     seed : int, default 0
         The same seed, version and backend give the same model.
     ivf_centroids : array (num_partitions, dimension), optional
-        Train only the codebook, for these centroids.
+        Train only the codebook, for these centroids, which are cast to the dtype of the column.
     fragment_ids : sequence of int, optional
         Train on these fragments only.
     target_partition_size : int, default 8192
@@ -88,7 +90,9 @@ def train(
         Bytes that the call may hold, beside what the process had before; default half of the memory that this machine, or its
         container, has free. The sample is as large as fits; a warning says so where that is less than it should be.
     progress : bool or callable, default False
-        True: a tqdm bar on a terminal. A callable gets `lance.progress.IndexProgress`.
+        True: a tqdm bar on a terminal. A callable gets `lance.progress.IndexProgress`; what it raises ends the call.
+    progress_callback : callable, optional
+        As a callable progress, by pylance's name for it.
 
     Raises
     ------
@@ -103,28 +107,70 @@ def train(
     chosen = resolve_backend(backend, devices)
     ids = fragment_list(fragment_ids)
     if num_sub_vectors is None:
-        raise InvalidInputError(
-            "num_sub_vectors: got None; num_partitions and num_sub_vectors are required for IVF_PQ"
-        )
+        num_sub_vectors, _ = default_sub_vectors(dimension)
     check_sub_vectors(dimension, num_sub_vectors, num_bits)
     given = None
     if ivf_centroids is not None:
-        given = fixed_size_list("ivf_centroids", ivf_centroids)
+        given = given_centroids(ivf_centroids, handle.vectors(path, ids).dtype)
         if num_partitions not in (None, len(given)):
             raise InvalidInputError(
                 f"Ivf centroids has {len(given)} clusters, but num_partitions={num_partitions}"
             )
         num_partitions = len(given)
     if num_partitions is None:
-        num_partitions = default_partitions(handle.count_rows(ids), target_partition_size, sample_rate)
+        num_partitions = default_partitions(handle.count_rows(ids), target_partition_size)
     params = TrainParams(
         metric, num_partitions, num_sub_vectors, num_bits, sample_rate, max_iters, seed, given
     )
+    return train_handle(
+        handle,
+        path,
+        params,
+        ids,
+        target_partition_size,
+        chosen,
+        memory_limit,
+        one_progress(progress, progress_callback),
+    )
+
+
+class TooFewVectors(InvalidInputError):
+    """Fewer usable vectors than codewords.
+
+    Attributes
+    ----------
+    found : int
+    """
+
+    def __init__(self, found: int, params: TrainParams) -> None:
+        super().__init__(
+            f"training: {found} usable vectors, expected at least {2**params.num_bits}, one for each code of a sub-vector; "
+            + ("add rows" if params.num_bits == 4 else "add rows, or lower num_bits to 4, which takes 16")
+        )
+        self.found = found
+
+
+def train_handle(
+    handle: Handle,
+    path: str,
+    params: TrainParams,
+    ids: list[int] | None,
+    target_partition_size: int | None,
+    chosen: Backend,
+    memory_limit: int | None,
+    progress: Progress,
+) -> IvfPqModel:
+    """`train`, of a column that is open and parameters that were checked one by one.
+
+    Raises
+    ------
+    TooFewVectors
+    """
     check_training(params)
     recorded = {
         "target_partition_size": target_partition_size,
-        "sample_rate": sample_rate,
-        "max_iters": max_iters,
+        "sample_rate": params.sample_rate,
+        "max_iters": params.max_iters,
     }
     if isinstance(chosen, DatasetBackend):
         if memory_limit is not None:
@@ -133,12 +179,24 @@ def train(
             )
         return chosen.train_on_dataset(handle.dataset, path, params, ids).with_training(**recorded)
     source = handle.vectors(path, ids)
-    wanted = sample_rate * (max(num_partitions, 2**num_bits) if given is None else 2**num_bits)
+    given = params.ivf_centroids is not None
+    codes = 2**params.num_bits
+    wanted = params.sample_rate * (codes if given else max(params.num_partitions, codes))
+    # One for each centroid and codeword, whatever the rate is.
+    wanted = max(wanted, codes if given else max(params.num_partitions, codes))
     limit, scan, most = source.train_shares(
-        num_partitions, num_sub_vectors, num_bits, sample_rate, given is None, memory_limit
+        params.num_partitions,
+        params.num_sub_vectors,
+        params.num_bits,
+        params.sample_rate,
+        not given,
+        memory_limit,
     )
-    wanted = bounded_sample(chosen, params, wanted, min(wanted, source.count_rows()), most, dimension)
-    sample = source.with_scan_bytes(scan).sample(wanted, metric, seed, limit)
+    there = min(wanted, source.count_rows())
+    wanted = bounded_sample(chosen, params, wanted, there, most, source.dimension)
+    sample = source.with_scan_bytes(scan).sample(wanted, params.metric, params.seed, limit)
+    if len(sample) < codes:
+        raise TooFewVectors(len(sample), params)
     return train_on(sample, chosen, params, progress).with_training(**recorded)
 
 
@@ -146,7 +204,17 @@ def train_on(
     sample: pa.FixedSizeListArray, chosen: Backend, params: TrainParams, progress: Progress
 ) -> IvfPqModel:
     """A model of prepared vectors in random order."""
-    LOGGER.info("training on %d vectors with backend %s", len(sample), chosen.name)
-    model = chosen.train(sample, params, progress=reporter(progress))
+    with stage(
+        "trained",
+        "training {num_partitions} partitions and {num_sub_vectors} sub-vectors on {vectors} vectors with backend {backend}",
+        "trained {num_partitions} partitions in {seconds:.2f} s",
+        backend=chosen.name,
+        vectors=len(sample),
+        num_partitions=params.num_partitions,
+        num_sub_vectors=params.num_sub_vectors,
+        num_bits=params.num_bits,
+        metric=params.metric,
+    ):
+        model = chosen.train(sample, params, progress=reporter(progress))
     check_model(chosen, model, params, sample)
     return model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ._arguments import (
     Progress,
@@ -13,6 +14,7 @@ from ._arguments import (
     given_model,
     index_type_name,
     metric_name,
+    one_progress,
 )
 from ._build_artifact import build_artifact
 from ._build_segment import build_segment
@@ -20,8 +22,9 @@ from ._calls import awaited
 from ._checked import checked
 from ._dataset import Handle, vector_column
 from ._process import temporary_artifact, terminable
+from ._pylance import PylanceArguments, check_pylance_arguments
 from ._train import train
-from .backends import Backend, resolve_backend
+from .backends import Backend, resolve_accelerator, resolve_backend
 from .exceptions import InvalidInputError
 
 if TYPE_CHECKING:
@@ -52,11 +55,18 @@ def create_index_uncommitted(
     m: int = 20,
     ef_construction: int = 150,
     index_uuid: str | None = None,
+    max_level: int = 7,
     backend: str | Backend = "auto",
+    accelerator: str | None = None,
+    devices: Sequence[int] | None = None,
     memory_limit: int | None = None,
     progress: Progress = False,
+    progress_callback: Any = None,
+    **pylance: Unpack[PylanceArguments],
 ) -> Index:
     """As pylance's method of that name: codes row by row, so that segments of one model can be merged."""
+    check_pylance_arguments(pylance, _NAMED)
+    progress = one_progress(progress, progress_callback)
     handle = Handle.of(dataset)
     path, dimension = vector_column(handle, column)
     index_type = index_type_name(index_type)
@@ -65,8 +75,8 @@ def create_index_uncommitted(
         raise InvalidInputError(
             "fragment_ids: create_index_uncommitted requires them for a distributed build"
         )
-    check_hnsw(index_type, m, ef_construction)
-    chosen = resolve_backend(backend)
+    check_hnsw(index_type, m, ef_construction, max_level)
+    chosen = resolve_accelerator(accelerator, devices) if accelerator else resolve_backend(backend, devices)
     work: dict[str, Any] = {"memory_limit": memory_limit, "progress": progress}
     training: dict[str, Any] = {
         "target_partition_size": target_partition_size,
@@ -76,7 +86,9 @@ def create_index_uncommitted(
     if pq_codebook is not None:
         if ivf_centroids is None:
             raise InvalidInputError("ivf_centroids must be specified when pq_codebook is provided")
-        model = given_model(ivf_centroids, pq_codebook, metric, num_sub_vectors)
+        model = given_model(
+            ivf_centroids, pq_codebook, metric, num_sub_vectors, handle.vectors(path, None).dtype
+        )
         check_sub_vectors(dimension, model.num_sub_vectors, model.num_bits)
         model = model.with_training(**training)
     else:
@@ -108,8 +120,12 @@ def create_index_uncommitted(
             fragment_ids=None if "source" in artifact.manifest else fragment_ids,
             m=m,
             ef_construction=ef_construction,
+            max_level=max_level,
             skip_transpose=index_type == "IVF_PQ",
             index_uuid=index_uuid,
             backend_name=chosen.name,
             **work,
         )
+
+
+_NAMED = tuple(inspect.signature(create_index_uncommitted).parameters)[:-1]

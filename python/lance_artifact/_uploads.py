@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from ._log import LOGGER
 from .exceptions import StorageError
-
-LOGGER = logging.getLogger("lance_artifact")
 
 # What boto3 calls what Lance's storage options call so, with and without their prefix.
 _NAMES = {

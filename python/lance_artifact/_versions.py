@@ -1,7 +1,7 @@
-"""Which pylance this package works with: the one place that an upgrade of Lance changes.
+"""Which pylance this package works with.
 
 The extension is compiled from the Rust crates of one release of Lance. Its index format, and the few functions of pylance that
-are used here, are known to agree only for releases that were tested together.
+are used here, are known to agree only for releases that were tested together (`_tested.py`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,8 @@ import warnings
 
 import lance
 
+from ._tested import BELOW, COMPILED, OLDEST, PYLANCE
 from .exceptions import UnsupportedVersionError, UntestedVersionWarning
-
-COMPILED = "14.0.2"
-"""The release of Lance whose crates the extension is compiled from (Cargo.toml)."""
-
-TESTED = ("14.0.2",)
-"""Releases of pylance with which the whole suite of tests has passed."""
-
-OLDEST, BELOW = "14.0.2", "15"
-"""Where it can work: from ``OLDEST`` to before ``BELOW``, as pyproject.toml declares it."""
 
 
 def _parts(version: str) -> tuple[tuple[int, ...], bool]:
@@ -41,7 +33,7 @@ def check_pylance(version: str) -> None:
     UnsupportedVersionError
         With this release an index could be wrong, or the import would fail later and say less.
     """
-    if version in TESTED:
+    if version in PYLANCE:
         return
     numbers, early = _parts(version)
     oldest, below = _parts(OLDEST)[0], _parts(BELOW)[0]
@@ -50,11 +42,11 @@ def check_pylance(version: str) -> None:
         raise UnsupportedVersionError(
             f"lance_artifact needs pylance >={OLDEST},<{BELOW}, and pylance {version or '(without a version)'} is installed: "
             f"its extension is compiled from Lance {COMPILED}, and the index format and functions of other releases may differ; "
-            f'pip install "pylance=={TESTED[-1]}", or install a release of lance-artifact for this one'
+            f'pip install "pylance=={PYLANCE[-1]}", or install a release of lance-artifact for this one'
         )
     warnings.warn(
-        f"lance_artifact was not tested with pylance {version}, but with {', '.join(TESTED)}; indexes should be right, and if "
-        f'anything is strange, pip install "pylance=={TESTED[-1]}" and build again. To silence this: '
+        f"lance_artifact was not tested with pylance {version}, but with {', '.join(PYLANCE)}; indexes should be right, and if "
+        f'anything is strange, pip install "pylance=={PYLANCE[-1]}" and build again. To silence this: '
         'warnings.filterwarnings("ignore", message="lance_artifact was not tested")',
         UntestedVersionWarning,
         stacklevel=2,

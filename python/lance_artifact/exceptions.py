@@ -7,6 +7,7 @@ __all__ = [
     "ArtifactMismatchError",
     "ArtifactNotFoundError",
     "BackendUnavailableError",
+    "CancelledError",
     "ColumnNotFoundError",
     "ColumnTypeError",
     "CommitConflictError",
@@ -15,8 +16,10 @@ __all__ = [
     "DeviceMemoryError",
     "IndexExistsError",
     "InvalidInputError",
+    "InvalidTypeError",
     "LanceArtifactError",
     "StorageError",
+    "UnsupportedError",
     "UnsupportedVersionError",
     "UntestedVersionWarning",
 ]
@@ -29,6 +32,19 @@ class LanceArtifactError(Exception):
 
 class InvalidInputError(LanceArtifactError, ValueError):
     """An argument or a batch cannot be used. Nothing was changed."""
+
+
+class InvalidTypeError(InvalidInputError, TypeError):
+    """An argument is of a type that cannot be used, or is no argument (a `TypeError` too, as pylance raises it)."""
+
+
+class UnsupportedError(InvalidInputError, NotImplementedError):
+    """An index type, a number of bits or an option that is not built here (a `NotImplementedError`, and so a `RuntimeError`, too, as
+    pylance raises them)."""
+
+
+class CancelledError(LanceArtifactError):
+    """The call was cancelled by `cancel_on`. What it had written is removed, and nothing is committed."""
 
 
 class ColumnNotFoundError(LanceArtifactError, KeyError):

@@ -6,7 +6,6 @@ the run's folder, so a job that is killed anywhere goes on with the same call, o
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -23,7 +22,8 @@ from ._checked import checked
 from ._clean import clean_run
 from ._dataset import Handle
 from ._extend import Extension
-from ._index import CommittedIndex
+from ._index import CommittedIndex, model_of
+from ._log import LOGGER
 from ._plan import plan
 from ._progress import reporter
 from ._resume import is_run
@@ -39,8 +39,6 @@ from .exceptions import (
 
 if TYPE_CHECKING:
     import lance
-
-LOGGER = logging.getLogger("lance_artifact")
 
 # How often a shard is tried whose worker died, or whose store or device failed.
 TRIES = 3
@@ -278,7 +276,7 @@ def extend_index(
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
     at = handle.at(int(handle.latest().version))
     index = CommittedIndex.of(at, name)
-    model = core.model_of_index(at.core, name)
+    model = model_of(at, index)
     if is_run(place, options):
         run = Run.open(place, storage_options=options, dataset_storage_options=storage_options)
         if (run.plan.name, run.plan.mode, run.plan.model) != (name, "append", model.fingerprint):
@@ -300,6 +298,7 @@ def extend_index(
             mode="append",
             m=index.m,
             ef_construction=index.ef_construction,
+            max_level=index.max_level,
             fragment_ids=new,
             model=model,
             backend="cpu",
@@ -404,12 +403,12 @@ def _work(
         if not status.is_trained:
             _train(ray, run, start, workers, num_workers, model, ivf_centroids)
         if report:
-            report("start", "encode", status.rows_done, run.plan.num_rows, "rows")
+            report("start", "shuffle", status.rows_done, run.plan.num_rows, "rows")
         while len(workers) < num_workers:
             start()
         _encode(ray, run, start, list(workers), left, status.rows_done, report)
         if report:
-            report("complete", "encode", run.plan.num_rows, run.plan.num_rows, "rows")
+            report("complete", "shuffle", run.plan.num_rows, run.plan.num_rows, "rows")
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -480,7 +479,7 @@ def _encode(
             idle.append(worker)
             rows_done += run.plan.shards[shard].num_rows
             if report:
-                report("progress", "encode", rows_done, run.plan.num_rows, "rows")
+                report("progress", "shuffle", rows_done, run.plan.num_rows, "rows")
 
 
 def _judge(ray: Any, error: Exception, what: str, tries_left: int) -> None:

@@ -41,8 +41,8 @@ impl TrainParams {
         if self.num_bits == 4 && !self.num_sub_vectors.is_multiple_of(2) {
             return Err(Error::invalid(format!("num_sub_vectors: got {}, expected an even number with num_bits=4", self.num_sub_vectors)));
         }
-        if self.sample_rate < 2 {
-            return Err(Error::invalid(format!("sample_rate: got {}, expected at least 2", self.sample_rate)));
+        if self.sample_rate < 1 {
+            return Err(Error::invalid(format!("sample_rate: got {}, expected at least 1", self.sample_rate)));
         }
         if self.max_iters == 0 || self.max_iters > u32::MAX as usize {
             return Err(Error::invalid(format!("max_iters: got {}, expected 1 to {}", self.max_iters, u32::MAX)));

@@ -85,11 +85,11 @@ async fn build_files(
             let segment = SegmentWriter::create(target.dataset, folder.clone(), model.clone(), uploads, target.transposed)?;
             write_segment(segment, partitions.clone(), budget, progress.as_ref()).await?
         }
-        IndexType::IvfHnswPq { m, ef_construction } => {
+        IndexType::IvfHnswPq(graphs) => {
             if let Some(limit) = target.memory_limit {
-                check_graphs(limit, budget, &partitions, m)?;
+                check_graphs(limit, budget, &partitions, graphs.m)?;
             }
-            build_hnsw(target.dataset, &target.column.path, folder, model, partitions.clone(), (m, ef_construction), progress).await?
+            build_hnsw(target.dataset, &target.column.path, folder, model, partitions.clone(), graphs, progress).await?
         }
     };
     let (read, num_rows) = (partitions.rows_read(), partitions.num_rows());

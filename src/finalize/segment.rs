@@ -86,12 +86,8 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn Progress>)
     if request.artifacts.is_empty() {
         return Err(Error::invalid("artifacts: got none, expected at least one"));
     }
-    if let IndexType::IvfHnswPq { m, ef_construction } = request.index_type
-        && !((4..=1024).contains(&m) && (m..=65_536).contains(&ef_construction))
-    {
-        return Err(Error::invalid(format!(
-            "m and ef_construction: got {m} and {ef_construction}, expected m from 4 to 1024 and ef_construction from m to 65536"
-        )));
+    if let IndexType::IvfHnswPq(graphs) = request.index_type {
+        graphs.check()?;
     }
     if !request.transposed && !matches!(request.index_type, IndexType::IvfPq) {
         return Err(Error::invalid("skip_transpose: an IVF_HNSW_PQ index has its codes transposed; only IVF_PQ takes it"));

@@ -165,10 +165,10 @@ impl PyVectorSource {
         let budget = Budget::new(memory_limit);
         let counts = run(py, progress, |reporter, cancel| async move {
             let encoder = cancel.race(spawn(move || Ok(Arc::new(CpuEncoder::new(&model.0))))).await?;
-            reporter.start("encode", Some(source.count_rows().await?), "rows");
+            reporter.start("shuffle", Some(source.count_rows().await?), "rows");
             let counts =
-                cancel.race(encode_into(&source, metric, encoder, builder, &budget, |rows| reporter.advance("encode", rows))).await?;
-            reporter.complete("encode");
+                cancel.race(encode_into(&source, metric, encoder, builder, &budget, |rows| reporter.advance("shuffle", rows))).await?;
+            reporter.complete("shuffle");
             Ok(counts)
         })?;
         Ok((counts.seen, counts.dropped))

@@ -297,11 +297,11 @@ pub fn encode_on_device<'py>(
         })
         .collect();
     let result = run(py, progress, |reporter, cancel| async move {
-        reporter.start("encode", Some(source.count_rows().await?), "rows");
+        reporter.start("shuffle", Some(source.count_rows().await?), "rows");
         let told = reporter.clone();
         let encoded =
-            encode_on_devices(&source, plan, opened, builder, cancel.subscribe(), move |rows| told.advance("encode", rows)).await?;
-        reporter.complete("encode");
+            encode_on_devices(&source, plan, opened, builder, cancel.subscribe(), move |rows| told.advance("shuffle", rows)).await?;
+        reporter.complete("shuffle");
         Ok(encoded)
     });
     // What the encoder itself raised says more than that it failed.

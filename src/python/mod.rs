@@ -12,6 +12,7 @@ mod dlpack;
 mod errors;
 mod exit;
 mod files;
+mod logs;
 mod model;
 mod process;
 mod runtime;
@@ -36,6 +37,7 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<device::PyCudaDevice>()?;
     crate::budget::set_give_back(allocator::give_back);
     exit::register(module)?;
+    logs::install();
     module.add_function(wrap_pyfunction!(process::owner_marks, module)?)?;
     module.add_function(wrap_pyfunction!(process::owner_is_gone, module)?)?;
     module.add_function(wrap_pyfunction!(device::cuda_devices, module)?)?;

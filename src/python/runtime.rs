@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use tokio::runtime::Runtime;
 
 use super::cancel::Cancel;
 use super::exit::{self, Entry, Inside};
+use super::logs;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::sync::{self, Background};
@@ -189,7 +191,18 @@ where
 {
     let cancel = Cancel::new();
     let inside = exit::enter(Entry::Work(Some(cancel.clone())))?;
-    run_inside(py, &inside, progress, cancel, work)
+    run_inside(py, &inside, progress, cancel, look, work)
+}
+
+static POLL_CANCEL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+/// Ctrl-C, and what the caller of Python's layer set to cancel.
+fn look(py: Python<'_>) -> PyResult<()> {
+    py.check_signals()?;
+    if exit::is_closing() {
+        return Ok(());
+    }
+    POLL_CANCEL.get_or_try_init(py, || py.import("lance_artifact._cancel")?.getattr("poll").map(Bound::unbind))?.call0(py).map(|_| ())
 }
 
 /// [`run`] for what removes what was left: it is done also while the interpreter winds up.
@@ -198,7 +211,8 @@ where
     T: Send + 'static,
     F: Future<Output = Result<T>> + Send + 'static,
 {
-    run_inside(py, &exit::enter(Entry::Cleanup)?, None, Cancel::new(), |_, _| work)
+    // What cancels a call does not cancel its cleaning up.
+    run_inside(py, &exit::enter(Entry::Cleanup)?, None, Cancel::new(), |py| py.check_signals(), |_, _| work)
 }
 
 fn run_inside<T, F>(
@@ -206,6 +220,7 @@ fn run_inside<T, F>(
     inside: &Inside,
     progress: Option<Bound<'_, PyAny>>,
     cancel: Cancel,
+    look: impl Fn(Python<'_>) -> PyResult<()>,
     work: impl FnOnce(Reporter, Cancel) -> F,
 ) -> PyResult<T>
 where
@@ -213,6 +228,7 @@ where
     F: Future<Output = Result<T>> + Send + 'static,
 {
     let runtime = inside.detach(py, runtime)?;
+    logs::follow_level(py)?;
     let started = Instant::now();
     let (events, receiver) = channel();
     let receiver = Mutex::new(receiver);
@@ -240,7 +256,7 @@ where
             break;
         }
         if raised.is_none() {
-            raised = py.check_signals().and_then(|()| listener.tell(events)).err();
+            raised = look(py).and_then(|()| logs::deliver(py)).and_then(|()| listener.tell(events)).err();
             if raised.is_some() {
                 cancel.set();
             }
@@ -248,6 +264,9 @@ where
     }
     let result = inside.detach(py, || runtime.block_on(task));
     give_back(py, inside, started);
+    if !exit::is_closing() && raised.is_none() {
+        raised = logs::deliver(py).err();
+    }
     match (raised, result) {
         (Some(exception), _) => Err(exception),
         (None, Ok(result)) => Ok(result?),

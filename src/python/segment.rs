@@ -17,7 +17,7 @@ use crate::finalize::{
     MergeRequest, Segment, SegmentRequest, build_segment as build, changed_since, check_commit, merge_segments as merge, missing_files,
 };
 use crate::lance::dataset::{Dataset, DatasetManifest};
-use crate::lance::segment::{CommittedSegment, IndexType, SegmentFolder, sizes_of_index};
+use crate::lance::segment::{CommittedSegment, Graphs, IndexType, SegmentFolder, sizes_of_index};
 
 /// A finished segment, not yet committed.
 #[pyclass(name = "_Segment", module = "lance_artifact._lance_artifact", frozen)]
@@ -124,7 +124,7 @@ impl PySegment {
 
 /// Build the files of an index segment.
 #[pyfunction]
-#[pyo3(signature = (dataset, column, artifacts, uuid, *, model = None, metric = None, index_type = "IVF_PQ", m = 20, ef_construction = 150, fragment_ids = None, hints = None, skip_transpose = false, sync = false, memory_limit = None, progress = None))]
+#[pyo3(signature = (dataset, column, artifacts, uuid, *, model = None, metric = None, index_type = "IVF_PQ", m = 20, ef_construction = 150, max_level = 7, fragment_ids = None, hints = None, skip_transpose = false, sync = false, memory_limit = None, progress = None))]
 #[allow(clippy::too_many_arguments)]
 pub fn build_segment(
     py: Python<'_>,
@@ -137,6 +137,7 @@ pub fn build_segment(
     index_type: &str,
     m: usize,
     ef_construction: usize,
+    max_level: u16,
     fragment_ids: Option<Vec<u32>>,
     hints: Option<HashMap<String, String>>,
     skip_transpose: bool,
@@ -144,7 +145,7 @@ pub fn build_segment(
     memory_limit: Option<MemoryLimit>,
     progress: Option<Bound<'_, PyAny>>,
 ) -> PyResult<PySegment> {
-    let index_type = index_type_of(index_type, m, ef_construction)?;
+    let index_type = index_type_of(index_type, Graphs { m, ef_construction, max_level })?;
     let training = model.as_ref().and_then(|model| model.0.training());
     let request = SegmentRequest {
         dataset: dataset.dataset.clone(),
@@ -172,10 +173,10 @@ pub fn build_segment(
     Ok(PySegment(segment))
 }
 
-fn index_type_of(name: &str, m: usize, ef_construction: usize) -> Result<IndexType, Error> {
+fn index_type_of(name: &str, graphs: Graphs) -> Result<IndexType, Error> {
     match name {
         "IVF_PQ" => Ok(IndexType::IvfPq),
-        "IVF_HNSW_PQ" => Ok(IndexType::IvfHnswPq { m, ef_construction }),
+        "IVF_HNSW_PQ" => Ok(IndexType::IvfHnswPq(graphs)),
         other => Err(Error::invalid(format!("index_type: got {other:?}, expected \"IVF_PQ\" or \"IVF_HNSW_PQ\""))),
     }
 }
@@ -184,7 +185,7 @@ fn index_type_of(name: &str, m: usize, ef_construction: usize) -> Result<IndexTy
 /// their model, its rows, rows of the old ones that are
 /// not live any more, and live rows that none held.
 #[pyfunction]
-#[pyo3(signature = (dataset, name, segments, uuid, *, index_type = "IVF_PQ", m = 20, ef_construction = 150, hints = None, sync = false, memory_limit = None, progress = None))]
+#[pyo3(signature = (dataset, name, segments, uuid, *, index_type = "IVF_PQ", m = 20, ef_construction = 150, max_level = 7, hints = None, sync = false, memory_limit = None, progress = None))]
 #[allow(clippy::too_many_arguments)]
 pub fn merge_segments(
     py: Python<'_>,
@@ -195,6 +196,7 @@ pub fn merge_segments(
     index_type: &str,
     m: usize,
     ef_construction: usize,
+    max_level: u16,
     hints: Option<HashMap<String, String>>,
     sync: bool,
     memory_limit: Option<MemoryLimit>,
@@ -204,7 +206,7 @@ pub fn merge_segments(
         dataset: dataset.dataset.clone(),
         name,
         segments,
-        index_type: index_type_of(index_type, m, ef_construction)?,
+        index_type: index_type_of(index_type, Graphs { m, ef_construction, max_level })?,
         uuid: uuid.clone(),
         hints: hints.unwrap_or_default(),
         sync,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -13,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from .._lance_artifact import synchronize
+from .._log import LOGGER
 from ..exceptions import BackendUnavailableError, DeviceError, DeviceMemoryError, LanceArtifactError
-
-LOGGER = logging.getLogger("lance_artifact")
 
 # What a pool keeps of freed memory; the rest goes back to the device.
 POOL_BYTES = 512 << 20

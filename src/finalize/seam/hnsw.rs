@@ -5,7 +5,6 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 use lance::index::vector::builder::IvfIndexBuilder;
 use lance_index::vector::hnsw::HNSW;
-use lance_index::vector::hnsw::builder::HnswBuildParams;
 use lance_index::vector::ivf::storage::IvfModel;
 use lance_index::vector::pq::ProductQuantizer;
 
@@ -16,18 +15,18 @@ use crate::finalize::partitions::Partitions;
 use crate::lance::builds::BuildProgress;
 use crate::lance::dataset::Dataset;
 use crate::lance::kernels::{distance_type, product_quantizer};
-use crate::lance::segment::SegmentFolder;
+use crate::lance::segment::{Graphs, SegmentFolder};
 use crate::model::{IvfPqModel, fixed_size_list};
 use crate::progress::Progress;
 
-/// Build the files of a segment with graphs of `m` edges per node; their names and bytes.
+/// Build the files of a segment with graphs; their names and bytes.
 pub async fn build_hnsw(
     dataset: &Dataset,
     column: &str,
     folder: &SegmentFolder,
     model: &IvfPqModel,
     partitions: Arc<Partitions>,
-    (m, ef_construction): (usize, usize),
+    graphs: Graphs,
     progress: Arc<dyn Progress>,
 ) -> Result<Vec<(String, u64)>> {
     let reader = PartitionArtifactShuffleReader::new(partitions);
@@ -39,7 +38,7 @@ pub async fn build_hnsw(
         Box::new(ArtifactShuffler::new(reader)),
         None,
         None,
-        HnswBuildParams::default().num_edges(m).ef_construction(ef_construction),
+        graphs.params(),
         None,
     )?;
     // Lance makes a graph over the centroids of a large model before it calls the shuffler, and never uses it here: let it

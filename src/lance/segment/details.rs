@@ -16,11 +16,39 @@ use crate::model::{IvfPqModel, Metric, Training};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IndexType {
     IvfPq,
-    /// With an HNSW graph over each partition's codes: edges per node, and candidates kept while building.
-    IvfHnswPq {
-        m: usize,
-        ef_construction: usize,
-    },
+    /// With an HNSW graph over each partition's codes.
+    IvfHnswPq(Graphs),
+}
+
+/// How graphs are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Graphs {
+    /// Edges per node.
+    pub m: usize,
+    /// Candidates kept while building.
+    pub ef_construction: usize,
+    /// Levels at most.
+    pub max_level: u16,
+}
+
+impl Graphs {
+    /// As Lance's builder takes them.
+    pub fn params(self) -> HnswBuildParams {
+        HnswBuildParams::default().num_edges(self.m).ef_construction(self.ef_construction).max_level(self.max_level)
+    }
+
+    pub fn check(self) -> Result<()> {
+        let Self { m, ef_construction, max_level } = self;
+        if !((4..=1024).contains(&m) && (m..=65_536).contains(&ef_construction)) {
+            return Err(Error::invalid(format!(
+                "m and ef_construction: got {m} and {ef_construction}, expected m from 4 to 1024 and ef_construction from m to 65536"
+            )));
+        }
+        if !(1..=64).contains(&max_level) {
+            return Err(Error::invalid(format!("max_level: got {max_level}, expected 1 to 64")));
+        }
+        Ok(())
+    }
 }
 
 impl IndexType {
@@ -28,7 +56,7 @@ impl IndexType {
     pub fn version(self) -> i32 {
         match self {
             Self::IvfPq => lance_index::IndexType::IvfPq.version(),
-            Self::IvfHnswPq { .. } => lance_index::IndexType::IvfHnswPq.version(),
+            Self::IvfHnswPq(_) => lance_index::IndexType::IvfHnswPq.version(),
         }
     }
 }
@@ -65,8 +93,8 @@ pub fn index_details(
     hint("skip_transpose", (!transposed).to_string());
     let hnsw = match index_type {
         IndexType::IvfPq => None,
-        IndexType::IvfHnswPq { m, ef_construction } => {
-            let params = HnswBuildParams::default().num_edges(m).ef_construction(ef_construction);
+        IndexType::IvfHnswPq(graphs) => {
+            let params = graphs.params();
             hint("hnsw.prefetch_distance", params.prefetch_distance.map_or("none".into(), |distance| distance.to_string()));
             Some((&params).into())
         }

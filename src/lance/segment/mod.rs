@@ -8,7 +8,7 @@ mod reader;
 mod writer;
 
 pub use committed::CommittedSegment;
-pub use details::{IndexType, index_details};
+pub use details::{Graphs, IndexType, index_details};
 pub use folder::SegmentFolder;
 pub use model::model_of_segments;
 pub use reader::{RowIdRemapper, SegmentReader, sizes_of_index};

@@ -1,0 +1,195 @@
+"""LanceDB's `create_index`: each form of the call that asks for cuVS comes to ours, or is refused. All others go where they went."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import wrapt
+
+from ._cancel import in_thread
+from ._create_index import create_index
+from ._pylance import MARK, asks_for_cuvs
+from .exceptions import InvalidInputError, UnsupportedError
+
+# LanceDB's configurations of what is built here.
+_INDEX_TYPES = {"IvfPq": "IVF_PQ", "HnswPq": "IVF_HNSW_PQ"}
+# Its names for our arguments.
+_RENAMED = {"max_iterations": "max_iters", "distance_type": "metric"}
+_TAKEN = (
+    "num_partitions",
+    "num_sub_vectors",
+    "num_bits",
+    "sample_rate",
+    "max_iterations",
+    "target_partition_size",
+    "m",
+    "ef_construction",
+)
+
+
+def _accelerator(bound: dict[str, Any]) -> Any:
+    """What a call, or its configuration, asks for."""
+    given, configured = bound.get("accelerator"), getattr(bound.get("config"), "accelerator", None)
+    if given is not None and configured not in (None, given):
+        raise InvalidInputError(f"accelerator: got {given!r}, and {configured!r} in config; pass one of them")
+    return given if given is not None else configured
+
+
+def _arguments(bound: dict[str, Any]) -> dict[str, Any]:
+    """A call of LanceDB as one of ours."""
+    config = bound.get("config")
+    if config is None:
+        column, index_type, source = bound["vector_column_name"], bound["index_type"], bound
+        metric = bound["metric"]
+        if metric.lower() not in ("l2", "euclidean", "cosine", "dot", "hamming"):
+            raise InvalidInputError(
+                f"create_index: without config the first argument is the metric, and {metric!r} is none; pass "
+                f"config=IvfPq(...), or vector_column_name={metric!r}"
+            )
+    else:
+        # The first argument, which its synchronous tables call the metric.
+        column = bound.get("column", bound.get("metric"))
+        name = type(config).__name__
+        if name not in _INDEX_TYPES:
+            raise UnsupportedError(
+                f"config: got {name}, expected one of {sorted(_INDEX_TYPES)} with accelerator='cuvs'"
+            )
+        index_type, source = _INDEX_TYPES[name], vars(config)
+        metric = config.distance_type
+    given = {_RENAMED.get(what, what): source[what] for what in _TAKEN if source.get(what) is not None}
+    replace = bound.get("replace")
+    return {
+        "column": column,
+        "index_type": index_type,
+        "name": bound.get("name"),
+        "metric": metric,
+        # LanceDB's default.
+        "replace": True if replace is None else replace,
+        "train": bound.get("train", True),
+        "accelerator": _accelerator(bound),
+        **given,
+    }
+
+
+def _bound(original: Any) -> Callable[..., dict[str, Any] | None]:
+    """The arguments of a call that asks for cuVS; None for any other call, also for one that LanceDB will refuse."""
+    signature = inspect.signature(original)
+    keyword = inspect.Parameter("accelerator", inspect.Parameter.KEYWORD_ONLY, default=None)
+    if "accelerator" not in signature.parameters:
+        signature = signature.replace(parameters=[*signature.parameters.values(), keyword])
+
+    def bind(args: Any, kwargs: Any) -> dict[str, Any] | None:
+        try:
+            call = signature.bind(*args, **kwargs)
+        except TypeError:
+            return None
+        if not asks_for_cuvs(_accelerator(call.arguments)):
+            return None
+        call.apply_defaults()
+        return dict(call.arguments)
+
+    return bind
+
+
+def _of_table(original: Any) -> Any:
+    bind = _bound(original)
+
+    @functools.wraps(original)
+    def create(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = bind((self, *args), kwargs)
+        if bound is None:
+            return original(self, *args, **kwargs)
+        create_index(self, **_arguments(bound))
+        return None
+
+    return create
+
+
+def _of_async_table(original: Any) -> Any:
+    bind = _bound(original)
+
+    @functools.wraps(original)
+    async def create(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = bind((self, *args), kwargs)
+        if bound is None:
+            return await original(self, *args, **kwargs)
+        await in_thread(create_index, self, **_arguments(bound))
+        return None
+
+    return create
+
+
+def _refused(why: str) -> Callable[[Any], Any]:
+    def wrap(original: Any) -> Any:
+        bind = _bound(original)
+
+        @functools.wraps(original)
+        def create(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if bind((self, *args), kwargs) is not None:
+                raise UnsupportedError(f"accelerator='cuvs': {why}")
+            return original(self, *args, **kwargs)
+
+        return create
+
+    return wrap
+
+
+_NO_JOB = (
+    "create_index_async gives a job of LanceDB's own, which runs nothing of this package; call create_index"
+)
+_REMOTE = (
+    "a remote table's indexes are built by its server; build where the data is stored, with lance_artifact.create_index(uri, "
+    "...), if that is allowed"
+)
+_WRAPS: dict[str, dict[str, dict[str, Callable[[Any], Any]]]] = {
+    "lancedb.table": {
+        "LanceTable": {"create_index": _of_table, "create_index_async": _refused(_NO_JOB)},
+        "AsyncTable": {"create_index": _of_async_table, "create_index_async": _refused(_NO_JOB)},
+    },
+    "lancedb.remote.table": {
+        "RemoteTable": {"create_index": _refused(_REMOTE), "create_index_async": _refused(_REMOTE)}
+    },
+}
+
+_state = {"hooked": False, "registered": False}
+_wrapped: list[tuple[Any, str]] = []
+
+
+def _wrap(module: Any) -> None:
+    if not _state["registered"]:
+        return
+    for owner_name, methods in _WRAPS[module.__name__].items():
+        owner = getattr(module, owner_name)
+        for name, wrap in methods.items():
+            # Releases of LanceDB differ in what they have.
+            current = vars(owner).get(name)
+            if current is not None and not hasattr(current, MARK):
+                made = wrap(current)
+                setattr(made, MARK, current)
+                setattr(owner, name, made)
+                _wrapped.append((owner, name))
+
+
+def register_lancedb() -> None:
+    """Wrap LanceDB's classes, now where it is imported, else when it is: this imports nothing."""
+    import sys
+
+    _state["registered"] = True
+    for name in _WRAPS:
+        if not _state["hooked"]:
+            wrapt.register_post_import_hook(_wrap, name)
+        elif name in sys.modules:
+            _wrap(sys.modules[name])
+    _state["hooked"] = True
+
+
+def unregister_lancedb() -> None:
+    _state["registered"] = False
+    while _wrapped:
+        owner, name = _wrapped.pop()
+        original = getattr(vars(owner).get(name), MARK, None)
+        if original is not None:
+            setattr(owner, name, original)

@@ -1,0 +1,7 @@
+"""``python -m lance_artifact.cli``."""
+
+import sys
+
+from . import main
+
+sys.exit(main())
