@@ -56,6 +56,35 @@ def test_dataset_and_artifact_in_s3(s3: dict[str, str]) -> None:
     assert found["id"].to_pylist() == [5]
 
 
+def test_options_of_a_path_and_of_an_artifact_beside_it(s3: dict[str, str]) -> None:
+    """A dataset by its URI is opened with storage_options; an artifact in the dataset's store needs none of its own."""
+    ds = lance.write_dataset(
+        pa.table({"vector": column(vectors(2000, DIM))}), f"s3://{BUCKET}/options/v.lance", storage_options=s3
+    )
+    shape: dict[str, Any] = {"num_partitions": 4, "num_sub_vectors": 4, "backend": "cpu"}
+    with pytest.raises(la.LanceArtifactError):
+        la.create_index(ds.uri, "vector", **shape)
+    made = la.create_index(ds.uri, "vector", storage_options=s3, **shape)
+    assert [index.name for index in made.describe_indices()] == ["vector_idx"]
+    la.create_index(
+        ds.uri,
+        "vector",
+        name="called",
+        storage_options=lambda: s3,
+        artifact_uri=f"s3://{BUCKET}/options/a",
+        **shape,
+    )
+    assert la.Artifact.open(f"s3://{BUCKET}/options/a", s3).num_rows == 2000
+    ds.checkout_latest()
+    la.create_index(
+        ds, "vector", name="beside", artifact_uri=f"s3://{BUCKET}/options/run", resume=True, **shape
+    )
+    ds.create_index(
+        "vector", "IVF_PQ", name="again", precomputed_partition_artifact_uri=f"s3://{BUCKET}/options/a"
+    )
+    assert {i.name for i in ds.describe_indices()} == {"vector_idx", "called", "beside", "again"}
+
+
 def test_multipart_uploads_and_their_memory(s3: dict[str, str]) -> None:
     """A bucket file of several parts; buckets bounded by what their upload buffers take."""
     width, rows = 64, 300_000

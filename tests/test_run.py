@@ -374,3 +374,31 @@ def test_a_plain_repeat(write: Callable[..., Any], tmp_path: Path, monkeypatch: 
     append(ds, vectors(10, DIM))
     with pytest.raises(la.ArtifactExistsError, match="version=1, now"):
         build(lance.dataset(ds.uri), tmp_path / "a", name="third")
+
+
+def test_centroids_are_those_of_the_plan(write: Callable[..., Any], tmp_path: Path) -> None:
+    """In any float type, and no others: a run is of what it was planned with."""
+    ds = write(vectors(ROWS, DIM))
+    given = vectors(K, DIM, seed=3)
+    plan = la.plan(
+        ds, "vector", num_sub_vectors=M, ivf_centroids=given.astype("float64"), backend="cpu", calibrate=False
+    )
+    run = la.Run.create(plan, tmp_path / "run")
+    with pytest.raises(la.ArtifactMismatchError, match="other centroids"):
+        run.train(ivf_centroids=given + 1, backend="cpu")
+    assert run.model() is None
+    model = run.train(ivf_centroids=given.tolist(), backend="cpu")
+    assert model.ivf_centroids.flatten().to_numpy().tolist() == given.reshape(-1).tolist()
+    plain = la.Run.create(
+        la.plan(ds, "vector", num_partitions=K, num_sub_vectors=M, backend="cpu", calibrate=False),
+        tmp_path / "plain",
+    )
+    with pytest.raises(la.ArtifactMismatchError, match="no centroids"):
+        plain.train(ivf_centroids=given, backend="cpu")
+
+
+def test_what_a_run_has_no_use_for_is_refused(write: Callable[..., Any], tmp_path: Path) -> None:
+    ds = write(vectors(ROWS, DIM))
+    with pytest.raises(la.InvalidInputError, match="index_uuid"):
+        build(ds, tmp_path / "run", resume=True, index_uuid="6a1b1c64-0a12-4c25-8a3a-3f1d2a0c9f11")
+    assert not (tmp_path / "run").exists()

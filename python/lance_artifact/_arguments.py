@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -31,6 +32,61 @@ INDEX_TYPES = ("IVF_PQ", "IVF_HNSW_PQ")
 # pylance's own numbers: rows of a partition, and the most partitions that are not asked for.
 TARGET_PARTITION_SIZE = {"IVF_PQ": 8192, "IVF_HNSW_PQ": 1 << 20}
 MAX_DEFAULT_PARTITIONS = 4096
+
+
+@dataclass(frozen=True)
+class IndexParams:
+    """What is asked of an index and its training, as the caller said it; None where it is left to us.
+
+    ``m``, ``ef_construction`` and ``max_level`` are of IVF_HNSW_PQ.
+    """
+
+    index_type: str
+    metric: str
+    num_partitions: int | None
+    num_sub_vectors: int | None
+    num_bits: int
+    sample_rate: int
+    max_iters: int
+    seed: int
+    target_partition_size: int | None
+    m: int
+    ef_construction: int
+    max_level: int
+    skip_transpose: bool
+
+    def check(self) -> None:
+        """What no column is needed for."""
+        check_hnsw(self.index_type, self.m, self.ef_construction, self.max_level)
+        check_transposed(self.index_type, self.skip_transpose)
+
+    def of_stock(self) -> dict[str, Any]:
+        """Those that pylance's own create_index keeps of an index without rows."""
+        names = [
+            "metric",
+            "num_partitions",
+            "num_sub_vectors",
+            "num_bits",
+            "sample_rate",
+            "max_iters",
+            "target_partition_size",
+        ]
+        if self.index_type == "IVF_HNSW_PQ":
+            names += ["m", "ef_construction", "max_level"]
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def training(self, num_partitions: int, ivf_centroids: Any) -> TrainParams:
+        """What a backend's ``train`` gets."""
+        return TrainParams(
+            self.metric,
+            num_partitions,
+            cast(int, self.num_sub_vectors),
+            self.num_bits,
+            self.sample_rate,
+            self.max_iters,
+            self.seed,
+            ivf_centroids,
+        )
 
 
 def index_type_name(index_type: str) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from . import _lance_artifact as core
-from ._arguments import fixed_size_list
+from ._arguments import IndexParams, fixed_size_list
 from ._dataset import Handle
 from ._lance_artifact import Artifact, IvfPqModel
 from ._log import LOGGER, log
@@ -69,24 +68,12 @@ def covered(at: Handle, artifacts: list[Artifact], fragment_ids: list[int] | Non
     return [i for source in known for i in source["fragment_ids"]]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a caller asks of an artifact and its model."""
-
-    metric: str
-    num_partitions: int
-    num_sub_vectors: int
-    num_bits: int
-    sample_rate: int
-    max_iters: int
-    target_partition_size: int | None
-
-
 def published_artifact(
     source: core._VectorSource,
     uri: str,
     storage_options: Any,
-    asked: Asked,
+    asked: IndexParams,
+    num_partitions: int,
     model: IvfPqModel | None,
     ivf_centroids: Any,
 ) -> Artifact | None:
@@ -108,7 +95,8 @@ def published_artifact(
             key: getattr(theirs, key) for key in ("metric", "num_partitions", "num_sub_vectors", "num_bits")
         }
         found |= {key: training.get(key) for key in ("sample_rate", "max_iters", "target_partition_size")}
-    expected |= asdict(asked)
+    names = ("metric", "num_sub_vectors", "num_bits", "sample_rate", "max_iters", "target_partition_size")
+    expected |= {"num_partitions": num_partitions, **{name: getattr(asked, name) for name in names}}
     if model is not None:
         found["model"], expected["model"] = theirs and theirs.fingerprint, model.fingerprint
     differences = [f"{k}={found.get(k)!r}, now {v!r}" for k, v in expected.items() if found.get(k) != v]

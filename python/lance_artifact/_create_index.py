@@ -9,13 +9,14 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
+import pyarrow as pa
+
 from ._arguments import (
+    IndexParams,
     Progress,
     StorageOptions,
-    check_hnsw,
     check_sub_vectors,
     check_target,
-    check_transposed,
     default_sub_vectors,
     fragment_list,
     given_centroids,
@@ -26,7 +27,7 @@ from ._arguments import (
     one_progress,
     wanted_partitions,
 )
-from ._artifacts import Asked, check_place, discard_artifact, published_artifact, store_options
+from ._artifacts import check_place, discard_artifact, published_artifact, store_options
 from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._checked import checked
@@ -34,13 +35,13 @@ from ._commit import Wanted, check_name, readable_commit
 from ._dataset import Handle, vector_column
 from ._evaluate import check_recall
 from ._finalize import finalize
-from ._lance_artifact import IvfPqModel
+from ._lance_artifact import IvfPqModel, _VectorSource
 from ._log import LOGGER
 from ._process import temporary_artifact, terminable
 from ._pylance import PylanceArguments, centroids_of_file, check_pylance_arguments, commit_empty_index
 from ._resume import create_by_run, is_run
 from ._train import TooFewVectors, train_handle
-from .backends import Backend, TrainParams, resolve_accelerator, resolve_backend
+from .backends import Backend, resolve_accelerator, resolve_backend
 from .exceptions import InvalidInputError
 
 if TYPE_CHECKING:
@@ -189,53 +190,36 @@ def create_index(
     progress = one_progress(progress, progress_callback)
     handle = Handle.of(dataset)
     path, dimension = vector_column(handle, column)
-    index_type = index_type_name(index_type)
-    metric = metric_name(metric)
+    asked = IndexParams(
+        index_type_name(index_type),
+        metric_name(metric),
+        num_partitions,
+        num_sub_vectors,
+        num_bits,
+        sample_rate,
+        max_iters,
+        seed,
+        target_partition_size,
+        m,
+        ef_construction,
+        max_level,
+        skip_transpose,
+    )
+    asked.check()
     ids = fragment_list(fragment_ids)
-    mode = index_mode(replace, "append" if append else None)
-    wanted = Wanted(name or f"{path}_idx", mode, handle.field_id(path), path, index_type, metric)
-    check_hnsw(index_type, m, ef_construction, max_level)
-    check_transposed(index_type, skip_transpose)
     if accelerator is not None:
         if backend != "auto":
             raise InvalidInputError(
                 f"accelerator: got {accelerator!r} beside backend={backend!r}; pass one of them"
             )
         backend, devices = resolve_accelerator(accelerator, devices), None
-    if ivf_centroids_file is not None:
-        if ivf_centroids is not None:
-            raise InvalidInputError(
-                "ivf_centroids and ivf_centroids_file cannot be provided at the same time"
-            )
-        ivf_centroids = centroids_of_file(ivf_centroids_file)
     source = handle.vectors(path, ids)
-    model = None
-    if pq_codebook is not None:
-        if ivf_centroids is None:
-            raise InvalidInputError("ivf_centroids must be specified when pq_codebook is provided")
-        model = given_model(ivf_centroids, pq_codebook, metric, num_sub_vectors, source.dtype)
-        wanted = changed(wanted, model=model.fingerprint)
-        if num_partitions not in (None, model.num_partitions):
-            raise InvalidInputError(
-                f"Ivf centroids has {model.num_partitions} clusters, but num_partitions={num_partitions}"
-            )
-        check_sub_vectors(dimension, model.num_sub_vectors, model.num_bits)
-        if num_bits not in (8, model.num_bits):
-            raise InvalidInputError(f"num_bits: got {num_bits}, the codebook has {model.num_bits}")
-        num_sub_vectors, num_bits = model.num_sub_vectors, model.num_bits
-        model = model.with_training(
-            target_partition_size=target_partition_size, sample_rate=sample_rate, max_iters=max_iters
-        )
-    else:
-        if num_sub_vectors is None:
-            num_sub_vectors, _ = default_sub_vectors(dimension)
-        check_sub_vectors(dimension, num_sub_vectors, num_bits)
-        if ivf_centroids is not None:
-            ivf_centroids = given_centroids(ivf_centroids, source.dtype)
-            if num_partitions not in (None, len(ivf_centroids)):
-                raise InvalidInputError(
-                    f"Ivf centroids has {len(ivf_centroids)} clusters, but num_partitions={num_partitions}"
-                )
+    centroids, model = _given(asked, source, ivf_centroids, ivf_centroids_file, pq_codebook)
+    if model is not None:
+        asked = changed(asked, num_sub_vectors=model.num_sub_vectors, num_bits=model.num_bits)
+    elif num_sub_vectors is None:
+        asked = changed(asked, num_sub_vectors=default_sub_vectors(dimension)[0])
+    check_sub_vectors(dimension, cast(int, asked.num_sub_vectors), asked.num_bits)
     if artifact_uri is not None:
         artifact_uri = check_place(handle, artifact_uri)
         storage_options = store_options(handle, artifact_uri, storage_options)
@@ -243,143 +227,75 @@ def create_index(
         raise InvalidInputError("resume and num_shards: are of a run, which needs artifact_uri, its folder")
     elif keep_artifact:
         raise InvalidInputError("keep_artifact: got True without artifact_uri; say where to keep it")
-    empty: dict[str, Any] = {
-        "metric": metric,
-        "num_partitions": num_partitions,
-        "num_sub_vectors": num_sub_vectors,
-        "num_bits": num_bits,
-        "sample_rate": sample_rate,
-        "max_iters": max_iters,
-        "target_partition_size": target_partition_size,
-        **(
-            {"m": m, "ef_construction": ef_construction, "max_level": max_level}
-            if "HNSW" in index_type
-            else {}
-        ),
-    }
+    wanted = Wanted(
+        name or f"{path}_idx",
+        index_mode(replace, "append" if append else None),
+        handle.field_id(path),
+        path,
+        asked.index_type,
+        asked.metric,
+        model and model.fingerprint,
+    )
     if not train:
-        for what, given in (
-            ("fragment_ids", ids),
-            ("artifact_uri", artifact_uri),
-            ("index_uuid", index_uuid),
-        ):
-            if given is not None:
-                raise InvalidInputError(
-                    f"{what}: has no meaning with train=False, which makes an index without rows"
-                )
-        return _commit_empty(handle, wanted, **empty)
+        given = {"fragment_ids": ids, "artifact_uri": artifact_uri, "index_uuid": index_uuid}
+        for what in (what for what, value in given.items() if value is not None):
+            raise InvalidInputError(
+                f"{what}: has no meaning with train=False, which makes an index without rows"
+            )
+        return _commit_empty(handle, wanted, asked)
     # Fewer rows than codewords: known without a look at a vector.
-    if model is None and ids is None and source.count_rows() < 2**num_bits:
-        _warn_of_few(wanted.name, source.count_rows(), num_bits)
-        return _commit_empty(handle, wanted, **empty)
+    if model is None and ids is None and source.count_rows() < 2**asked.num_bits:
+        return _commit_empty(handle, wanted, asked, source.count_rows())
+    by_run = artifact_uri is not None and (
+        resume or (resume is None and is_run(artifact_uri, storage_options))
+    )
+    for what, value in (("num_shards", num_shards),) if not by_run else (("index_uuid", index_uuid),):
+        if value is not None:
+            raise InvalidInputError(
+                f"{what}: is {'not ' if by_run else ''}of a run{'' if by_run else ', which needs resume=True'}"
+            )
+    chosen = resolve_backend(backend, devices)
     work: dict[str, Any] = {"memory_limit": memory_limit, "progress": progress}
-    if artifact_uri is not None and (resume or (resume is None and is_run(artifact_uri, storage_options))):
-        created = create_by_run(
+    if by_run:
+        create_by_run(
             handle,
             wanted,
-            artifact_uri,
+            str(artifact_uri),
             storage_options,
-            {
-                "name": name,
-                "metric": metric,
-                "num_partitions": num_partitions,
-                "num_sub_vectors": num_sub_vectors,
-                "num_bits": num_bits,
-                "sample_rate": sample_rate,
-                "max_iters": max_iters,
-                "seed": seed,
-                "fragment_ids": ids,
-                "target_partition_size": target_partition_size,
-                "m": m,
-                "ef_construction": ef_construction,
-                "max_level": max_level,
-                "skip_transpose": skip_transpose,
-                "num_shards": num_shards,
-                "model": model,
-                "ivf_centroids": ivf_centroids if model is None else None,
-                "backend": resolve_backend(backend, devices),
-            },
+            asked,
+            name=name,
+            fragment_ids=ids,
+            num_shards=num_shards,
+            model=model,
+            ivf_centroids=centroids,
+            backend=chosen,
             keep=keep_artifact is not False,
             sync=sync,
             **work,
         )
-        if verify:
-            check_recall(created, wanted.name)
-        return created
-    if num_shards:
-        raise InvalidInputError("num_shards: is of a run, which needs resume=True")
-    fragments, since = ids or handle.fragment_ids(), handle.fragments_since()
-    check_name(handle.latest(), wanted, fragments, since, trains=model is None and artifact_uri is None)
-    chosen = resolve_backend(backend, devices)
-    partitions = wanted_partitions(
-        num_partitions,
-        ivf_centroids,
-        source.count_rows(),
-        target_partition_size,
-        sample_rate,
-        index_type,
-        ids is None,
-    )
-    artifact = None
-    if artifact_uri is not None and resume is None:
-        asked = Asked(
-            metric, partitions, num_sub_vectors, num_bits, sample_rate, max_iters, target_partition_size
-        )
-        artifact = published_artifact(source, artifact_uri, storage_options, asked, model, ivf_centroids)
-        if artifact is None and model is None:
-            check_name(handle.latest(), wanted, fragments, since, trains=True)
-    if artifact is None:
-        width = num_sub_vectors * num_bits // 8
-        check_target(source, artifact_uri, partitions, width, num_bits, memory_limit, storage_options)
-    if artifact is None and model is None:
-        params = TrainParams(
-            metric, partitions, num_sub_vectors, num_bits, sample_rate, max_iters, seed, ivf_centroids
-        )
+    else:
         try:
-            model = train_handle(
-                handle, path, params, ids, target_partition_size, chosen, memory_limit, progress
+            _create(
+                handle,
+                wanted,
+                asked,
+                source,
+                ids,
+                model=model,
+                centroids=centroids,
+                chosen=chosen,
+                artifact_uri=artifact_uri,
+                keep=keep_artifact is not False,
+                looks=resume is None,
+                index_uuid=index_uuid,
+                storage_options=storage_options,
+                sync=sync,
+                **work,
             )
         except TooFewVectors as error:
             if ids is not None:
                 raise
-            _warn_of_few(wanted.name, error.found, num_bits)
-            return _commit_empty(handle, wanted, **empty)
-    temporary = artifact_uri is None
-    with temporary_artifact() if artifact_uri is None else nullcontext(artifact_uri) as artifact_uri:
-        if artifact is None:
-            artifact = build_artifact(
-                handle.dataset,
-                path,
-                cast(IvfPqModel, model),
-                artifact_uri,
-                backend=chosen,
-                fragment_ids=fragment_ids,
-                storage_options=storage_options,
-                # What is removed in a moment need not survive a crash of the machine.
-                sync=not temporary,
-                **work,
-            )
-        finalize(
-            handle.dataset,
-            path,
-            artifact,
-            name=name,
-            mode=mode,
-            index_type=index_type,
-            m=m,
-            ef_construction=ef_construction,
-            max_level=max_level,
-            skip_transpose=skip_transpose,
-            index_uuid=index_uuid,
-            # A backend that writes its artifact itself may not say what it read: all that it was given.
-            fragment_ids=None if "source" in artifact.manifest else ids or handle.fragment_ids(),
-            sync=sync,
-            backend_name=chosen.name,
-            **work,
-        )
-        handle.refresh()
-        if not temporary and keep_artifact is False:
-            discard_artifact(artifact, str(artifact_uri), storage_options)
+            return _commit_empty(handle, wanted, asked, error.found)
     if verify:
         check_recall(handle.user, wanted.name)
     return handle.user
@@ -388,25 +304,146 @@ def create_index(
 _NAMED = tuple(inspect.signature(create_index).parameters)[:-1]
 
 
-def _commit_empty(handle: Handle, wanted: Wanted, **parameters: Any) -> lance.LanceDataset:
+def _given(
+    asked: IndexParams,
+    source: _VectorSource,
+    ivf_centroids: Any,
+    ivf_centroids_file: str | None,
+    pq_codebook: Any,
+) -> tuple[pa.FixedSizeListArray | None, IvfPqModel | None]:
+    """The caller's own centroids, or a whole model."""
+    if ivf_centroids_file is not None:
+        if ivf_centroids is not None:
+            raise InvalidInputError(
+                "ivf_centroids and ivf_centroids_file cannot be provided at the same time"
+            )
+        ivf_centroids = centroids_of_file(ivf_centroids_file)
+    if pq_codebook is not None and ivf_centroids is None:
+        raise InvalidInputError("ivf_centroids must be specified when pq_codebook is provided")
+    if ivf_centroids is None:
+        return None, None
+    centroids = given_centroids(ivf_centroids, source.dtype)
+    if asked.num_partitions not in (None, len(centroids)):
+        raise InvalidInputError(
+            f"Ivf centroids has {len(centroids)} clusters, but num_partitions={asked.num_partitions}"
+        )
+    if pq_codebook is None:
+        return centroids, None
+    model = given_model(centroids, pq_codebook, asked.metric, asked.num_sub_vectors, source.dtype)
+    if asked.num_bits not in (8, model.num_bits):
+        raise InvalidInputError(f"num_bits: got {asked.num_bits}, the codebook has {model.num_bits}")
+    return None, model.with_training(
+        target_partition_size=asked.target_partition_size,
+        sample_rate=asked.sample_rate,
+        max_iters=asked.max_iters,
+    )
+
+
+def _create(
+    handle: Handle,
+    wanted: Wanted,
+    asked: IndexParams,
+    source: _VectorSource,
+    ids: list[int] | None,
+    *,
+    model: IvfPqModel | None,
+    centroids: pa.FixedSizeListArray | None,
+    chosen: Backend,
+    artifact_uri: str | Path | None,
+    keep: bool,
+    looks: bool,
+    index_uuid: str | None,
+    storage_options: Any,
+    sync: bool,
+    memory_limit: int | None,
+    progress: Progress,
+) -> None:
+    """Train, encode and finalize, unless an artifact of the same is there (``looks``)."""
+    fragments, since = ids or handle.fragment_ids(), handle.fragments_since()
+    check_name(handle.latest(), wanted, fragments, since, trains=model is None and artifact_uri is None)
+    partitions = wanted_partitions(
+        asked.num_partitions,
+        centroids if model is None else model.ivf_centroids,
+        source.count_rows(),
+        asked.target_partition_size,
+        asked.sample_rate,
+        asked.index_type,
+        ids is None,
+    )
+    artifact = None
+    if artifact_uri is not None and looks:
+        artifact = published_artifact(
+            source, str(artifact_uri), storage_options, asked, partitions, model, centroids
+        )
+        if artifact is None and model is None:
+            check_name(handle.latest(), wanted, fragments, since, trains=True)
+    if artifact is None:
+        width = cast(int, asked.num_sub_vectors) * asked.num_bits // 8
+        check_target(source, artifact_uri, partitions, width, asked.num_bits, memory_limit, storage_options)
+    if artifact is None and model is None:
+        params = asked.training(partitions, centroids)
+        model = train_handle(
+            handle, wanted.path, params, ids, asked.target_partition_size, chosen, memory_limit, progress
+        )
+    with nullcontext(artifact_uri) if artifact_uri is not None else temporary_artifact() as place:
+        if artifact is None:
+            artifact = build_artifact(
+                handle.dataset,
+                wanted.path,
+                cast(IvfPqModel, model),
+                place,
+                backend=chosen,
+                fragment_ids=ids,
+                storage_options=storage_options,
+                # What is removed in a moment need not survive a crash of the machine.
+                sync=artifact_uri is not None,
+                memory_limit=memory_limit,
+                progress=progress,
+            )
+        finalize(
+            handle.dataset,
+            wanted.path,
+            artifact,
+            name=wanted.name,
+            mode=wanted.mode,
+            index_type=asked.index_type,
+            m=asked.m,
+            ef_construction=asked.ef_construction,
+            max_level=asked.max_level,
+            skip_transpose=asked.skip_transpose,
+            index_uuid=index_uuid,
+            # A backend that writes its artifact itself may not say what it read: all that it was given.
+            fragment_ids=None if "source" in artifact.manifest else ids or handle.fragment_ids(),
+            sync=sync,
+            backend_name=chosen.name,
+            memory_limit=memory_limit,
+            progress=progress,
+        )
+        handle.refresh()
+        if artifact_uri is not None and not keep:
+            discard_artifact(artifact, str(artifact_uri), storage_options)
+
+
+def _commit_empty(
+    handle: Handle, wanted: Wanted, asked: IndexParams, found: int | None = None
+) -> lance.LanceDataset:
+    """An index without rows: as asked, or because only so many vectors were found."""
     if wanted.mode == "append":
         raise InvalidInputError("append: an index without rows is no segment of another; leave it out")
     latest = handle.latest()
     check_name(latest, wanted, handle.fragment_ids(), handle.fragments_since())
     with readable_commit(wanted.name):
         commit_empty_index(
-            latest, wanted.path, wanted.index_type, wanted.name, wanted.mode == "replace", **parameters
+            latest, wanted.path, asked.index_type, wanted.name, wanted.mode == "replace", **asked.of_stock()
         )
     handle.refresh()
+    if found is not None:
+        LOGGER.warning(
+            "index %r is committed without rows: %d vectors, and a codebook needs %d; optimize_indices() trains it when there are "
+            "enough%s",
+            wanted.name,
+            found,
+            2**asked.num_bits,
+            "" if asked.num_bits == 4 else ", or num_bits=4 takes 16",
+        )
     return handle.user
-
-
-def _warn_of_few(name: str, found: int, num_bits: int) -> None:
-    LOGGER.warning(
-        "index %r is committed without rows: %d vectors, and a codebook needs %d; optimize_indices() trains it when there are enough"
-        "%s",
-        name,
-        found,
-        2**num_bits,
-        "" if num_bits == 4 else ", or num_bits=4 takes 16",
-    )

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from ._arguments import (
     MAX_DEFAULT_PARTITIONS,
     TARGET_PARTITION_SIZE,
+    IndexParams,
     Mode,
-    check_hnsw,
     check_sub_vectors,
-    check_transposed,
     default_partitions,
     default_sub_vectors,
-    fixed_size_list,
     fragment_list,
     given_centroids,
     index_mode,
@@ -122,7 +122,7 @@ class BuildPlan:
 
     def training_params(self, ivf_centroids: Any = None) -> TrainParams:
         """What a backend's ``train`` gets; ``ivf_centroids`` are the caller's, if they are not trained."""
-        given = None if ivf_centroids is None else fixed_size_list("ivf_centroids", ivf_centroids)
+        given = None if ivf_centroids is None else self.centroids(ivf_centroids)
         return TrainParams(
             self.metric,
             self.num_partitions,
@@ -133,6 +133,23 @@ class BuildPlan:
             self.seed,
             given,
         )
+
+    def centroids(self, ivf_centroids: Any) -> pa.FixedSizeListArray:
+        """The caller's centroids in the column's dtype, which must be those that the plan was made with.
+
+        Raises
+        ------
+        ArtifactMismatchError
+        """
+        given = given_centroids(ivf_centroids, self.dtype)
+        if _fingerprint(given) != self.model:
+            with_what = (
+                "no centroids of the caller" if self.model is None else "other centroids, or a whole model"
+            )
+            raise ArtifactMismatchError(
+                f"ivf_centroids: the plan was made with {with_what}; pass what it was made with"
+            )
+        return given
 
     def to_json(self) -> str:
         """All of it, as `from_json` takes it."""
@@ -232,22 +249,24 @@ target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centro
     made = planned_build(
         handle,
         path,
-        index_type=index_type_name(index_type),
+        IndexParams(
+            index_type_name(index_type),
+            metric_name(metric),
+            num_partitions,
+            num_sub_vectors,
+            num_bits,
+            sample_rate,
+            max_iters,
+            seed,
+            target_partition_size,
+            m,
+            ef_construction,
+            max_level,
+            skip_transpose,
+        ),
         name=name,
-        metric=metric_name(metric),
         mode=index_mode(replace, mode),
-        num_partitions=num_partitions,
-        num_sub_vectors=num_sub_vectors,
-        num_bits=num_bits,
-        sample_rate=sample_rate,
-        max_iters=max_iters,
-        seed=seed,
         fragment_ids=fragment_list(fragment_ids),
-        target_partition_size=target_partition_size,
-        m=m,
-        ef_construction=ef_construction,
-        max_level=max_level,
-        skip_transpose=skip_transpose,
         model=model,
         ivf_centroids=ivf_centroids,
         backend=(chosen := resolve_backend(backend, devices)),
@@ -264,31 +283,18 @@ target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centro
 def planned_build(
     handle: Handle,
     path: str,
+    asked: IndexParams,
     *,
-    index_type: str,
     name: str | None,
-    metric: str,
     mode: Mode,
-    num_partitions: int | None,
-    num_sub_vectors: int | None,
-    num_bits: int,
-    sample_rate: int,
-    max_iters: int,
-    seed: int,
     fragment_ids: list[int] | None,
-    target_partition_size: int | None,
-    m: int,
-    ef_construction: int,
-    max_level: int,
-    skip_transpose: bool,
     model: IvfPqModel | None,
     ivf_centroids: Any,
     backend: Backend,
     num_shards: int | None,
 ) -> BuildPlan:
     """A plan without an estimate, of arguments that were checked one by one."""
-    check_hnsw(index_type, m, ef_construction, max_level)
-    check_transposed(index_type, skip_transpose)
+    asked.check()
     source = handle.vectors(path, fragment_ids)
     described = source.describe()
     why: dict[str, str] = {}
@@ -297,39 +303,25 @@ def planned_build(
         if ivf_centroids is not None:
             raise InvalidInputError("ivf_centroids: the model has its own; pass one of them")
         shape = (model.metric, model.dtype, model.dimension)
-        if shape != (metric, source.dtype, source.dimension):
+        if shape != (asked.metric, source.dtype, source.dimension):
             raise ArtifactMismatchError(
-                f"the model is {shape}, expected (metric, dtype, dimension) = {(metric, source.dtype, source.dimension)}"
+                f"the model is {shape}, expected (metric, dtype, dimension) = {(asked.metric, source.dtype, source.dimension)}"
             )
         partitions, sub_vectors, bits = model.num_partitions, model.num_sub_vectors, model.num_bits
         why["num_partitions"] = why["num_sub_vectors"] = "the model's"
         given = model.fingerprint
     else:
-        bits = num_bits
+        bits = asked.num_bits
         sub_vectors, why["num_sub_vectors"] = (
             default_sub_vectors(source.dimension)
-            if num_sub_vectors is None
-            else (num_sub_vectors, "as asked")
+            if asked.num_sub_vectors is None
+            else (asked.num_sub_vectors, "as asked")
         )
         check_sub_vectors(source.dimension, sub_vectors, bits)
-        if ivf_centroids is not None:
-            centroids = given_centroids(ivf_centroids, source.dtype)
-            partitions, why["num_partitions"] = len(centroids), "as many as ivf_centroids"
-            given = hashlib.sha256(centroids.flatten().to_numpy(zero_copy_only=False).tobytes()).hexdigest()
-        elif num_partitions is not None:
-            partitions, why["num_partitions"] = num_partitions, "as asked"
-            if fragment_ids is None:
-                partitions = trainable_partitions(num_partitions, source.count_rows(), sample_rate)
-            if partitions < num_partitions:
-                why["num_partitions"] = (
-                    f"rows / sample_rate, less than the {num_partitions} asked for, as pylance has it"
-                )
-        else:
-            partitions = default_partitions(source.count_rows(), target_partition_size, index_type)
-            size = target_partition_size or TARGET_PARTITION_SIZE[index_type]
-            why["num_partitions"] = (
-                f"rows / {size}, between 1 and {MAX_DEFAULT_PARTITIONS}, as pylance has it"
-            )
+        centroids = None if ivf_centroids is None else given_centroids(ivf_centroids, source.dtype)
+        partitions, why["num_partitions"] = _partitions(asked, source.count_rows(), centroids, fragment_ids)
+        if centroids is not None:
+            given = _fingerprint(centroids)
     counts = _rows_of_fragments(handle, described["fragment_ids"])
     shards = _shards(counts, num_shards)
     why["shards"] = (
@@ -337,6 +329,12 @@ def planned_build(
         if num_shards
         else f"of about {max(SHARD_ROWS, sum(counts.values()) // MOST_SHARDS):,} rows"
     )
+    settled = {
+        **dataclasses.asdict(asked),
+        "num_partitions": partitions,
+        "num_sub_vectors": sub_vectors,
+        "num_bits": bits,
+    }
     return BuildPlan(
         dataset_uri=handle.root,
         version=handle.version,
@@ -349,45 +347,45 @@ def planned_build(
         num_rows=sum(counts.values()),
         name=name or f"{path}_idx",
         mode=mode,
-        index_type=index_type,
-        metric=metric,
-        num_partitions=partitions,
-        num_sub_vectors=sub_vectors,
-        num_bits=bits,
-        sample_rate=sample_rate,
-        max_iters=max_iters,
-        seed=seed,
-        target_partition_size=target_partition_size,
-        m=m,
-        ef_construction=ef_construction,
-        max_level=max_level,
-        skip_transpose=skip_transpose,
+        **settled,
         backend=backend.name,
         shards=shards,
         model=given,
         requested={
-            "index_type": index_type,
+            **dataclasses.asdict(asked),
             "name": name,
-            "metric": metric,
             "mode": mode,
-            "num_partitions": num_partitions,
-            "num_sub_vectors": num_sub_vectors,
-            "num_bits": num_bits,
-            "sample_rate": sample_rate,
-            "max_iters": max_iters,
-            "seed": seed,
             "fragment_ids": sorted(set(fragment_ids)) if fragment_ids else None,
-            "target_partition_size": target_partition_size,
-            "m": m,
-            "ef_construction": ef_construction,
-            "max_level": max_level,
-            "skip_transpose": skip_transpose,
             "num_shards": num_shards,
             "model": given,
         },
         why=why,
         estimate=None,
     )
+
+
+def _fingerprint(centroids: pa.FixedSizeListArray) -> str:
+    return hashlib.sha256(centroids.flatten().to_numpy(zero_copy_only=False).tobytes()).hexdigest()
+
+
+def _partitions(
+    asked: IndexParams, rows: int, centroids: pa.FixedSizeListArray | None, fragment_ids: list[int] | None
+) -> tuple[int, str]:
+    """How many partitions there will be, and why."""
+    if centroids is not None:
+        return len(centroids), "as many as ivf_centroids"
+    if asked.num_partitions is None:
+        size = asked.target_partition_size or TARGET_PARTITION_SIZE[asked.index_type]
+        made = default_partitions(rows, asked.target_partition_size, asked.index_type)
+        return made, f"rows / {size}, between 1 and {MAX_DEFAULT_PARTITIONS}, as pylance has it"
+    if fragment_ids is None:
+        made = trainable_partitions(asked.num_partitions, rows, asked.sample_rate)
+        if made < asked.num_partitions:
+            return (
+                made,
+                f"rows / sample_rate, less than the {asked.num_partitions} asked for, as pylance has it",
+            )
+    return asked.num_partitions, "as asked"
 
 
 def _rows_of_fragments(handle: Handle, fragment_ids: Sequence[int]) -> dict[int, int]:

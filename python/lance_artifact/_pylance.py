@@ -108,7 +108,7 @@ def commit_empty_index(
         name=name,
         replace=replace,
         train=False,
-        **{what: value for what, value in parameters.items() if value is not None},
+        **parameters,
     )
 
 

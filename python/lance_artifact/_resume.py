@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _lance_artifact as core
-from ._arguments import Progress, StorageOptions
+from ._arguments import IndexParams, Progress, StorageOptions
 from ._calls import awaited
 from ._checked import checked
 from ._clean import clean_run
@@ -111,25 +111,42 @@ def create_by_run(
     wanted: Wanted,
     uri: str,
     storage_options: Any,
-    asked: dict[str, Any],
+    asked: IndexParams,
     *,
+    name: str | None,
+    fragment_ids: list[int] | None,
+    num_shards: int | None,
+    model: IvfPqModel | None,
+    ivf_centroids: Any,
+    backend: Backend,
     keep: bool,
     sync: bool,
     memory_limit: int | None,
     progress: Progress,
 ) -> lance.LanceDataset:
     """`create_index` by a run: a new one, or the one that is there."""
-    backend = asked["backend"]
-    planned = planned_build(handle, wanted.path, index_type=wanted.index_type, mode=wanted.mode, **asked)
+    planned = planned_build(
+        handle,
+        wanted.path,
+        asked,
+        name=name,
+        mode=wanted.mode,
+        fragment_ids=fragment_ids,
+        model=model,
+        ivf_centroids=ivf_centroids,
+        backend=backend,
+        num_shards=num_shards,
+    )
     if not is_run(uri, storage_options):
-        trains = asked["model"] is None
-        check_name(handle.latest(), wanted, planned.fragment_ids, handle.fragments_since(), trains=trains)
+        check_name(
+            handle.latest(), wanted, planned.fragment_ids, handle.fragments_since(), trains=model is None
+        )
     run = Run.create(planned, uri, storage_options=storage_options)
     do_all(
         run,
         handle.dataset,
-        model=asked["model"],
-        ivf_centroids=asked["ivf_centroids"],
+        model=model,
+        ivf_centroids=ivf_centroids,
         backend=backend,
         devices=None,
         memory_limit=memory_limit,

@@ -239,6 +239,8 @@ class Run:
             raise InvalidInputError(
                 f"{self.uri}: was planned with a model or centroids of the caller, which were not published yet; pass them"
             )
+        if model is None and ivf_centroids is not None:
+            ivf_centroids = plan.centroids(ivf_centroids)
         if model is None and sample is not None:
             chosen = resolve_backend(backend, devices)
             model = train_on(sample, chosen, plan.training_params(ivf_centroids), progress).with_training(

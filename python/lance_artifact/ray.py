@@ -20,7 +20,7 @@ from ._arguments import Progress, given_model, metric_name
 from ._artifacts import check_place
 from ._checked import checked
 from ._clean import clean_run
-from ._dataset import Handle
+from ._dataset import Handle, vector_column
 from ._extend import Extension
 from ._index import CommittedIndex, model_of
 from ._log import LOGGER
@@ -200,7 +200,13 @@ def create_index(
     if pq_codebook is not None:
         if ivf_centroids is None:
             raise InvalidInputError("ivf_centroids must be specified when pq_codebook is provided")
-        model = given_model(ivf_centroids, pq_codebook, metric_name(metric), num_sub_vectors)
+        model = given_model(
+            ivf_centroids,
+            pq_codebook,
+            metric_name(metric),
+            num_sub_vectors,
+            handle.vectors(vector_column(handle, column)[0]).dtype,
+        )
     if not resume and is_run(place, options):
         raise InvalidInputError(f"resume: got False, and a run is at {place}; choose another artifact_uri")
     _start(ray, remote, num_workers)
