@@ -305,3 +305,23 @@ def test_a_table_and_a_path_are_opened_with_storage_options(
     )
     assert opened[0] == {"allow_http": "true"} and {"allow_http": "false"} in opened
     assert np.isfinite(ds.version)
+
+
+@pytest.mark.parametrize(
+    ("dimension", "num_bits", "expected"), [(16, 8, 1), (24, 8, 3), (24, 4, 4), (32, 4, 2), (40, 4, 8)]
+)
+def test_the_default_sub_vectors_are_lancedbs(
+    dimension: int, num_bits: int, expected: int, tmp_path: Path
+) -> None:
+    table = lancedb.connect(str(tmp_path)).create_table(
+        "t", pa.table({"vector": column(vectors(600, dimension))})
+    )
+    la.create_index(table, "vector", num_partitions=2, num_bits=num_bits, backend="cpu")
+    ours = table.to_lance().describe_indices()[0].details["compression"]
+    assert ours == {"type": "pq", "num_bits": num_bits, "num_sub_vectors": expected}
+    if dimension == 40:
+        with pytest.raises(ValueError, match="must divide"):
+            table.create_index("vector", config=IvfPq(num_partitions=2, num_bits=num_bits))
+        return
+    table.create_index("vector", config=IvfPq(num_partitions=2, num_bits=num_bits))
+    assert table.to_lance().describe_indices()[0].details["compression"] == ours

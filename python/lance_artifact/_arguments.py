@@ -122,11 +122,15 @@ def check_transposed(index_type: str, skip_transpose: bool) -> None:
         raise UnsupportedError(f"skip_transpose: got True with {index_type}, only IVF_PQ takes it")
 
 
-def default_sub_vectors(dimension: int) -> tuple[int, str]:
-    """LanceDB's number of sub-vectors, and how it comes."""
+def default_sub_vectors(dimension: int, num_bits: int = 8) -> tuple[int, str]:
+    """LanceDB's number of sub-vectors, and how it comes. Of 4 bits it is even: LanceDB takes the next number, ours one that divides."""
     for part in (16, 8):
         if dimension % part == 0:
-            return dimension // part, f"dimension / {part}, as LanceDB has it"
+            made, why = dimension // part, f"dimension / {part}, as LanceDB has it"
+            if num_bits != 4 or made % 2 == 0:
+                return made, why
+            even = next(m for m in range(made + 1, dimension + 1) if m % 2 == 0 and dimension % m == 0)
+            return even, f"{why}, made even for 4 bits"
     raise InvalidInputError(
         f"num_sub_vectors: got None, and dimension {dimension} is no multiple of 8 or 16; expected a divisor of it"
     )

@@ -218,7 +218,7 @@ def create_index(
     if model is not None:
         asked = changed(asked, num_sub_vectors=model.num_sub_vectors, num_bits=model.num_bits)
     elif num_sub_vectors is None:
-        asked = changed(asked, num_sub_vectors=default_sub_vectors(dimension)[0])
+        asked = changed(asked, num_sub_vectors=default_sub_vectors(dimension, num_bits)[0])
     check_sub_vectors(dimension, cast(int, asked.num_sub_vectors), asked.num_bits)
     if artifact_uri is not None:
         artifact_uri = check_place(handle, artifact_uri)

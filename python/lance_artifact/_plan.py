@@ -313,7 +313,7 @@ def planned_build(
     else:
         bits = asked.num_bits
         sub_vectors, why["num_sub_vectors"] = (
-            default_sub_vectors(source.dimension)
+            default_sub_vectors(source.dimension, bits)
             if asked.num_sub_vectors is None
             else (asked.num_sub_vectors, "as asked")
         )

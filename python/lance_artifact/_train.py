@@ -107,7 +107,7 @@ def train(
     chosen = resolve_backend(backend, devices)
     ids = fragment_list(fragment_ids)
     if num_sub_vectors is None:
-        num_sub_vectors, _ = default_sub_vectors(dimension)
+        num_sub_vectors, _ = default_sub_vectors(dimension, num_bits)
     check_sub_vectors(dimension, num_sub_vectors, num_bits)
     given = None
     if ivf_centroids is not None:

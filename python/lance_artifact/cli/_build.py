@@ -121,7 +121,7 @@ def _check_target(ds: Any, column: str, given: dict[str, Any], store: Any) -> An
     given["artifact"] = check_place(handle, given["artifact"])
     store = store_options(handle, given["artifact"], store)
     path, dimension = vector_column(handle, column)
-    sub_vectors = given["num_sub_vectors"] or default_sub_vectors(dimension)[0]
+    sub_vectors = given["num_sub_vectors"] or default_sub_vectors(dimension, given["num_bits"])[0]
     width = max(1, sub_vectors * given["num_bits"] // 8)
     source = handle.vectors(path, fragment_list(list(given["fragment"]) or None))
     partitions = wanted_partitions(
