@@ -149,3 +149,38 @@ def test_an_encoder_of_ones_own_sees_what_ours_sees(metric: str, write: Any, tmp
         0,
         0,
     )
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("offset", [0.0, 4.0])
+def test_many_partitions_are_searched_as_few(metric: str, dtype: str, offset: float) -> None:
+    """From 4,096 on most centroids are not looked at in full; the nearest is found all the same."""
+    rows, dim, k = 6000, 40, 4500
+    vectors_ = (vectors(rows, dim, seed=1) + offset).astype(dtype)
+    centroids = (vectors(k, dim, seed=2) * 0.8 + offset).astype(dtype)
+    centroids[100] = centroids[7]  # of equal ones the first
+    vectors_[:k:9] = centroids[::9]
+    if metric == "cosine":
+        vectors_ = (
+            vectors_.astype("float64") / np.linalg.norm(vectors_.astype("float64"), axis=1, keepdims=True)
+        ).astype(dtype)
+        centroids = (
+            centroids.astype("float64") / np.linalg.norm(centroids.astype("float64"), axis=1, keepdims=True)
+        ).astype(dtype)
+    codebook = vectors(16 * 2, dim // 2, seed=3).reshape(2, 16, dim // 2).astype(dtype)
+    encoder = la.CpuEncoder(la.IvfPqModel(centroids, codebook, metric))
+    part_id, _ = encoder.encode(column(vectors_))
+    x, c = vectors_.astype("float64"), centroids.astype("float64")
+    distances = -(x @ c.T) if metric == "dot" else (x**2).sum(1)[:, None] - 2 * x @ c.T + (c**2).sum(1)[None]
+    chosen = distances[np.arange(rows), np.asarray(part_id)]
+    best = distances.min(axis=1)
+    # What Lance's own arithmetic may take for equally near.
+    blur = (4e-3 if dtype == "float16" else 1e-5) * (
+        (c**2).sum(1).max() + 2 * np.linalg.norm(x, axis=1) * np.linalg.norm(c, axis=1).max() + 1
+    )
+    assert (chosen <= best + blur).all()
+    second = np.partition(distances, 1, axis=1)[:, 1]
+    clear = second - best > blur
+    assert clear.mean() > 0.05 and (np.asarray(part_id)[clear] == distances.argmin(axis=1)[clear]).all()
+    assert not (np.asarray(part_id) == 100).any()

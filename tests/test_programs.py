@@ -219,3 +219,56 @@ def test_results_pickle(ds: Any, tmp_path: Path) -> None:
         again = pickle.loads(pickle.dumps(thing))
         assert type(again) is type(thing) and str(again) == str(thing)
     assert pickle.loads(pickle.dumps(artifact)).uri == artifact.uri
+
+
+def test_an_outer_event_counts_too(ds: Any) -> None:
+    stop, never = threading.Event(), threading.Event()
+    stop.set()
+    with la.cancel_on(stop), la.cancel_on(never), pytest.raises(la.CancelledError):
+        la.train(ds, "vector", **SLOW)
+
+    async def main() -> None:
+        with la.cancel_on(stop), pytest.raises(la.CancelledError):
+            await la.in_thread(la.train, ds, "vector", **SLOW)
+
+    asyncio.run(main())
+    with la.cancel_on(stop), pytest.raises(la.CancelledError):
+        la.create_index(ds, "vector", num_sub_vectors=4, train=False)
+    assert ds.latest_version == 1
+
+
+def test_a_run_that_is_committed_is_no_cancelled_one(
+    ds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lance_artifact import _commit
+
+    stop = threading.Event()
+    look = _commit._commit_and_look
+
+    def then_stop(*args: Any) -> None:
+        look(*args)
+        stop.set()
+
+    monkeypatch.setattr(_commit, "_commit_and_look", then_stop)
+    with la.cancel_on(stop):
+        la.create_index(
+            ds, "vector", artifact_uri=tmp_path / "run", resume=True, keep_artifact=False, **QUICK
+        )
+    assert ds.describe_indices()[0].num_rows_indexed == ROWS and not (tmp_path / "run").exists()
+
+
+def test_a_handler_that_fails_fails_no_build(ds: Any) -> None:
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            raise RuntimeError("broken")
+
+    logger, broken = logging.getLogger("lance_artifact"), Broken()
+    logger.addHandler(broken)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        la.create_index(ds, "vector", **QUICK)
+    finally:
+        logger.removeHandler(broken)
+        logger.setLevel(level)
+    assert ds.describe_indices()[0].num_rows_indexed == ROWS

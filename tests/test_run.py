@@ -402,3 +402,46 @@ def test_what_a_run_has_no_use_for_is_refused(write: Callable[..., Any], tmp_pat
     with pytest.raises(la.InvalidInputError, match="index_uuid"):
         build(ds, tmp_path / "run", resume=True, index_uuid="6a1b1c64-0a12-4c25-8a3a-3f1d2a0c9f11")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_of_defaults_is_taken_up_by_create_index(write: Callable[..., Any], tmp_path: Path) -> None:
+    ds = write(vectors(ROWS, 16))
+    plan = la.plan(ds, "vector", num_partitions=2, backend="cpu", calibrate=False)
+    la.Run.create(plan, tmp_path / "run")
+    la.create_index(ds, "vector", num_partitions=2, artifact_uri=tmp_path / "run", resume=True, backend="cpu")
+    assert ds.describe_indices()[0].num_rows_indexed == ROWS
+
+
+def test_a_plan_that_cannot_end_well_is_none(write: Callable[..., Any], tmp_path: Path) -> None:
+    ds = write(vectors(ROWS, DIM))
+    build(ds, tmp_path / "a", fragment_ids=[0])
+    with pytest.raises(la.ArtifactMismatchError, match="one trained now would be another"):
+        la.plan(
+            ds, "vector", mode="append", fragment_ids=[1], num_partitions=K, num_sub_vectors=M, backend="cpu"
+        )
+    with pytest.raises(la.ArtifactMismatchError, match="one trained now would be another"):
+        build(ds, tmp_path / "b", fragment_ids=[1], append=True, resume=False)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("kind", ["IVF_FLAT", "empty"])
+def test_another_index_in_the_place_of_a_runs(kind: str, write: Callable[..., Any], tmp_path: Path) -> None:
+    ds = write(vectors(ROWS, DIM))
+    build(ds, tmp_path / "run", resume=True, replace=True)
+    if kind == "empty":
+        ds.create_index("vector", "IVF_PQ", num_partitions=2, num_sub_vectors=M, replace=True, train=False)
+    else:
+        ds.create_index("vector", kind, num_partitions=2, replace=True, name="vector_idx")
+    build(lance.dataset(ds.uri), tmp_path / "run", resume=True, replace=True)
+    index = lance.dataset(ds.uri).describe_indices()[0]
+    assert (index.index_type, index.num_rows_indexed) == ("IVF_PQ", ROWS)
+
+
+def test_errors_of_training_pickle(write: Callable[..., Any]) -> None:
+    import pickle
+
+    ds = write(vectors(100, DIM))
+    with pytest.raises(la.InvalidInputError, match="100 usable vectors") as told:
+        la.train(ds, "vector", num_partitions=2, num_sub_vectors=M, backend="cpu")
+    assert type(told.value) is la.InvalidInputError
+    assert str(pickle.loads(pickle.dumps(told.value))) == str(told.value)

@@ -308,6 +308,18 @@ def test_near_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lists.describe_indices()[0].num_rows_indexed == ROWS
 
 
+@pytest.mark.parametrize(
+    "what", ["precomputed_partitions_file", "precomputed_shuffle_buffers_path", "foo", "artefact"]
+)
+def test_other_keywords_stay_pylances(what: str, tmp_path: Path) -> None:
+    """What pylance does with a keyword that it knows, or does not know, is its own business."""
+    ds = lance.write_dataset(pa.table({"vector": column(VECTORS)}), str(tmp_path / "d.lance"))
+    try:
+        ds.create_index(*ON, **SHAPE, **{what: str(tmp_path / "none")})
+    except Exception as error:
+        assert not isinstance(error, la.LanceArtifactError), error
+
+
 def test_what_an_artifact_says_may_be_left_out(tmp_path: Path) -> None:
     ds = lance.write_dataset(pa.table({"vector": column(VECTORS)}), str(tmp_path / "d.lance"))
     model = la.train(ds, "vector", metric="cosine", backend="cpu", **SHAPE)
@@ -342,3 +354,65 @@ def test_replace_and_append(tmp_path: Path) -> None:
     )
     index = ds.describe_indices()[0]
     assert (len(index.segments), index.details["metric_type"], index.num_rows_indexed) == (1, "DOT", ROWS)
+
+
+def test_an_old_handle_takes_no_index_away(tmp_path: Path) -> None:
+    """Of an earlier version with too few rows: pylance's commit is a conflict, and so is ours."""
+    ds = lance.write_dataset(pa.table({"vector": column(VECTORS[:100])}), str(tmp_path / "d.lance"))
+    stale = lance.dataset(ds.uri)
+    lance.write_dataset(pa.table({"vector": column(VECTORS)}), ds.uri, mode="append")
+    ds.checkout_latest()
+    la.create_index(ds, "vector", backend="cpu", **SHAPE)
+    for options in ({}, {"train": False}):
+        with pytest.raises(la.LanceArtifactError):
+            la.create_index(
+                stale.checkout_version(1), "vector", replace=True, backend="cpu", **SHAPE, **options
+            )
+    assert lance.dataset(ds.uri).describe_indices()[0].num_rows_indexed == ROWS + 100
+
+
+@pytest.mark.parametrize("merge", [0, 1])
+def test_others_index_what_came_while_it_is_built_anew(merge: int, tmp_path: Path) -> None:
+    ds = lance.write_dataset(pa.table({"vector": column(VECTORS)}), str(tmp_path / "d.lance"))
+    la.create_index(ds, "vector", backend="cpu", **SHAPE)
+    done: list[bool] = []
+
+    def meanwhile(step: Any) -> None:
+        if step.stage == "shuffle" and not done:
+            done.append(True)
+            lance.write_dataset(pa.table({"vector": column(VECTORS[:500])}), ds.uri, mode="append")
+            lance.dataset(ds.uri).optimize.optimize_indices(num_indices_to_merge=merge)
+
+    la.create_index(
+        ds, "vector", replace=True, backend="cpu", progress=meanwhile, **{**SHAPE, "num_partitions": 7}
+    )
+    index = ds.describe_indices()[0]
+    assert (len(index.segments), index.num_rows_indexed) == (1, ROWS)
+    found = ds.to_table(
+        nearest={"column": "vector", "q": VECTORS[3], "k": 2, "nprobes": 7, "refine_factor": 50}
+    )
+    assert found.num_rows == 2
+
+
+def test_pylances_defaults_beside_an_artifact(tmp_path: Path) -> None:
+    ds = lance.write_dataset(pa.table({"vector": column(VECTORS)}), str(tmp_path / "d.lance"))
+    model = la.train(ds, "vector", backend="cpu", **SHAPE)
+    la.build_artifact(ds, "vector", model, tmp_path / "a", backend="cpu")
+    ds.create_index(
+        "vector",
+        "IVF_PQ",
+        accelerator=None,
+        train=True,
+        index_cache_size=None,
+        precomputed_partition_artifact_uri=str(tmp_path / "a"),
+    )
+    assert ds.describe_indices()[0].num_rows_indexed == ROWS
+
+
+def test_centroids_alone_need_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lance.indices import IndicesBuilder
+
+    accelerate(monkeypatch, CpuBackend())
+    ds = lance.write_dataset(pa.table({"vector": column(VECTORS[:200])}), str(tmp_path / "d.lance"))
+    made = IndicesBuilder(ds, "vector").train_ivf(4, sample_rate=16, accelerator="cuvs")
+    assert len(made.centroids) == 4

@@ -45,7 +45,8 @@ def cancel_on(event: Event | Callable[[], bool]) -> Iterator[None]:
     asked = getattr(event, "is_set", event)
     if not callable(asked):
         raise refuse_type("event", event, "a threading.Event, or a callable that gives a bool")
-    token = _ASKED.set(asked)
+    outer = _ASKED.get()
+    token = _ASKED.set(asked if outer is None else lambda: outer() or asked())
     try:
         yield
     finally:
@@ -92,6 +93,10 @@ async def in_thread(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwar
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         stop.set()
+        # Also where it is cancelled again meanwhile.
+        while not task.done():
+            with suppress(Exception, asyncio.CancelledError):
+                await asyncio.shield(task)
         with suppress(Exception):
-            await task
+            task.exception()
         raise

@@ -102,6 +102,7 @@ def check_name(
     losing: set[int] = set()
     staying: dict[int, tuple[Any, Any]] = {}
     gone: set[str] = set()
+    since: set[str] = set()
     replaced = False
     for index in same:
         for segment in index.segments:
@@ -113,6 +114,8 @@ def check_name(
                     gone.add(str(segment.uuid))
             elif covered:
                 staying |= dict.fromkeys(covered, (index, segment))
+                if covered <= may_lose:
+                    since.add(str(segment.uuid))
             elif wanted.mode == "replace" or not segment.fragment_ids:
                 gone.add(str(segment.uuid))
             if covered & intended and wanted.mode == "append":
@@ -129,7 +132,12 @@ def check_name(
             f"fragment_ids: index {name!r} also covers fragments {_few(losing - may_lose)}, which would lose their index; build all "
             "of its fragments, or choose another name"
         )
-    for index, segment in {str(s.uuid): (i, s) for i, s in staying.values()}.values():
+    if replaced and wanted.mode == "replace":
+        # Others indexed rows that came while this one was built anew: those go back to being scanned.
+        gone |= since
+    for index, segment in {
+        str(s.uuid): (i, s) for i, s in staying.values() if str(s.uuid) not in gone
+    }.values():
         _check_fits(dataset, index, segment, wanted, trains)
     return gone
 

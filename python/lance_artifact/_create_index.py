@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ from ._arguments import (
 from ._artifacts import check_place, discard_artifact, published_artifact, store_options
 from ._build_artifact import build_artifact
 from ._calls import awaited
+from ._cancel import poll, shielded
 from ._checked import checked
 from ._commit import Wanted, check_name, readable_commit
 from ._dataset import Handle, vector_column
@@ -215,6 +217,8 @@ def create_index(
         backend, devices = resolve_accelerator(accelerator, devices), None
     source = handle.vectors(path, ids)
     centroids, model = _given(asked, source, ivf_centroids, ivf_centroids_file, pq_codebook)
+    # A run compares what callers said.
+    said = asked
     if model is not None:
         asked = changed(asked, num_sub_vectors=model.num_sub_vectors, num_bits=model.num_bits)
     elif num_sub_vectors is None:
@@ -243,9 +247,6 @@ def create_index(
                 f"{what}: has no meaning with train=False, which makes an index without rows"
             )
         return _commit_empty(handle, wanted, asked)
-    # Fewer rows than codewords: known without a look at a vector.
-    if model is None and ids is None and source.count_rows() < 2**asked.num_bits:
-        return _commit_empty(handle, wanted, asked, source.count_rows())
     by_run = artifact_uri is not None and (
         resume or (resume is None and is_run(artifact_uri, storage_options))
     )
@@ -255,6 +256,9 @@ def create_index(
                 f"{what}: is {'not ' if by_run else ''}of a run{'' if by_run else ', which needs resume=True'}"
             )
     chosen = resolve_backend(backend, devices)
+    # Fewer rows than codewords: known without a look at a vector.
+    if model is None and ids is None and not by_run and source.count_rows() < 2**asked.num_bits:
+        return _commit_empty(handle, wanted, asked, source.count_rows())
     work: dict[str, Any] = {"memory_limit": memory_limit, "progress": progress}
     if by_run:
         create_by_run(
@@ -262,7 +266,7 @@ def create_index(
             wanted,
             str(artifact_uri),
             storage_options,
-            asked,
+            said,
             name=name,
             fragment_ids=ids,
             num_shards=num_shards,
@@ -294,10 +298,12 @@ def create_index(
             )
         except TooFewVectors as error:
             if ids is not None:
-                raise
+                raise InvalidInputError(str(error)) from None
             return _commit_empty(handle, wanted, asked, error.found)
     if verify:
-        check_recall(handle.user, wanted.name)
+        # It is committed: what ends now does not undo that.
+        with shielded():
+            check_recall(handle.user, wanted.name)
     return handle.user
 
 
@@ -360,7 +366,8 @@ def _create(
 ) -> None:
     """Train, encode and finalize, unless an artifact of the same is there (``looks``)."""
     fragments, since = ids or handle.fragment_ids(), handle.fragments_since()
-    check_name(handle.latest(), wanted, fragments, since, trains=model is None and artifact_uri is None)
+    may_be_there = artifact_uri is not None and looks
+    check_name(handle.latest(), wanted, fragments, since, trains=model is None and not may_be_there)
     partitions = wanted_partitions(
         asked.num_partitions,
         centroids if model is None else model.ivf_centroids,
@@ -371,7 +378,7 @@ def _create(
         ids is None,
     )
     artifact = None
-    if artifact_uri is not None and looks:
+    if may_be_there:
         artifact = published_artifact(
             source, str(artifact_uri), storage_options, asked, partitions, model, centroids
         )
@@ -430,11 +437,17 @@ def _commit_empty(
     """An index without rows: as asked, or because only so many vectors were found."""
     if wanted.mode == "append":
         raise InvalidInputError("append: an index without rows is no segment of another; leave it out")
-    latest = handle.latest()
-    check_name(latest, wanted, handle.fragment_ids(), handle.fragments_since())
+    check_name(handle.latest(), wanted, handle.fragment_ids(), frozenset())
+    poll()
+    # At the version that was looked at, so that Lance finds an index that came since to be a conflict.
     with readable_commit(wanted.name):
         commit_empty_index(
-            latest, wanted.path, asked.index_type, wanted.name, wanted.mode == "replace", **asked.of_stock()
+            copy.copy(handle.dataset),
+            wanted.path,
+            asked.index_type,
+            wanted.name,
+            wanted.mode == "replace",
+            **asked.of_stock(),
         )
     handle.refresh()
     if found is not None:

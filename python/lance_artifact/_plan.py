@@ -275,7 +275,7 @@ target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centro
     wanted = Wanted(
         made.name, made.mode, made.field_id, path, made.index_type, made.metric, model and model.fingerprint
     )
-    check_name(handle.latest(), wanted, made.fragment_ids, handle.fragments_since())
+    check_name(handle.latest(), wanted, made.fragment_ids, handle.fragments_since(), trains=model is None)
     source = handle.vectors(path, made.fragment_ids)
     return dataclasses.replace(made, estimate=estimate(made, source, chosen, calibrate))
 

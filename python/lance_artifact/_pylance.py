@@ -49,7 +49,9 @@ _REFUSED = {
 }
 
 
-def check_pylance_arguments(extra: Mapping[str, Any], known: Iterable[str]) -> None:
+def check_pylance_arguments(
+    extra: Mapping[str, Any], known: Iterable[str], function: str = "create_index"
+) -> None:
     """Take what has no effect here, and refuse what has another one, or is no argument at all; ``known`` are those that are named."""
     for what, value in extra.items():
         if what in _WITHOUT_EFFECT:
@@ -71,7 +73,7 @@ def check_pylance_arguments(extra: Mapping[str, Any], known: Iterable[str]) -> N
         else:
             taken = [*known, *_WITHOUT_EFFECT, *_REFUSED, "index_file_version"]
             raise InvalidTypeError(
-                f"create_index: got an unexpected argument {what!r}{nearest(what, taken) or f'; known are {sorted(known)}'}"
+                f"{function}: got an unexpected argument {what!r}{nearest(what, taken) or f'; known are {sorted(known)}'}"
             )
 
 

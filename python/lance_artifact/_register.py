@@ -65,7 +65,8 @@ def _wrap_create_index(original: Any) -> Any:
         if uri is None:
             # pylance takes any keyword, and would build as if it were not there.
             for what in kwargs.keys() - signature.parameters.keys() - {_URI}:
-                if nearest(what, (_URI,)):
+                # It has arguments that are like ours, such as precomputed_partitions_file.
+                if "artifact" in what and nearest(what, (_URI,)):
                     raise InvalidTypeError(
                         f"create_index: got an unexpected argument {what!r}{nearest(what, (_URI,))}"
                     )
@@ -80,7 +81,7 @@ def _wrap_create_index(original: Any) -> Any:
         dataset = given.pop("self")
         if uri is None:
             return build(dataset, **given)
-        if accelerator is not None:
+        if given.pop("accelerator", None) is not None:
             raise InvalidInputError(
                 f"accelerator: the artifact is encoded already; pass one of accelerator and {_URI}"
             )
@@ -241,7 +242,8 @@ def _wrap_train_ivf(original: Any) -> Any:
             metric=metric,
             num_partitions=partitions,
             # The smallest codebook: it is not asked for.
-            num_sub_vectors=1,
+            num_sub_vectors=2 - self.dimension % 2,
+            num_bits=8 if self.dimension % 2 else 4,
             backend=resolve_accelerator(accelerator),
             **kwargs,
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import _lance_artifact as core
 from ._arguments import IndexParams, Progress, StorageOptions
 from ._calls import awaited
+from ._cancel import shielded
 from ._checked import checked
 from ._clean import clean_run
 from ._commit import Wanted, check_name
@@ -155,5 +156,6 @@ def create_by_run(
     )
     handle.refresh()
     if not keep:
-        clean_run(run.uri, handle.dataset, everything=True, storage_options=run.storage_options)
+        with shielded():
+            clean_run(run.uri, handle.dataset, everything=True, storage_options=run.storage_options)
     return handle.user

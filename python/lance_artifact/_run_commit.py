@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from . import _lance_artifact as core
 from ._arguments import Progress
+from ._cancel import shielded
 from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
 from ._dataset import Handle
+from ._index import CommittedIndex, model_of
 from ._lance_artifact import Artifact, IvfPqModel
 from ._log import stage
 from ._progress import reporter
 from ._run_files import COMMITTED, HINT
+from .exceptions import ArtifactMismatchError, InvalidInputError
 
 if TYPE_CHECKING:
     from ._run import Run
@@ -82,12 +85,20 @@ def is_committed(run: Run, handle: Handle) -> bool:
         return False
     latest = Handle.of(handle.latest())
     model = run.model()
-    if model is None or all(index.name != run.plan.name for index in latest.dataset.describe_indices()):
+    there = [index for index in latest.dataset.describe_indices() if index.name == run.plan.name]
+    if model is None or not there or there[0].index_type != run.plan.index_type:
         return False
     # Extended or merged since, it is of the same model; anything else of that name is somebody else's.
-    return bool(core.model_of_index(latest.core, run.plan.name).fingerprint == model.fingerprint)
+    try:
+        return bool(
+            model_of(latest, CommittedIndex.of(latest, run.plan.name)).fingerprint == model.fingerprint
+        )
+    except (InvalidInputError, ArtifactMismatchError):
+        return False
 
 
 def write_down(run: Run, segment: str, version: int) -> None:
     content = json.dumps({"segment": segment, "version": version}).encode()
-    core.put_new(run.uri, COMMITTED, content, run.storage_options)
+    # It is committed: what cancels the call comes too late.
+    with shielded():
+        core.put_new(run.uri, COMMITTED, content, run.storage_options)

@@ -122,16 +122,19 @@ def train(
     params = TrainParams(
         metric, num_partitions, num_sub_vectors, num_bits, sample_rate, max_iters, seed, given
     )
-    return train_handle(
-        handle,
-        path,
-        params,
-        ids,
-        target_partition_size,
-        chosen,
-        memory_limit,
-        one_progress(progress, progress_callback),
-    )
+    try:
+        return train_handle(
+            handle,
+            path,
+            params,
+            ids,
+            target_partition_size,
+            chosen,
+            memory_limit,
+            one_progress(progress, progress_callback),
+        )
+    except TooFewVectors as error:
+        raise InvalidInputError(str(error)) from None
 
 
 class TooFewVectors(InvalidInputError):
@@ -142,12 +145,7 @@ class TooFewVectors(InvalidInputError):
     found : int
     """
 
-    def __init__(self, found: int, params: TrainParams) -> None:
-        super().__init__(
-            f"training: {found} usable vectors, expected at least {2**params.num_bits}, one for each code of a sub-vector; "
-            + ("add rows" if params.num_bits == 4 else "add rows, or lower num_bits to 4, which takes 16")
-        )
-        self.found = found
+    found = 0
 
 
 def train_handle(
@@ -196,7 +194,12 @@ def train_handle(
     wanted = bounded_sample(chosen, params, wanted, there, most, source.dimension)
     sample = source.with_scan_bytes(scan).sample(wanted, params.metric, params.seed, limit)
     if len(sample) < codes:
-        raise TooFewVectors(len(sample), params)
+        lower = "" if params.num_bits == 4 else ", or lower num_bits to 4, which takes 16"
+        error = TooFewVectors(
+            f"training: {len(sample)} usable vectors, expected at least {codes}, one for each code of a sub-vector; add rows{lower}"
+        )
+        error.found = len(sample)
+        raise error
     return train_on(sample, chosen, params, progress).with_training(**recorded)
 
 

@@ -22,7 +22,7 @@ from ._calls import awaited
 from ._checked import checked
 from ._dataset import Handle, vector_column
 from ._process import temporary_artifact, terminable
-from ._pylance import PylanceArguments, check_pylance_arguments
+from ._pylance import PylanceArguments, centroids_of_file, check_pylance_arguments
 from ._train import train
 from .backends import Backend, resolve_accelerator, resolve_backend
 from .exceptions import InvalidInputError
@@ -56,6 +56,7 @@ def create_index_uncommitted(
     ef_construction: int = 150,
     index_uuid: str | None = None,
     max_level: int = 7,
+    ivf_centroids_file: str | None = None,
     backend: str | Backend = "auto",
     accelerator: str | None = None,
     devices: Sequence[int] | None = None,
@@ -65,7 +66,7 @@ def create_index_uncommitted(
     **pylance: Unpack[PylanceArguments],
 ) -> Index:
     """As pylance's method of that name: codes row by row, so that segments of one model can be merged."""
-    check_pylance_arguments(pylance, _NAMED)
+    check_pylance_arguments(pylance, _NAMED, "create_index_uncommitted")
     progress = one_progress(progress, progress_callback)
     handle = Handle.of(dataset)
     path, dimension = vector_column(handle, column)
@@ -76,6 +77,12 @@ def create_index_uncommitted(
             "fragment_ids: create_index_uncommitted requires them for a distributed build"
         )
     check_hnsw(index_type, m, ef_construction, max_level)
+    if ivf_centroids_file is not None:
+        if ivf_centroids is not None:
+            raise InvalidInputError(
+                "ivf_centroids and ivf_centroids_file cannot be provided at the same time"
+            )
+        ivf_centroids = centroids_of_file(ivf_centroids_file)
     chosen = resolve_accelerator(accelerator, devices) if accelerator else resolve_backend(backend, devices)
     work: dict[str, Any] = {"memory_limit": memory_limit, "progress": progress}
     training: dict[str, Any] = {

@@ -131,8 +131,14 @@ pub fn follow_level(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-/// Give on what was kept, to loggers below "lance_artifact" of the targets' names.
-pub fn deliver(py: Python<'_>) -> PyResult<()> {
+/// Give on what was kept, to loggers below "lance_artifact" of the targets' names. A handler that fails does not fail the work.
+pub fn deliver(py: Python<'_>) {
+    if let Err(error) = give_on(py) {
+        error.write_unraisable(py, None);
+    }
+}
+
+fn give_on(py: Python<'_>) -> PyResult<()> {
     let messages = std::mem::take(&mut *MESSAGES.lock().unwrap_or_else(PoisonError::into_inner));
     if messages.is_empty() {
         return Ok(());

@@ -256,7 +256,8 @@ where
             break;
         }
         if raised.is_none() {
-            raised = look(py).and_then(|()| logs::deliver(py)).and_then(|()| listener.tell(events)).err();
+            logs::deliver(py);
+            raised = look(py).and_then(|()| listener.tell(events)).err();
             if raised.is_some() {
                 cancel.set();
             }
@@ -264,8 +265,8 @@ where
     }
     let result = inside.detach(py, || runtime.block_on(task));
     give_back(py, inside, started);
-    if !exit::is_closing() && raised.is_none() {
-        raised = logs::deliver(py).err();
+    if !exit::is_closing() {
+        logs::deliver(py);
     }
     match (raised, result) {
         (Some(exception), _) => Err(exception),

@@ -100,7 +100,11 @@ def command(name: str, group: click.Group = app) -> Callable[[Callable[..., Resu
                 logger.removeHandler(stages)
                 logger.setLevel(before)
                 logger.propagate = propagate
-            click.echo(json.dumps(result) if as_json else text)
+            try:
+                click.echo(json.dumps(result) if as_json else text)
+            except BrokenPipeError:
+                # Whoever read the output has seen enough.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return code[0] if code else 0
 
         for option in (
@@ -133,10 +137,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = KeyboardInterrupt if isinstance(error, click.Abort) else type(error)
         code = next((c for kind, c in EXIT_CODES if issubclass(known, kind)), 1)
         return _failed(error, str(error) or "interrupted", code, name, arguments)
-    except BrokenPipeError:
-        # Whoever read the output has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if any(a.startswith("-v") or a == "--verbose" for a in arguments):
             traceback.print_exc()

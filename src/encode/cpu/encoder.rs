@@ -4,6 +4,7 @@
 //! could tell, equally near ones included, Lance's own functions decide, in the column's type, so that codes come out as Lance's
 //! build has them. Only candidates that are equal bit by bit in that type need no decision: of those the first one is taken.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use arrow_array::cast::AsArray;
@@ -15,6 +16,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::nearest::{Codewords, Form, Nearest};
+use super::pruned::{Pruned, pays};
 use crate::encode::encoder::{Encoded, Encoder};
 use crate::error::{Error, Result};
 use crate::lance::kernels::{Quantizer, assign};
@@ -34,9 +36,79 @@ pub struct CpuEncoder {
     model: IvfPqModel,
     quantizer: Quantizer,
     centroids: ScalarBuffer<f32>,
-    partitions: Distinct,
+    partitions: Partitions,
     /// One for each sub-vector.
     codewords: Vec<Distinct>,
+}
+
+/// The centroids, of which no two are equal in the column's type: searched in full, or pruned where they are many.
+struct Partitions {
+    search: Search,
+    /// The index that each has among all; empty where all are distinct.
+    first: Vec<u32>,
+}
+
+enum Search {
+    Full(Codewords),
+    Pruned(Pruned),
+}
+
+impl Partitions {
+    /// `bytes`: the same centroids in the column's type.
+    fn new(values: &[f32], bytes: &[u8], dimension: usize, form: Form) -> Self {
+        let (kept, first) = distinct(values, bytes, dimension);
+        let search = if pays(kept.len() / dimension, dimension) {
+            Search::Pruned(Pruned::new(&kept, dimension, form))
+        } else {
+            Search::Full(Codewords::new(&kept, dimension, form))
+        };
+        Self { search, first }
+    }
+
+    fn count(&self) -> usize {
+        match &self.search {
+            Search::Full(codewords) => codewords.count(),
+            Search::Pruned(codewords) => codewords.count(),
+        }
+    }
+
+    /// See [`Codewords::magnitude`].
+    fn magnitude(&self, length: f32) -> f32 {
+        match &self.search {
+            Search::Full(codewords) => codewords.magnitude(length),
+            Search::Pruned(codewords) => codewords.magnitude(length),
+        }
+    }
+
+    /// The nearest of all centroids; the nearest but one at least where it is within `doubt` of a vector's length.
+    fn nearest(&self, vectors: &[f32], dimension: usize, doubt: impl Fn(f32) -> f32, out: &mut [Nearest]) {
+        match &self.search {
+            Search::Full(codewords) => codewords.nearest_of_parts(vectors, dimension, out),
+            Search::Pruned(codewords) => codewords.nearest(vectors, doubt, out),
+        }
+        among_all(&self.first, out);
+    }
+}
+
+/// Those codewords that are the first of their kind in the column's type, and which they are; no indices where all are.
+fn distinct<'a>(values: &'a [f32], bytes: &[u8], dimension: usize) -> (Cow<'a, [f32]>, Vec<u32>) {
+    let count = values.len() / dimension;
+    let mut seen = HashSet::with_capacity(count);
+    let first: Vec<u32> = (0u32..).zip(bytes.chunks_exact(bytes.len() / count)).filter(|(_, b)| seen.insert(*b)).map(|(i, _)| i).collect();
+    if first.len() == count {
+        return (Cow::Borrowed(values), Vec::new());
+    }
+    let kept: Vec<f32> = first.iter().flat_map(|i| &values[*i as usize * dimension..][..dimension]).copied().collect();
+    (Cow::Owned(kept), first)
+}
+
+/// Indices among distinct codewords as indices among all.
+fn among_all(first: &[u32], found: &mut [Nearest]) {
+    if !first.is_empty() {
+        for found in found {
+            found.index = first.get(found.index as usize).copied().unwrap_or(u32::MAX);
+        }
+    }
 }
 
 /// Codewords of which no two are equal in the column's type.
@@ -49,25 +121,14 @@ struct Distinct {
 impl Distinct {
     /// `bytes`: the same codewords in the column's type.
     fn new(values: &[f32], bytes: &[u8], dimension: usize, form: Form) -> Self {
-        let count = values.len() / dimension;
-        let mut seen = HashSet::with_capacity(count);
-        let first: Vec<u32> =
-            (0u32..).zip(bytes.chunks_exact(bytes.len() / count)).filter(|(_, b)| seen.insert(*b)).map(|(i, _)| i).collect();
-        if first.len() == count {
-            return Self { codewords: Codewords::new(values, dimension, form), first: Vec::new() };
-        }
-        let kept: Vec<f32> = first.iter().flat_map(|i| &values[*i as usize * dimension..][..dimension]).copied().collect();
+        let (kept, first) = distinct(values, bytes, dimension);
         Self { codewords: Codewords::new(&kept, dimension, form), first }
     }
 
     /// As [`Codewords::nearest_of_parts`], with indices among all codewords.
     fn nearest(&self, vectors: &[f32], stride: usize, out: &mut [Nearest]) {
         self.codewords.nearest_of_parts(vectors, stride, out);
-        if !self.first.is_empty() {
-            for found in out {
-                found.index = self.first.get(found.index as usize).copied().unwrap_or(u32::MAX);
-            }
-        }
+        among_all(&self.first, out);
     }
 }
 
@@ -93,7 +154,7 @@ impl CpuEncoder {
             .zip(bytes.chunks_exact(of_sub_vector))
             .map(|(values, bytes)| Distinct::new(values, bytes, width, Form::Exact))
             .collect();
-        let partitions = Distinct::new(&centroids, &value_bytes(model.centroids()), dimension, form);
+        let partitions = Partitions::new(&centroids, &value_bytes(model.centroids()), dimension, form);
         Self { model: model.clone(), quantizer, partitions, centroids, codewords }
     }
 
@@ -127,17 +188,17 @@ impl CpuEncoder {
     fn assign(&self, vectors: &FixedSizeListArray, float32: &[f32]) -> Result<Vec<u32>> {
         let dimension = self.model.dimension();
         let mut found = vec![NONE; vectors.len()];
-        self.partitions.nearest(float32, dimension, &mut found);
-        let doubt = self.doubt();
         // Lance compares `1 - dot`, whose rounding is a part of 1.
         let offset = if self.model.metric() == Metric::Dot { 1.0 } else { 0.0 };
+        let doubt = |length: f32| self.doubt() * (offset + self.partitions.magnitude(length));
+        self.partitions.nearest(float32, dimension, doubt, &mut found);
         let mut doubtful = Vec::new();
         for ((row, found), vector) in (0u32..).zip(&found).zip(float32.chunks_exact(dimension)) {
             let length = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
             // Where one of them is infinite or NaN nothing is certain.
             let gap = found.second - found.distance;
-            let certain = gap > doubt * (offset + self.partitions.codewords.magnitude(length));
-            if (!certain && self.partitions.codewords.count() > 1) || found.index == u32::MAX {
+            let certain = gap > doubt(length);
+            if (!certain && self.partitions.count() > 1) || found.index == u32::MAX {
                 doubtful.push(row);
             }
         }
