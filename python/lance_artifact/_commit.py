@@ -132,13 +132,14 @@ def check_name(
             f"fragment_ids: index {name!r} also covers fragments {_few(losing - may_lose)}, which would lose their index; build all "
             "of its fragments, or choose another name"
         )
-    if replaced and wanted.mode == "replace":
-        # Others indexed rows that came while this one was built anew: those go back to being scanned.
-        gone |= since
-    for index, segment in {
-        str(s.uuid): (i, s) for i, s in staying.values() if str(s.uuid) not in gone
-    }.values():
-        _check_fits(dataset, index, segment, wanted, trains)
+    for index, segment in {str(s.uuid): (i, s) for i, s in staying.values()}.values():
+        try:
+            _check_fits(dataset, index, segment, wanted, trains)
+        except (InvalidInputError, ArtifactMismatchError):
+            # Others indexed rows that came while this one was built anew, with the old model: those go back to being scanned.
+            if not replaced or wanted.mode != "replace" or str(segment.uuid) not in since:
+                raise
+            gone.add(str(segment.uuid))
     return gone
 
 
