@@ -39,7 +39,9 @@ def main(arguments: list[str]) -> None:
     results += writer(rows, runs)
     results += finalize.measure(rows, runs)
     results += scale.measure(scale.shapes([1, 4] if quick else [1, 4, 16, 32]))
-    shapes = ((100_000, 256, 128, 32, None), (200_000, 128, 256, 16, None)) if quick else build.SHAPES
+    shapes = (
+        ((100_000, 256, 128, 32, None, None), (200_000, 128, 256, 16, None, None)) if quick else build.SHAPES
+    )
     for shape in shapes:
         results += build.measure(*shape, 2 if quick else 3, build.peers([]))
     _common.report(results, Path("bench.json"))

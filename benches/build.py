@@ -2,8 +2,9 @@
 
 `just bench build [--rows N --dim D --partitions K --sub-vectors M --runs N --seeds N --skip faiss]`
 
-The same vectors, K, M, sample_rate and max_iters; each run is a process of its own, interleaved. Without a shape: the two of
-the goals. Prints a table and writes build.json.
+The same vectors, K, M, sample_rate and max_iters; each run is a process of its own, interleaved. faiss twice: with as many
+iterations, and with its own defaults for them. Recall at equal `nprobes`, and at equal shares of the rows scanned. Without a shape:
+those of the goals. Prints a table and writes build.json.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ import numpy as np
 import pyarrow as pa
 
 import _common
+import quality
 from gpu import block
 
-# rows, dimension, partitions, sub-vectors, times as fast as stock
-SHAPES = ((300_000, 768, 512, 96, 6.0), (1_000_000, 128, 1024, 16, 4.0))
+# rows, dimension, partitions, sub-vectors, times as fast as stock, and as faiss
+SHAPES = (
+    (300_000, 768, 512, 96, 12.0, 15.0),
+    (1_000_000, 128, 1024, 16, 8.0, 2.0),
+    (1_050_000, 128, 4096, 16, 6.0, 2.0),
+)
 BLOCK, QUERIES, NEIGHBOURS, PROBES, ITERATIONS = 50_000, 200, 10, 20, 50
 
 
@@ -83,7 +89,11 @@ def build(folder: str, shape: dict[str, int], seed: int, who: str) -> dict[str, 
         found: list[int] = ds.to_table(columns=["id", "_distance"], nearest=nearest)["id"].to_pylist()
         return found
 
-    return {"seconds": peak.seconds, "bytes": peak.bytes, "recall": recall(folder, search), "stages": stages}
+    saved = np.load(f"{folder}/queries.npz")
+    return {
+        "seconds": peak.seconds, "bytes": peak.bytes, "recall": recall(folder, search), "stages": stages,
+        **quality.of_index(ds, "vector_idx", saved["queries"], saved["truth"], "id"),
+    }  # fmt: skip
 
 
 def ours(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
@@ -95,6 +105,15 @@ def stock(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
 
 
 def faiss(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
+    return of_faiss(folder, shape, seed, ITERATIONS)
+
+
+def faiss_default(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
+    return of_faiss(folder, shape, seed, None)
+
+
+def of_faiss(folder: str, shape: dict[str, int], seed: int, iterations: int | None) -> dict[str, Any]:
+    """With as many iterations, or its own defaults for them: 10 for the centroids and 25 for the codewords."""
     import faiss as library
     import lance
 
@@ -103,7 +122,8 @@ def faiss(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
     dim, k = array.shape[1], shape["num_partitions"]
     with _common.Peak() as peak:
         index = library.IndexIVFPQ(library.IndexFlatL2(dim), dim, k, shape["num_sub_vectors"], 8)
-        index.cp.niter = index.pq.cp.niter = ITERATIONS
+        if iterations is not None:
+            index.cp.niter = index.pq.cp.niter = iterations
         index.cp.seed = index.pq.cp.seed = seed + 1
         # As many training vectors as the others take.
         index.cp.max_points_per_centroid = index.pq.cp.max_points_per_centroid = 256
@@ -111,15 +131,30 @@ def faiss(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
         chosen = rng.choice(len(array), min(len(array), 256 * max(k, 256)), replace=False)
         index.train(np.ascontiguousarray(array[chosen]))
         index.add(array)
-    index.nprobe = PROBES
+
+    def search(query: np.ndarray, nprobes: int = PROBES) -> list[int]:
+        index.nprobe = nprobes
+        found: list[int] = index.search(query[None], NEIGHBOURS)[1][0].tolist()
+        return found
+
+    saved = np.load(f"{folder}/queries.npz")
+    sizes = np.array([index.invlists.list_size(n) for n in range(k)])
+    centroids = index.quantizer.reconstruct_n(0, k)
     return {
-        "seconds": peak.seconds, "bytes": peak.bytes, "stages": {},
-        "recall": recall(folder, lambda query: index.search(query[None], NEIGHBOURS)[1][0].tolist()),
+        "seconds": peak.seconds, "bytes": peak.bytes, "stages": {}, "recall": recall(folder, search),
+        **quality.at_equal_work(centroids, sizes, saved["queries"], saved["truth"], search),
     }  # fmt: skip
 
 
 def measure(
-    rows: int, dim: int, k: int, m: int, goal: float | None, runs: int, who: list[str]
+    rows: int,
+    dim: int,
+    k: int,
+    m: int,
+    goal: float | None,
+    of_faiss: float | None,
+    runs: int,
+    who: list[str],
 ) -> list[dict[str, Any]]:
     shape = {"num_partitions": k, "num_sub_vectors": m, "sample_rate": 256, "max_iters": ITERATIONS}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in who}
@@ -131,31 +166,43 @@ def measure(
     print(
         f"\n{rows:,} x {dim} float32, L2, K={k}, M={m}, {runs} runs, interleaved; recall@{NEIGHBOURS} at nprobes={PROBES}\n"
     )
+    shares = " | ".join(f"at {share:.0%} of the rows" for share in quality.SHARES)
     print(
-        "| | seconds | times as fast | recall@10 (each run) | peak memory, MiB | stages, s |\n|---|---|---|---|---|---|"
+        f"| | seconds | times as fast | recall@10 (each run) | {shares} | variation of the partitions | peak memory, MiB | stages, s |"
     )
+    print("|---" * (7 + len(quality.SHARES)) + "|")
     medians = {name: statistics.median(r["seconds"] for r in each) for name, each in found.items()}
     for name, each in found.items():
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in each[-1]["stages"].items())
         recalls = ", ".join(f"{r['recall']:.3f}" for r in each)
         memory = statistics.median(r["bytes"] for r in each) / 2**20
+        work = " | ".join(f"{value:.3f}" for value in np.mean([r["at_equal_work"] for r in each], axis=0))
+        uneven = statistics.mean(r["variation"] for r in each)
         print(
-            f"| {name} | {medians[name]:.2f} | {medians[name] / medians['ours']:.2f} | {recalls} | {memory:.0f} | {stages} |"
+            f"| {name} | {medians[name]:.2f} | {medians[name] / medians['ours']:.2f} | {recalls} | {work} | {uneven:.2f} | {memory:.0f} | {stages} |"
         )
     # Every row against every centroid, and every sub-vector against every codeword, once.
     limit = 2 * rows * dim * (k + 256) / multiplications()
     rows_out = []
-    for peer, times in (("stock", goal), ("faiss", 2.0)):
+    for peer, times in (("stock", goal), ("faiss", of_faiss), ("faiss_default", None)):
         if peer not in found:
             continue
         what = f"CPU build against {peer}, {rows:,} x {dim}, K={k}, M={m}"
-        quality = {name: statistics.mean(r["recall"] for r in found[name]) for name in ("ours", peer)}
-        memory = {name: statistics.median(r["bytes"] for r in found[name]) / 2**20 for name in ("ours", peer)}
+        pair = ("ours", peer)
+        found_by = {name: statistics.mean(r["recall"] for r in found[name]) for name in pair}
+        work = {name: np.mean([r["at_equal_work"] for r in found[name]], axis=0).tolist() for name in pair}
+        uneven = {name: statistics.mean(r["variation"] for r in found[name]) for name in pair}
+        memory = {name: statistics.median(r["bytes"] for r in found[name]) / 2**20 for name in pair}
         at_least = f", at least {times:g} times as fast" if times else ""
         rows_out += [
             _common.row(what + at_least, medians["ours"], medians[peer], medians[peer] / medians["ours"], "s", limit),
-            _common.row(f"recall@{NEIGHBOURS}, {what}, at most 0.01 lower", quality["ours"], quality[peer],
-                        quality["ours"] - quality[peer], "difference"),
+            _common.row(f"recall@{NEIGHBOURS}, {what}, at most 0.01 lower", found_by["ours"], found_by[peer],
+                        found_by["ours"] - found_by[peer], "difference"),
+            *(_common.row(f"recall@{NEIGHBOURS} at {share:.0%} of the rows scanned, {what}, no worse", work["ours"][i],
+                          work[peer][i], work["ours"][i] - work[peer][i], "difference")
+              for i, share in enumerate(quality.SHARES)),
+            _common.row(f"variation of the partitions, {what}, at most as much", uneven["ours"], uneven[peer],
+                        uneven["ours"] / uneven[peer], "deviation / mean"),
             _common.row(f"peak memory, {what}" + (", at most half" if peer == "stock" else ""), memory["ours"], memory[peer],
                         memory["ours"] / memory[peer], "MiB"),
         ]  # fmt: skip
@@ -175,7 +222,7 @@ def multiplications() -> float:
 
 def peers(skip: list[str]) -> list[str]:
     """Ours first; faiss where it is installed."""
-    there = ["stock"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
+    there = ["stock"] + (["faiss", "faiss_default"] if importlib.util.find_spec("faiss") else [])
     return ["ours", *(name for name in there if name not in skip)]
 
 
@@ -188,11 +235,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--partitions", type=int, default=256)
     parser.add_argument("--sub-vectors", type=int, default=16)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--skip", action="append", default=[], choices=["stock", "faiss"])
+    parser.add_argument("--skip", action="append", default=[], choices=["stock", "faiss", "faiss_default"])
     parser.add_argument("--json", type=Path, default=Path("build.json"))
     a = parser.parse_args(arguments)
     who = peers(a.skip)
-    shapes = [(a.rows, a.dim, a.partitions, a.sub_vectors, None)] if a.rows else list(SHAPES)
+    shapes = [(a.rows, a.dim, a.partitions, a.sub_vectors, None, None)] if a.rows else list(SHAPES)
     print(f"{_common.machine()}\n{_common.versions()}")
     results = []
     for shape in shapes:
@@ -201,4 +248,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _common.dispatch({"prepare": prepare, "ours": ours, "stock": stock, "faiss": faiss}, main)
+    _common.dispatch(
+        {"prepare": prepare, "ours": ours, "stock": stock, "faiss": faiss, "faiss_default": faiss_default},
+        main,
+    )

@@ -57,48 +57,6 @@ def test_training_is_reproducible(ds: Any) -> None:
     assert la.train(lance.dataset(ds.uri), "VECTOR", seed=3, **train) == first
 
 
-def test_a_sample_is_random_and_bounded(ds: Any) -> None:
-    from lance_artifact._dataset import Handle
-
-    source = Handle.of(ds).vectors("vector")
-    sample = source.sample(100, "l2", 1)
-    assert len(sample) == 100
-    rows = {tuple(v) for v in np.array(sample.flatten()).reshape(-1, DIM)}
-    everything = [tuple(v) for v in vectors(ROWS, DIM)]
-    places = sorted(everything.index(r) for r in rows)
-    assert len(rows) == 100 and places[0] < ROWS / 4 and places[-1] > ROWS * 3 / 4
-    assert len(source.sample(10 * ROWS, "l2", 1)) == ROWS
-    some = Handle.of(ds).vectors("vector", [1]).sample(50, "l2", 1)
-    chosen = {tuple(v) for v in np.array(some.flatten()).reshape(-1, DIM)}
-    assert all(1000 <= everything.index(r) < 2000 for r in chosen)
-
-
-def test_a_mostly_null_column_is_sampled_and_indexed(write: Any) -> None:
-    mask = np.arange(20000) % 10 != 0
-    values = pa.FixedSizeListArray.from_arrays(
-        pa.array(vectors(20000, DIM).reshape(-1)), DIM, mask=pa.array(mask)
-    )
-    ds = write(values)
-    la.create_index(
-        ds, "vector", num_partitions=4, num_sub_vectors=M, sample_rate=4, num_bits=4, backend="cpu"
-    )
-    assert sum(map(len, stored(ds, "vector_idx"))) == 2000
-
-
-def test_a_very_sparse_column_is_sampled(write: Any) -> None:
-    mask = np.arange(200_000) % 600 != 0
-    values = pa.FixedSizeListArray.from_arrays(
-        pa.array(np.zeros(200_000 * 4, "f4") + np.repeat(np.arange(200_000, dtype="f4"), 4)),
-        4,
-        mask=pa.array(mask),
-    )
-    ds = write(values)
-    model = la.train(
-        ds, "vector", num_partitions=8, num_sub_vectors=2, num_bits=4, sample_rate=16, backend="cpu"
-    )
-    assert model.num_partitions == 8
-
-
 def test_what_would_fail_after_training_fails_before_it(
     ds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # Rows that are read and encoded to see how fast that is, and the seconds after which reading stops.
 ROWS, SECONDS = 16_384, 3.0
-# Passes over the sample that k-means takes in most cases, and bytes of an index that a core puts together in a second.
-PASSES, FINALIZE_BYTES = 12, 40e6
+# Passes over their sample that codewords take, and bytes of an index that a core puts together in a second.
+PASSES_OF_CODEWORDS, FINALIZE_BYTES = 9, 40e6
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,26 @@ def _calibrate(
     of_centroid = max(0.0, slow - fast) / (most - few)
     of_row = slow + of_centroid * (plan.num_partitions - most)
     encode = max(of_row, reading / seen) * plan.num_rows
-    train = sample * (reading / seen + PASSES * of_centroid * plan.num_partitions) if sample else 0.0
+    train = (
+        sample * (reading / seen + of_centroid * _distances(plan.num_partitions, sample)) if sample else 0.0
+    )
+    codes = max(0.0, fast - of_centroid * few)
+    train += min(sample, plan.sample_rate << plan.num_bits) * codes * PASSES_OF_CODEWORDS
     finalize = index / (FINALIZE_BYTES * (os.cpu_count() or 1))
     return {"train": train, "encode": encode, "finalize": finalize}, dropped
+
+
+def _distances(partitions: int, sample: int) -> float:
+    """Centroids that a vector of the sample is compared with in all of the training: `src/encode/cpu/kmeans/partitions.rs`."""
+    if partitions <= 128:
+        return 12 * partitions
+    among_neighbours = 500
+    if partitions <= 2048:
+        return 0.75 * partitions + among_neighbours
+    first = min(partitions, 8192)
+    return (
+        2 * min(1.0, max(24 * first / sample, 1 / 8 if first == partitions else 0)) * first + among_neighbours
+    )
 
 
 def _encoding(plan: BuildPlan, vectors: pa.FixedSizeListArray, num_partitions: int) -> float:

@@ -11,6 +11,8 @@ const MOST_BATCH_BYTES: u64 = 16 << 20;
 const LEAST_BATCH_BYTES: u64 = 256 << 10;
 /// Beside the batches read ahead: two that are encoded, and one on its way.
 const OTHER_BATCHES: usize = 3;
+/// The neighbours of a centroid while it is trained, and what is known of it when it is rounded.
+const OF_NEIGHBOURS: u64 = 512;
 /// A batch is there as it was read, and as it was decoded or prepared.
 const COPIES: u64 = 2;
 
@@ -130,8 +132,9 @@ impl TrainShares {
         let copy = if vectors.byte_width == size_of::<f32>() { 0 } else { float32 };
         // While it is drawn: the vectors, and the order in which they are.
         let drawn = usable.saturating_sub(scan) / (vectors.row_bytes() + 16);
-        // While it is trained on: labels and members of the clusters; centroids old, new and in the order of the kernel.
-        let tables = 3 * (shape.num_partitions as u64) * float32;
+        // While it is trained on: labels old and new and members of the clusters; centroids, and in the order of the kernel and of
+        // groups, and the neighbours of each.
+        let tables = shape.num_partitions as u64 * (3 * float32 + OF_NEIGHBOURS);
         let row = vectors.row_bytes() + copy + 12;
         let for_centroids = if shape.trains_centroids { usable.saturating_sub(tables) / row } else { u64::MAX };
         // Then the nearest centroid of each, and one sub-vector of the residuals on every thread, with what its k-means holds.

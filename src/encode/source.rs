@@ -3,11 +3,12 @@
 use arrow_array::{Array, FixedSizeListArray, UInt64Array, make_array};
 use arrow_buffer::{Buffer, MutableBuffer};
 use arrow_data::ArrayData;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use rand::rngs::SmallRng;
 use rand::seq::index;
 use rand::{Rng, SeedableRng};
 
+use super::cpu::as_float32;
 use super::memory::{Vectors, scan_options};
 use super::prepare::{PreparedVectors, prepare};
 use crate::artifact::Source;
@@ -18,6 +19,30 @@ use crate::model::{Metric, fixed_size_list, flat_values};
 
 /// Vector bytes of one random read while sampling, where there is memory for it.
 const TAKE_BYTES: usize = 32 << 20;
+
+/// Reads on their way at once.
+const TAKES_AT_ONCE: usize = 4;
+/// Neighbouring rows that are drawn at once, where they are not alike; and fewer.
+const RUNS: [usize; 4] = [64, 16, 4, 1];
+/// Runs that tell how alike neighbours are.
+const PILOT_RUNS: usize = 64;
+
+#[derive(Default)]
+struct Mean {
+    sum: f64,
+    count: usize,
+}
+
+impl Mean {
+    fn add(&mut self, value: f64) {
+        self.sum += value;
+        self.count += 1;
+    }
+
+    fn get(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+}
 
 /// The vectors of a column in some fragments of one version of a dataset.
 #[derive(Debug, Clone)]
@@ -111,7 +136,7 @@ impl VectorSource {
         fixed_size_list(make_array(values), self.column.dimension)
     }
 
-    /// Random rows until enough are usable; false where most are not.
+    /// Random runs of rows until enough are usable; false where most are not.
     async fn sample_by_access(
         &self,
         rows: usize,
@@ -121,25 +146,67 @@ impl VectorSource {
         drawn: &mut MutableBuffer,
         budget: &Budget,
     ) -> Result<bool> {
-        let mut order = index::sample(random, total, (rows * 2 + 1024).min(total)).into_vec();
+        let run = self.run_rows(total, metric, random).await?;
+        let runs = total / run;
+        let mut order = index::sample(random, runs, (rows.div_ceil(run) * 2 + 1024).min(runs)).into_vec();
         // A take holds what it reads about four times.
-        let take_bytes = self.scan_bytes.map_or(TAKE_BYTES, |bytes| TAKE_BYTES.min(bytes as usize / 4));
-        let step = (take_bytes / self.row_bytes().max(1)).max(1);
+        let take_bytes = self.scan_bytes.map_or(TAKE_BYTES, |bytes| TAKE_BYTES.min(bytes as usize / 4)) / TAKES_AT_ONCE;
+        let step = (take_bytes / self.row_bytes().max(1) / run).max(1);
         let mut have = 0;
         while have < rows {
             if order.is_empty() {
                 return Ok(false);
             }
-            let mut offsets: Vec<u64> = order.drain(..order.len().min(step).min(rows - have)).map(|i| i as u64).collect();
-            offsets.sort_unstable();
-            let vectors = self.dataset.take(&offsets, &self.column, &self.fragment_ids).await?;
-            let row_ids = UInt64Array::from_iter_values(0..vectors.len() as u64);
-            let picked = prepare(&row_ids, &vectors, metric)?;
-            have += picked.vectors.len();
-            drawn.extend_from_slice(self.bytes(&picked).as_slice());
+            // As many as are missing, in a few reads side by side.
+            let next: Vec<usize> = order.drain(..order.len().min(step * TAKES_AT_ONCE).min((rows - have).div_ceil(run))).collect();
+            let takes: Vec<Vec<usize>> = next.chunks(step).map(<[usize]>::to_vec).collect();
+            let mut taken = stream::iter(takes).map(|runs| self.take_runs(runs, run, metric)).buffered(TAKES_AT_ONCE);
+            while let Some(picked) = taken.try_next().await? {
+                let usable = picked.vectors.len().min(rows - have);
+                have += usable;
+                drawn.extend_from_slice(&self.bytes(&picked).as_slice()[..usable * self.row_bytes()]);
+            }
             budget.relieve();
         }
         Ok(true)
+    }
+
+    /// The usable rows of some runs of `run` neighbouring rows, by their numbers.
+    async fn take_runs(&self, mut runs: Vec<usize>, run: usize, metric: Metric) -> Result<PreparedVectors> {
+        runs.sort_unstable();
+        let places: Vec<u64> = runs.iter().flat_map(|n| n * run..(n + 1) * run).map(|place| place as u64).collect();
+        let vectors = self.dataset.take(&places, &self.column, &self.fragment_ids).await?;
+        tokio::task::spawn_blocking(move || prepare(&UInt64Array::from(places), &vectors, metric)).await?
+    }
+
+    /// How many neighbouring rows to draw at once: as many as tell nearly as much as that many from anywhere. Where rows lie beside
+    /// those like them, as the pieces of a document do, that is few or one.
+    async fn run_rows(&self, total: usize, metric: Metric, random: &mut SmallRng) -> Result<usize> {
+        let most = RUNS[0];
+        if total / most < PILOT_RUNS * 2 {
+            return Ok(1);
+        }
+        let pilot = index::sample(random, total / most, PILOT_RUNS).into_vec();
+        let found = self.take_runs(pilot, most, metric).await?;
+        let vectors = as_float32(&found.vectors);
+        let vectors: Vec<&[f32]> = vectors.chunks_exact(self.column.dimension).collect();
+        let run_of = |i: usize| found.row_ids.value(i) / most as u64;
+        let square = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        // Between rows of the same runs, and of different ones.
+        let (mut beside, mut apart) = (Mean::default(), Mean::default());
+        for i in 0..vectors.len() {
+            for step in [1, 7, most] {
+                let Some(other) = vectors.get(i + step) else { continue };
+                let mean = if run_of(i) == run_of(i + step) { &mut beside } else { &mut apart };
+                mean.add(square(vectors[i], other));
+            }
+        }
+        let alike = match (beside.get(), apart.get()) {
+            (Some(beside), Some(apart)) if apart > 0.0 => (1.0 - beside / apart).max(0.0),
+            _ => return Ok(1),
+        };
+        // So many rows tell as much as `run / (1 + (run - 1) * alike)` that were drawn by themselves.
+        Ok(RUNS.into_iter().find(|run| (run - 1) as f64 * alike <= 1.0).unwrap_or(1))
     }
 
     /// A reservoir over all usable rows, in one pass.

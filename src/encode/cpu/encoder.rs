@@ -16,7 +16,8 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::nearest::{Codewords, Form, Nearest};
-use super::pruned::{Pruned, pays};
+use super::search::Search;
+use super::simd::{dot, square, square_between};
 use crate::encode::encoder::{Encoded, Encoder};
 use crate::error::{Error, Result};
 use crate::lance::kernels::{Quantizer, assign};
@@ -48,44 +49,26 @@ struct Partitions {
     first: Vec<u32>,
 }
 
-enum Search {
-    Full(Codewords),
-    Pruned(Pruned),
-}
-
 impl Partitions {
     /// `bytes`: the same centroids in the column's type.
     fn new(values: &[f32], bytes: &[u8], dimension: usize, form: Form) -> Self {
         let (kept, first) = distinct(values, bytes, dimension);
-        let search = if pays(kept.len() / dimension, dimension) {
-            Search::Pruned(Pruned::new(&kept, dimension, form))
-        } else {
-            Search::Full(Codewords::new(&kept, dimension, form))
-        };
+        let search = Search::new(&kept, dimension, form);
         Self { search, first }
     }
 
     fn count(&self) -> usize {
-        match &self.search {
-            Search::Full(codewords) => codewords.count(),
-            Search::Pruned(codewords) => codewords.count(),
-        }
+        self.search.count()
     }
 
     /// See [`Codewords::magnitude`].
     fn magnitude(&self, length: f32) -> f32 {
-        match &self.search {
-            Search::Full(codewords) => codewords.magnitude(length),
-            Search::Pruned(codewords) => codewords.magnitude(length),
-        }
+        self.search.magnitude(length)
     }
 
     /// The nearest of all centroids; the nearest but one at least where it is within `doubt` of a vector's length.
     fn nearest(&self, vectors: &[f32], dimension: usize, doubt: impl Fn(f32) -> f32, out: &mut [Nearest]) {
-        match &self.search {
-            Search::Full(codewords) => codewords.nearest_of_parts(vectors, dimension, out),
-            Search::Pruned(codewords) => codewords.nearest(vectors, doubt, out),
-        }
+        self.search.nearest(vectors, dimension, doubt, out);
         among_all(&self.first, out);
     }
 }
@@ -111,24 +94,53 @@ fn among_all(first: &[u32], found: &mut [Nearest]) {
     }
 }
 
-/// Codewords of which no two are equal in the column's type.
+/// The codewords of a sub-vector, of which no two are equal in the column's type.
 struct Distinct {
-    codewords: Codewords,
+    /// Ranked by one multiplication and addition for each number; where that is close, as Lance computes it, by three operations.
+    ranked: Codewords,
+    exact: Codewords,
+    /// What `ranked` leaves out is the squared distance to this.
+    center: Vec<f32>,
     /// The index that each has among all; empty where all are distinct.
     first: Vec<u32>,
 }
 
 impl Distinct {
     /// `bytes`: the same codewords in the column's type.
-    fn new(values: &[f32], bytes: &[u8], dimension: usize, form: Form) -> Self {
+    fn new(values: &[f32], bytes: &[u8], dimension: usize) -> Self {
         let (kept, first) = distinct(values, bytes, dimension);
-        Self { codewords: Codewords::new(&kept, dimension, form), first }
+        let ranked = Codewords::new(&kept, dimension, Form::L2);
+        let center = ranked.center().iter().map(|v| *v as f32).collect();
+        Self { ranked, exact: Codewords::new(&kept, dimension, Form::Exact), center, first }
     }
 
-    /// As [`Codewords::nearest_of_parts`], with indices among all codewords.
-    fn nearest(&self, vectors: &[f32], stride: usize, out: &mut [Nearest]) {
-        self.codewords.nearest_of_parts(vectors, stride, out);
-        among_all(&self.first, out);
+    /// The code of the sub-vector that begins each of `rows (n, stride)`, which `tell` gets, and whether it is certain. `beyond` of
+    /// length and distance: by how much another type than float32 blurs that distance.
+    fn codes(
+        &self,
+        rows: &[f32],
+        stride: usize,
+        found: &mut [Nearest],
+        beyond: impl Fn(f32, f32) -> f32,
+        mut tell: impl FnMut(usize, u32, bool),
+    ) {
+        let width = self.center.len();
+        self.ranked.nearest_of_parts(rows, stride, found);
+        for (row, found) in found.iter_mut().enumerate() {
+            let sub_vector = &rows[row * stride..][..width];
+            let length = square(sub_vector).sqrt();
+            let second = found.second + square_between(sub_vector, &self.center);
+            let blur = DOUBT * (self.ranked.magnitude(length) + second) + beyond(length, second);
+            let mut certain = found.second - found.distance > blur;
+            if !certain {
+                self.exact.nearest_of_parts(sub_vector, width, std::slice::from_mut(found));
+                // Lance's kernel gives the same bits for codebooks of this form; others are summed in another order, or type.
+                let blur = DOUBT * found.second + beyond(length, found.second);
+                certain = found.second - found.distance > blur || found.second == f32::INFINITY;
+                certain &= found.index != u32::MAX;
+            }
+            tell(row, self.first.get(found.index as usize).copied().unwrap_or(found.index), certain);
+        }
     }
 }
 
@@ -152,7 +164,7 @@ impl CpuEncoder {
         let codewords = codebook
             .chunks_exact(width << model.num_bits())
             .zip(bytes.chunks_exact(of_sub_vector))
-            .map(|(values, bytes)| Distinct::new(values, bytes, width, Form::Exact))
+            .map(|(values, bytes)| Distinct::new(values, bytes, width))
             .collect();
         let partitions = Partitions::new(&centroids, &value_bytes(model.centroids()), dimension, form);
         Self { model: model.clone(), quantizer, partitions, centroids, codewords }
@@ -163,7 +175,7 @@ impl CpuEncoder {
         let part_ids = self.assign(vectors, &float32)?;
         let (loss, residuals) = if self.model.metric().encodes_residuals() {
             let residuals: ScalarBuffer<f32> = self.residuals(vectors, &float32, &part_ids).into();
-            (residuals.chunks_exact(self.model.dimension()).map(|r| f64::from(r.iter().map(|d| d * d).sum::<f32>())).sum(), residuals)
+            (residuals.chunks_exact(self.model.dimension()).map(|r| f64::from(square(r))).sum(), residuals)
         } else {
             (self.dot_loss(&float32, &part_ids), float32)
         };
@@ -174,9 +186,7 @@ impl CpuEncoder {
     /// The sum of Lance's dot distances to the centroids.
     fn dot_loss(&self, float32: &[f32], part_ids: &[u32]) -> f64 {
         let dimension = self.model.dimension();
-        let dot = |vector: &[f32], part_id: &u32| {
-            vector.iter().zip(&self.centroids[*part_id as usize * dimension..]).map(|(v, c)| v * c).sum::<f32>()
-        };
+        let dot = |vector: &[f32], part_id: &u32| dot(vector, &self.centroids[*part_id as usize * dimension..][..dimension]);
         float32.chunks_exact(dimension).zip(part_ids).map(|(vector, part_id)| f64::from(1.0 - dot(vector, part_id))).sum()
     }
 
@@ -194,7 +204,7 @@ impl CpuEncoder {
         self.partitions.nearest(float32, dimension, doubt, &mut found);
         let mut doubtful = Vec::new();
         for ((row, found), vector) in (0u32..).zip(&found).zip(float32.chunks_exact(dimension)) {
-            let length = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
+            let length = square(vector).sqrt();
             // Where one of them is infinite or NaN nothing is certain.
             let gap = found.second - found.distance;
             let certain = gap > doubt(length);
@@ -246,27 +256,23 @@ impl CpuEncoder {
         let mut found = vec![NONE; rows];
         let mut doubtful = vec![false; rows];
         let rounded = self.model.element_type() == ElementType::Float64;
+        let four_bits = self.model.num_bits() == 4;
         for (m, codewords) in self.codewords.iter().enumerate() {
-            codewords.nearest(&residuals[m * width..], dimension, &mut found);
-            let largest = codewords.codewords.largest_length();
-            for (row, found) in found.iter().enumerate() {
-                let mut blur = DOUBT * found.second;
-                if rounded {
-                    // Of both distances, each between two points that were moved by a part of their lengths, and not of the distance.
-                    let length = residuals[row * dimension + m * width..][..width].iter().map(|v| v * v).sum::<f32>().sqrt();
-                    let moved = ROUNDING * (length + largest);
-                    blur += 4.0 * moved * (found.second.sqrt() + moved);
-                }
-                // Lance's kernel gives the same bits for codebooks of this form; others are summed in another order, or type.
-                let certain = found.second - found.distance > blur || found.second == f32::INFINITY;
-                doubtful[row] |= !certain || found.index == u32::MAX;
-                let code = found.index as u8;
-                if self.model.num_bits() == 8 {
-                    codes[row * code_width + m] = code;
-                } else {
+            let largest = codewords.exact.largest_length();
+            let beyond = |length: f32, second: f32| {
+                // Of both distances, each between two points that were moved by a part of their lengths, and not of the distance.
+                let moved = if rounded { ROUNDING * (length + largest) } else { 0.0 };
+                4.0 * moved * (second.max(0.0).sqrt() + moved)
+            };
+            codewords.codes(&residuals[m * width..], dimension, &mut found, beyond, |row, index, certain| {
+                doubtful[row] |= !certain;
+                let code = index as u8;
+                if four_bits {
                     codes[row * code_width + m / 2] |= (code & 15) << (4 * (m % 2));
+                } else {
+                    codes[row * code_width + m] = code;
                 }
-            }
+            });
         }
         let doubtful: Vec<u32> = (0u32..).zip(doubtful).filter_map(|(row, doubtful)| doubtful.then_some(row)).collect();
         if !doubtful.is_empty() {

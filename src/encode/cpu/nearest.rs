@@ -143,6 +143,27 @@ impl Codewords {
         Self { dimension, count, form, isa, panels, starts, center, largest }
     }
 
+    /// Codewords of [`Form::L2`] as they are seen from `origin`, for vectors of which it was subtracted: what is left out is their
+    /// squared length. Quicker to make than by [`Self::new`].
+    pub fn around<'a>(codewords: impl ExactSizeIterator<Item = &'a [f32]>, origin: &[f32]) -> Self {
+        let isa = Isa::detect();
+        let (width, dimension, count) = (isa.panel_width(), origin.len(), codewords.len());
+        let padded = count.div_ceil(width) * width;
+        let mut panels = vec![0.0; padded * dimension];
+        let mut starts = vec![f32::INFINITY; padded];
+        for (i, codeword) in codewords.enumerate() {
+            let panel = &mut panels[i / width * width * dimension + i % width..];
+            let mut square = 0f32;
+            for (place, (value, origin)) in panel.iter_mut().step_by(width).zip(codeword.iter().zip(origin)) {
+                let difference = value - origin;
+                *place = -2.0 * difference;
+                square += difference * difference;
+            }
+            starts[i] = square;
+        }
+        Self { dimension, count, form: Form::L2, isa, panels, starts, center: Vec::new(), largest: (0.0, 0.0) }
+    }
+
     /// What [`Form::L2`] leaves out is the squared distance to this.
     pub fn center(&self) -> &[f64] {
         &self.center
@@ -178,6 +199,23 @@ impl Codewords {
         self.run::<true>(vectors, stride, out);
     }
 
+    /// All distances of `vectors (n, dimension)`, `n` rows of [`Self::padded`]; those of no codeword are infinite.
+    pub fn distances(&self, vectors: &[f32], out: &mut [f32]) {
+        assert!(
+            self.form != Form::Exact && vectors.len().is_multiple_of(self.dimension),
+            "{} numbers, vectors of {}",
+            vectors.len(),
+            self.dimension
+        );
+        assert_eq!(out.len(), vectors.len() / self.dimension * self.padded());
+        self.dispatch(Job::All { vectors, out });
+    }
+
+    /// [`Self::count`], filled up to whole panels.
+    pub fn padded(&self) -> usize {
+        self.starts.len()
+    }
+
     fn run<const SECOND: bool>(&self, vectors: &[f32], stride: usize, out: &mut [Nearest]) {
         if out.is_empty() {
             return;
@@ -189,49 +227,91 @@ impl Codewords {
             out.len(),
             self.dimension
         );
+        self.dispatch(if SECOND { Job::NearestTwo { vectors, stride, out } } else { Job::Nearest { vectors, stride, out } });
+    }
+
+    fn dispatch(&self, job: Job<'_>) {
         match self.isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: detected, or chosen by a test that detected it.
-            Isa::Avx512 => unsafe { avx512::<SECOND>(self, vectors, stride, out) },
+            Isa::Avx512 => unsafe { avx512(self, job) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx2 => unsafe { avx2::<SECOND>(self, vectors, stride, out) },
+            Isa::Avx2 => unsafe { avx2(self, job) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: part of the architecture.
-            Isa::Neon => unsafe { dispatch::<std::arch::aarch64::float32x4_t, 4, 5, SECOND>(self, vectors, stride, out) },
+            Isa::Neon => unsafe { run::<std::arch::aarch64::float32x4_t, 4, 5>(self, job) },
             // SAFETY: needs no instructions of its own.
-            Isa::Plain => unsafe { dispatch::<Plain, 2, 4, SECOND>(self, vectors, stride, out) },
+            Isa::Plain => unsafe { run::<Plain, 2, 4>(self, job) },
         }
     }
 }
 
+/// What a kernel is asked for, of vectors `stride` numbers apart.
+enum Job<'a> {
+    Nearest { vectors: &'a [f32], stride: usize, out: &'a mut [Nearest] },
+    NearestTwo { vectors: &'a [f32], stride: usize, out: &'a mut [Nearest] },
+    All { vectors: &'a [f32], out: &'a mut [f32] },
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512<const SECOND: bool>(codewords: &Codewords, vectors: &[f32], stride: usize, out: &mut [Nearest]) {
+unsafe fn avx512(codewords: &Codewords, job: Job<'_>) {
     // SAFETY: compiled for the instructions that the caller promises.
-    unsafe { dispatch::<std::arch::x86_64::__m512, 4, 6, SECOND>(codewords, vectors, stride, out) }
+    unsafe { run::<std::arch::x86_64::__m512, 4, 6>(codewords, job) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const SECOND: bool>(codewords: &Codewords, vectors: &[f32], stride: usize, out: &mut [Nearest]) {
+unsafe fn avx2(codewords: &Codewords, job: Job<'_>) {
     // SAFETY: as above.
-    unsafe { dispatch::<std::arch::x86_64::__m256, 2, 6, SECOND>(codewords, vectors, stride, out) }
+    unsafe { run::<std::arch::x86_64::__m256, 2, 6>(codewords, job) }
 }
 
 #[inline(always)]
-unsafe fn dispatch<V: Vector, const R: usize, const S: usize, const SECOND: bool>(
-    codewords: &Codewords,
-    vectors: &[f32],
-    stride: usize,
-    out: &mut [Nearest],
-) {
+unsafe fn run<V: Vector, const R: usize, const S: usize>(codewords: &Codewords, job: Job<'_>) {
+    let exact = codewords.form == Form::Exact;
     // SAFETY: the caller's.
     unsafe {
-        if codewords.form == Form::Exact {
-            blocks::<V, R, S, true, SECOND>(codewords, vectors, stride, out);
-        } else {
-            blocks::<V, R, S, false, SECOND>(codewords, vectors, stride, out);
+        match job {
+            Job::Nearest { vectors, stride, out } if exact => blocks::<V, R, S, true, false>(codewords, vectors, stride, out),
+            Job::Nearest { vectors, stride, out } => blocks::<V, R, S, false, false>(codewords, vectors, stride, out),
+            Job::NearestTwo { vectors, stride, out } if exact => blocks::<V, R, S, true, true>(codewords, vectors, stride, out),
+            Job::NearestTwo { vectors, stride, out } => blocks::<V, R, S, false, true>(codewords, vectors, stride, out),
+            Job::All { vectors, out } => all::<V, R, S>(codewords, vectors, out),
+        }
+    }
+}
+
+/// The distances of all vectors to the codewords of one panel after the other.
+#[inline(always)]
+unsafe fn all<V: Vector, const R: usize, const S: usize>(codewords: &Codewords, vectors: &[f32], out: &mut [f32]) {
+    let (dimension, padded, width) = (codewords.dimension, codewords.starts.len(), R * V::LANES);
+    let rows = vectors.len() / dimension;
+    for panel in 0..padded / width {
+        let mut row = 0;
+        // SAFETY: rows and panels are within the slices; the instructions are the caller's promise.
+        unsafe {
+            while row < rows {
+                let (from, to) = (vectors.as_ptr().add(row * dimension), out.as_mut_ptr().add(row * padded + panel * width));
+                if row + S <= rows {
+                    store::<V, R, S>(&sums::<V, R, S, false>(codewords, from, dimension, panel), to, padded);
+                    row += S;
+                } else {
+                    store::<V, R, 1>(&sums::<V, R, 1, false>(codewords, from, dimension, panel), to, padded);
+                    row += 1;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn store<V: Vector, const R: usize, const S: usize>(sums: &[[V; R]; S], to: *mut f32, stride: usize) {
+    for (s, row) in sums.iter().enumerate() {
+        for (r, sum) in row.iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe { sum.store(to.add(s * stride + r * V::LANES)) };
         }
     }
 }
@@ -291,6 +371,47 @@ unsafe fn blocks<V: Vector, const R: usize, const S: usize, const EXACT: bool, c
     }
 }
 
+/// The distances of `S` vectors to the codewords of a panel of `R` registers.
+#[allow(clippy::needless_range_loop)] // indices that the compiler unrolls, for registers
+#[inline(always)]
+unsafe fn sums<V: Vector, const R: usize, const S: usize, const EXACT: bool>(
+    codewords: &Codewords,
+    vectors: *const f32,
+    stride: usize,
+    panel: usize,
+) -> [[V; R]; S] {
+    let (dimension, width) = (codewords.dimension, R * V::LANES);
+    // SAFETY: the caller's: panel and vectors are there, and the instructions too.
+    unsafe {
+        // Loops, not closures: those would not be compiled for the instructions, and no intrinsic inlined in them.
+        let starts = codewords.starts.as_ptr().add(panel * width);
+        let mut at = codewords.panels.as_ptr().add(panel * width * dimension);
+        let mut row = [V::splat(0.0); R];
+        for r in 0..R {
+            row[r] = V::load(starts.add(r * V::LANES));
+        }
+        let mut sums = [row; S];
+        for d in 0..dimension {
+            for r in 0..R {
+                row[r] = V::load(at.add(r * V::LANES));
+            }
+            for s in 0..S {
+                let x = V::splat(*vectors.add(s * stride + d));
+                for r in 0..R {
+                    sums[s][r] = if EXACT {
+                        let difference = x.sub(row[r]);
+                        sums[s][r].add(difference.mul(difference))
+                    } else {
+                        sums[s][r].add_product(x, row[r])
+                    };
+                }
+            }
+            at = at.add(width);
+        }
+        sums
+    }
+}
+
 /// `S` vectors against panels `first..end` of `R` registers each.
 #[allow(clippy::needless_range_loop)] // indices that the compiler unrolls, for registers
 #[inline(always)]
@@ -302,10 +423,8 @@ unsafe fn tile<V: Vector, const R: usize, const S: usize, const EXACT: bool, con
     first: usize,
     end: usize,
 ) {
-    let (dimension, width) = (codewords.dimension, R * V::LANES);
     // SAFETY: the caller's: panels and vectors are there, and the instructions too.
     unsafe {
-        // Loops, not closures: those would not be compiled for the instructions, and no intrinsic inlined in them.
         let mut best = [(V::splat(0.0), V::index(0)); S];
         let mut second = [V::splat(f32::INFINITY); S];
         for s in 0..S {
@@ -315,30 +434,7 @@ unsafe fn tile<V: Vector, const R: usize, const S: usize, const EXACT: bool, con
             }
         }
         for panel in first..end {
-            let starts = codewords.starts.as_ptr().add(panel * width);
-            let mut at = codewords.panels.as_ptr().add(panel * width * dimension);
-            let mut row = [V::splat(0.0); R];
-            for r in 0..R {
-                row[r] = V::load(starts.add(r * V::LANES));
-            }
-            let mut sums = [row; S];
-            for d in 0..dimension {
-                for r in 0..R {
-                    row[r] = V::load(at.add(r * V::LANES));
-                }
-                for s in 0..S {
-                    let x = V::splat(*vectors.add(s * stride + d));
-                    for r in 0..R {
-                        sums[s][r] = if EXACT {
-                            let difference = x.sub(row[r]);
-                            sums[s][r].add(difference.mul(difference))
-                        } else {
-                            sums[s][r].add_product(x, row[r])
-                        };
-                    }
-                }
-                at = at.add(width);
-            }
+            let sums = sums::<V, R, S, EXACT>(codewords, vectors, stride, panel);
             for r in 0..R {
                 let register = V::index((panel * R + r) as u32);
                 for s in 0..S {
@@ -384,103 +480,4 @@ fn reduce<const LANES: usize, const SECOND: bool>(state: &State) -> Nearest {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::rngs::SmallRng;
-    use rand::{Rng, SeedableRng};
-
-    fn random(count: usize, seed: u64) -> Vec<f32> {
-        let mut random = SmallRng::seed_from_u64(seed);
-        (0..count).map(|_| random.random_range(-1.0..1.0)).collect()
-    }
-
-    fn isas() -> Vec<Isa> {
-        let mut isas = vec![Isa::Plain, Isa::detect()];
-        #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            isas.push(Isa::Avx2);
-        }
-        isas
-    }
-
-    #[test]
-    fn finds_the_nearest_and_the_second_on_every_processor() {
-        for isa in isas() {
-            for (rows, count, dimension) in [(1, 1, 1), (7, 5, 3), (100, 256, 8), (193, 300, 33), (97, 65, 200), (6, 64, 4)] {
-                let (vectors, codewords) = (random(rows * dimension, 1), random(count * dimension, 2));
-                for form in [Form::L2, Form::Dot, Form::Exact] {
-                    let mut out = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; rows];
-                    Codewords::with_isa(&codewords, dimension, form, isa).nearest(&vectors, &mut out);
-                    for (vector, found) in vectors.chunks_exact(dimension).zip(&out) {
-                        let mut distances: Vec<(f64, usize)> = codewords
-                            .chunks_exact(dimension)
-                            .map(|c| {
-                                let pairs = vector.iter().zip(c).map(|(a, b)| (f64::from(*a), f64::from(*b)));
-                                match form {
-                                    Form::Dot => pairs.map(|(a, b)| -a * b).sum::<f64>(),
-                                    Form::L2 | Form::Exact => pairs.map(|(a, b)| (a - b) * (a - b)).sum(),
-                                }
-                            })
-                            .zip(0..)
-                            .collect();
-                        let chosen = distances[found.index as usize].0;
-                        distances.sort_by(|a, b| a.0.total_cmp(&b.0));
-                        assert!((chosen - distances[0].0).abs() < 1e-4, "{isa:?} {form:?}");
-                        // L2 leaves out what is the same for all codewords.
-                        let left_out = if form == Form::L2 { chosen - f64::from(found.distance) } else { 0.0 };
-                        assert!((f64::from(found.distance) + left_out - chosen).abs() < 1e-4);
-                        if count > 1 {
-                            let second = f64::from(found.second) + left_out;
-                            assert!((second - distances[1].0).abs() < 2e-4, "{isa:?} {form:?} {found:?}");
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn far_from_the_origin_differences_are_not_lost() {
-        let (rows, count, dimension) = (300, 64, 16);
-        let far = |values: Vec<f32>| values.iter().map(|v| v + 1000.0).collect::<Vec<_>>();
-        let (vectors, codewords) = (far(random(rows * dimension, 5)), far(random(count * dimension, 6)));
-        for isa in isas() {
-            let packed = Codewords::with_isa(&codewords, dimension, Form::L2, isa);
-            let mut found = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; rows];
-            packed.nearest(&vectors, &mut found);
-            let exact = Codewords::with_isa(&codewords, dimension, Form::Exact, isa);
-            let mut expected = found.clone();
-            exact.nearest(&vectors, &mut expected);
-            let wrong = found.iter().zip(&expected).filter(|(a, b)| a.index != b.index && b.second - b.distance > 0.05).count();
-            assert_eq!(wrong, 0, "{isa:?}");
-        }
-    }
-
-    #[test]
-    fn of_equal_ones_the_first_and_of_infinite_ones_none() {
-        for isa in isas() {
-            let mut out = [Nearest { index: 0, distance: 0.0, second: 0.0 }; 2];
-            let codewords = [1.0f32, 2.0].repeat(100);
-            Codewords::with_isa(&codewords, 2, Form::Exact, isa).nearest(&[1.0, 2.0, 5.0, 5.0], &mut out);
-            assert_eq!((out[0].index, out[0].distance, out[0].second, out[1].index), (0, 0.0, 0.0, 0));
-            Codewords::with_isa(&codewords, 2, Form::Exact, isa).nearest(&[f32::MAX, 1.0, f32::NAN, 1.0], &mut out);
-            assert_eq!((out[0].index, out[1].index), (u32::MAX, u32::MAX));
-        }
-    }
-
-    #[test]
-    fn exact_is_bit_by_bit_what_lance_computes() {
-        let (dimension, count) = (8, 256);
-        let (vectors, codewords) = (random(500 * dimension, 3), random(count * dimension, 4));
-        let prepared = crate::lance::kernels::ReferenceDistances::new(&codewords, dimension);
-        for isa in isas() {
-            let mut out = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; 500];
-            Codewords::with_isa(&codewords, dimension, Form::Exact, isa).nearest(&vectors, &mut out);
-            for (vector, found) in vectors.chunks_exact(dimension).zip(&out) {
-                let (nearest, distances) = prepared.of(vector);
-                assert_eq!(nearest, Some(found.index));
-                assert_eq!(distances[found.index as usize], found.distance);
-            }
-        }
-    }
-}
+mod tests;

@@ -27,6 +27,42 @@ pub trait Vector: Copy {
     unsafe fn keep_less(best: (Self, Self::Index), new: (Self, Self::Index)) -> (Self, Self::Index);
 }
 
+/// The sum over `f` of each number, in eight parts, which need not wait for each other.
+#[inline(always)]
+fn sum(count: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut sums = [0f32; 8];
+    let whole = count / 8 * 8;
+    let mut i = 0;
+    while i < whole {
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum += f(i + lane);
+        }
+        i += 8;
+    }
+    let halves = [sums[0] + sums[4], sums[1] + sums[5], sums[2] + sums[6], sums[3] + sums[7]];
+    (whole..count).map(f).fold((halves[0] + halves[2]) + (halves[1] + halves[3]), |sum, value| sum + value)
+}
+
+/// The squared length.
+#[inline(always)]
+pub fn square(a: &[f32]) -> f32 {
+    sum(a.len(), |i| a[i] * a[i])
+}
+
+/// The squared distance of two points of one dimension.
+#[inline(always)]
+pub fn square_between(a: &[f32], b: &[f32]) -> f32 {
+    let b = &b[..a.len()];
+    sum(a.len(), |i| (a[i] - b[i]) * (a[i] - b[i]))
+}
+
+/// The dot product of two points of one dimension.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let b = &b[..a.len()];
+    sum(a.len(), |i| a[i] * b[i])
+}
+
 /// Eight floats for the compiler to make of what it can.
 #[derive(Clone, Copy)]
 pub struct Plain([f32; 8]);
@@ -183,7 +219,8 @@ mod x86 {
         // SAFETY: the caller's.
         unsafe {
             let less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(new.0, best.0);
-            (_mm512_mask_mov_ps(best.0, less, new.0), _mm512_mask_mov_epi32(best.1, less, new.1))
+            // The smaller directly, not by the comparison: the next one waits for it. Of NaN and a number the second.
+            (_mm512_min_ps(new.0, best.0), _mm512_mask_mov_epi32(best.1, less, new.1))
         }
     }
 
@@ -193,7 +230,8 @@ mod x86 {
         unsafe {
             let less = _mm256_cmp_ps::<_CMP_LT_OQ>(new.0, best.0);
             let index = _mm256_blendv_ps(_mm256_castsi256_ps(best.1), _mm256_castsi256_ps(new.1), less);
-            (_mm256_blendv_ps(best.0, new.0, less), _mm256_castps_si256(index))
+            // As above.
+            (_mm256_min_ps(new.0, best.0), _mm256_castps_si256(index))
         }
     }
 

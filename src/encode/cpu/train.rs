@@ -11,8 +11,9 @@ use arrow_schema::DataType;
 use rayon::prelude::*;
 
 use super::encoder::as_float32;
-use super::kmeans::{Lloyd, OF_CODEWORDS, assign, of_centroids, progressive};
-use super::nearest::{Codewords, Form};
+use super::kmeans::{Lloyd, OF_CODEWORDS, partitions, progressive};
+use super::nearest::Form;
+use super::search::Search;
 use crate::encode::params::TrainParams;
 use crate::error::{Error, Result};
 use crate::model::{ElementType, IvfPqModel, Metric, fixed_size_list};
@@ -100,7 +101,7 @@ fn train_centroids(vectors: &[f32], dimension: usize, metric: Metric, params: &T
         progress.advance("train_ivf", iteration as u64);
         progress.check()
     };
-    Ok(progressive(lloyd, of_centroids(params.num_partitions), vectors, dimension, &check)?.centroids)
+    Ok(partitions(lloyd, vectors, dimension, &check)?.centroids)
 }
 
 /// The centroid nearest to each vector of the scaled sample. Residuals are taken as they are needed: all of them would take as much
@@ -114,7 +115,7 @@ impl NearestCentroids {
     fn new(vectors: &[f32], dimension: usize, centroids: &FixedSizeListArray, scale: f64) -> Self {
         let centroids: Vec<f32> = as_float32(centroids).iter().map(|v| (f64::from(*v) / scale) as f32).collect();
         let mut labels = vec![0; vectors.len() / dimension];
-        assign(vectors, dimension, &Codewords::new(&centroids, dimension, Form::L2), &mut labels);
+        Search::new(&centroids, dimension, Form::L2).label(vectors, &mut labels);
         Self { centroids, labels }
     }
 }

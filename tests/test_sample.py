@@ -1,0 +1,104 @@
+"""The rows that training draws: random, and beside each other only where that tells as much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import lance_artifact as la
+from conftest import stored, vectors
+from lance_artifact._dataset import Handle
+
+DIM, ROWS, M = 16, 3000, 4
+
+
+def test_a_sample_is_random_and_bounded(write: Any) -> None:
+    ds = write(vectors(ROWS, DIM))
+    source = Handle.of(ds).vectors("vector")
+    sample = source.sample(100, "l2", 1)
+    assert len(sample) == 100
+    rows = {tuple(v) for v in np.array(sample.flatten()).reshape(-1, DIM)}
+    everything = [tuple(v) for v in vectors(ROWS, DIM)]
+    places = sorted(everything.index(r) for r in rows)
+    assert len(rows) == 100 and places[0] < ROWS / 4 and places[-1] > ROWS * 3 / 4
+    assert len(source.sample(10 * ROWS, "l2", 1)) == ROWS
+    some = Handle.of(ds).vectors("vector", [1]).sample(50, "l2", 1)
+    chosen = {tuple(v) for v in np.array(some.flatten()).reshape(-1, DIM)}
+    assert all(1000 <= everything.index(r) < 2000 for r in chosen)
+
+
+def test_a_mostly_null_column_is_sampled_and_indexed(write: Any) -> None:
+    mask = np.arange(20000) % 10 != 0
+    values = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors(20000, DIM).reshape(-1)), DIM, mask=pa.array(mask)
+    )
+    ds = write(values)
+    la.create_index(
+        ds, "vector", num_partitions=4, num_sub_vectors=M, sample_rate=4, num_bits=4, backend="cpu"
+    )
+    assert sum(map(len, stored(ds, "vector_idx"))) == 2000
+
+
+def test_a_very_sparse_column_is_sampled(write: Any) -> None:
+    mask = np.arange(200_000) % 600 != 0
+    values = pa.FixedSizeListArray.from_arrays(
+        pa.array(np.zeros(200_000 * 4, "f4") + np.repeat(np.arange(200_000, dtype="f4"), 4)),
+        4,
+        mask=pa.array(mask),
+    )
+    ds = write(values)
+    model = la.train(
+        ds, "vector", num_partitions=8, num_sub_vectors=2, num_bits=4, sample_rate=16, backend="cpu"
+    )
+    assert model.num_partitions == 8
+
+
+def drawn(ds: Any, rows: int, seed: int, fragments: list[int] | None = None) -> np.ndarray:
+    """The rows' numbers, which their last elements are."""
+    sample = Handle.of(ds).vectors("vector", fragments).sample(rows, "l2", seed)
+    return np.array(sample.flatten()).reshape(len(sample), -1)[:, -1].astype(int)
+
+
+def numbered(values: np.ndarray) -> np.ndarray:
+    # Small beside the others, so that it does not make neighbours alike.
+    return np.concatenate([values * 1e6, np.arange(len(values), dtype="f4")[:, None]], axis=1)
+
+
+@pytest.mark.parametrize("fragments", [None, [0, 2]])
+def test_of_rows_in_no_order_runs_are_drawn(write: Any, fragments: list[int] | None) -> None:
+    ds = write(numbered(vectors(60_000, 8)), max_rows_per_file=20_000)
+    rows = drawn(ds, 1500, 1, fragments)
+    assert len(rows) == len(set(rows)) == 1500
+    runs = {row // 64 for row in rows} if fragments is None else set()
+    # 24 whole ones, the last of them in part.
+    assert fragments or len(runs) == 24
+    assert fragments is None or {row // 20_000 for row in rows} == {0, 2}
+    # But in random order: training takes the first of them.
+    assert (np.abs(np.diff(rows)) == 1).mean() < 0.1
+    assert (drawn(ds, 1500, 1, fragments) == rows).all()
+    assert set(drawn(ds, 1500, 2, fragments)) != set(rows)
+
+
+@pytest.mark.parametrize(("each", "least"), [(400, 150 * 0.85), (20, 1100)])
+def test_of_rows_beside_those_like_them_single_ones_are_drawn(write: Any, each: int, least: float) -> None:
+    rng = np.random.default_rng(5)
+    centers = rng.standard_normal((60_000 // each, 8), dtype=np.float32)
+    values = np.repeat(centers, each, axis=0) + rng.standard_normal((60_000, 8), dtype=np.float32) * 0.2
+    rows = drawn(write(numbered(values)), 1500, 1)
+    found = len(set(rows // each))
+    # As many of the clusters as single rows find. Runs of 64 would be of some 24 to 48.
+    assert found >= least, found
+
+
+def test_rows_deleted_null_and_in_the_last_part_of_a_run(write: Any) -> None:
+    values = numbered(vectors(20_011, 8))
+    mask = np.arange(20_011) % 3 == 0
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 9, mask=pa.array(mask))
+    ds = write(column)
+    ds.delete("id >= 5000 and id < 9000")
+    rows = drawn(ds, 1500, 3)
+    assert len(set(rows)) == 1500
+    assert not mask[rows].any() and not ((rows >= 5000) & (rows < 9000)).any()
