@@ -24,6 +24,8 @@ const TAKE_BYTES: usize = 32 << 20;
 const TAKES_AT_ONCE: usize = 4;
 /// Neighbouring rows that are drawn at once, where they are not alike; and fewer.
 const RUNS: [usize; 4] = [64, 16, 4, 1];
+/// A sample is of so many runs at least.
+const LEAST_RUNS: usize = 256;
 /// Runs that tell how alike neighbours are.
 const PILOT_RUNS: usize = 64;
 
@@ -146,7 +148,7 @@ impl VectorSource {
         drawn: &mut MutableBuffer,
         budget: &Budget,
     ) -> Result<bool> {
-        let run = self.run_rows(total, metric, random).await?;
+        let run = self.run_rows(rows, total, metric, random).await?;
         let runs = total / run;
         let mut order = index::sample(random, runs, (rows.div_ceil(run) * 2 + 1024).min(runs)).into_vec();
         // A take holds what it reads about four times.
@@ -180,10 +182,11 @@ impl VectorSource {
     }
 
     /// How many neighbouring rows to draw at once: as many as tell nearly as much as that many from anywhere. Where rows lie beside
-    /// those like them, as the pieces of a document do, that is few or one.
-    async fn run_rows(&self, total: usize, metric: Metric, random: &mut SmallRng) -> Result<usize> {
+    /// those like them, as the pieces of a document do, that is few or one; and of a small sample too.
+    async fn run_rows(&self, rows: usize, total: usize, metric: Metric, random: &mut SmallRng) -> Result<usize> {
         let most = RUNS[0];
-        if total / most < PILOT_RUNS * 2 {
+        let enough = |run: &usize| *run == 1 || rows / run >= LEAST_RUNS;
+        if total / most < PILOT_RUNS * 2 || RUNS.iter().filter(|run| enough(run)).count() == 1 {
             return Ok(1);
         }
         let pilot = index::sample(random, total / most, PILOT_RUNS).into_vec();
@@ -206,7 +209,7 @@ impl VectorSource {
             _ => return Ok(1),
         };
         // So many rows tell as much as `run / (1 + (run - 1) * alike)` that were drawn by themselves.
-        Ok(RUNS.into_iter().find(|run| (run - 1) as f64 * alike <= 1.0).unwrap_or(1))
+        Ok(RUNS.into_iter().find(|run| enough(run) && (run - 1) as f64 * alike <= 1.0).unwrap_or(1))
     }
 
     /// A reservoir over all usable rows, in one pass.
