@@ -218,6 +218,28 @@ mod tests {
     }
 
     #[test]
+    fn within_groups_that_see_all_others_they_are_the_same() {
+        let (values, dimension) = (numbers(90 * 7, 3), 7);
+        let centroids = Points::new(&values, dimension);
+        let labels: Vec<u32> = (0..90).map(|i| i % 4).collect();
+        let groups = Members::of(&labels, 5);
+        let others = |group: usize| (0..90).filter(|i| labels[*i as usize] as usize != group).collect::<Vec<u32>>();
+        let (within, of) = (Neighbours::within(centroids, 20, &groups, others), Neighbours::of(centroids, 20));
+        let few = Neighbours::within(centroids, 64, &groups, |_| Vec::new());
+        for own in 0..90 {
+            let sorted = |neighbours: &Neighbours| {
+                let mut list = neighbours.of_centroid(own).to_vec();
+                list.sort_unstable();
+                list
+            };
+            assert_eq!(sorted(&within), sorted(&of));
+            // All of its own group, and itself to fill up.
+            assert!(few.of_centroid(own).iter().all(|i| labels[*i as usize] == labels[own]));
+            assert_eq!(few.of_centroid(own).iter().filter(|i| **i as usize != own).count(), groups.size(labels[own] as usize) - 1);
+        }
+    }
+
+    #[test]
     fn with_all_as_neighbours_it_is_a_full_search() {
         let (vectors, values, dimension) = (numbers(3000 * 5, 1), numbers(60 * 5, 2), 5);
         let (points, centroids) = (Points::new(&vectors, dimension), Points::new(&values, dimension));
