@@ -40,13 +40,18 @@ def vectors(rows: int, dim: int) -> np.ndarray:
     )
 
 
-def prepare(folder: str, rows: int, dim: int) -> dict[str, Any]:
+def write(folder: str, rows: int, dim: int) -> np.ndarray:
     import lance
 
-    array, queries = vectors(rows, dim), block(-1, QUERIES, dim, "float32")
+    array = vectors(rows, dim)
     column = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), dim)
     table = pa.table({"id": pa.array(np.arange(rows)), "vector": column})
     lance.write_dataset(table, f"{folder}/vectors.lance", max_rows_per_file=100_000)
+    return array
+
+
+def prepare(folder: str, rows: int, dim: int) -> dict[str, Any]:
+    array, queries = write(folder, rows, dim), block(-1, QUERIES, dim, "float32")
     scores = 2 * queries @ array.T - (array**2).sum(1)
     np.savez(f"{folder}/queries.npz", queries=queries, truth=np.argsort(-scores, axis=1)[:, :NEIGHBOURS])
     return {}

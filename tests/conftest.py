@@ -7,6 +7,7 @@ import gc
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,27 @@ import pyarrow as pa
 import pytest
 
 import lance_artifact as la
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+    report = yield
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[Any]:
+    """A test that passed leaves nothing on the disk: a whole run writes gigabytes. pytest's own way removes a folder that the test
+    still is in."""
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    done = yield
+    if folder is not None and not item.stash.get(_FAILED, False):
+        shutil.rmtree(folder, ignore_errors=True)
+    return done
+
+
+_FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session", autouse=True)

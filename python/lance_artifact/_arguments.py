@@ -54,6 +54,7 @@ class IndexParams:
     ef_construction: int
     max_level: int
     skip_transpose: bool
+    assign: str = "exact"
 
     def check(self) -> None:
         """What no column is needed for."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import _lance_artifact as core
 from ._arguments import IndexParams, fixed_size_list
+from ._assign import check_assigned
 from ._dataset import Handle
 from ._lance_artifact import Artifact, IvfPqModel
 from ._log import LOGGER, log
@@ -100,6 +101,8 @@ def published_artifact(
     if model is not None:
         found["model"], expected["model"] = theirs and theirs.fingerprint, model.fingerprint
     differences = [f"{k}={found.get(k)!r}, now {v!r}" for k, v in expected.items() if found.get(k) != v]
+    otherwise = check_assigned(artifact, asked.assign)
+    differences += [otherwise] if otherwise else []
     if not differences and model is None and ivf_centroids is not None and theirs is not None:
         given = fixed_size_list("ivf_centroids", ivf_centroids)
         if not given.flatten().equals(theirs.ivf_centroids.flatten()):

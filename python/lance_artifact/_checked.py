@@ -107,6 +107,16 @@ def flag(what: str, value: Any) -> bool:
     return bool(value)
 
 
+def choice(*names: str) -> Check:
+    def check(what: str, value: Any) -> str:
+        expected = f"one of {names}"
+        if text(what, value, expected) not in names:
+            raise refuse(what, value, expected)
+        return str(value)
+
+    return check
+
+
 def numbers(expected: str, most: int) -> Check:
     """Whole numbers of any iterable, as a list."""
 
@@ -248,6 +258,7 @@ CHECKS: dict[str, Check] = {
     "append": flag,
     "train": flag,
     "accelerator": text,
+    "assign": choice("exact", "fast"),
     "ivf_centroids_file": path,
     "batch_rows": whole(1),
     "num_buckets": whole(1),

@@ -29,6 +29,7 @@ from ._arguments import (
     wanted_partitions,
 )
 from ._artifacts import check_place, discard_artifact, published_artifact, store_options
+from ._assign import check_assign
 from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._cancel import poll, shielded
@@ -83,6 +84,7 @@ def create_index(
     backend: str | Backend = "auto",
     accelerator: str | None = None,
     devices: Sequence[int] | None = None,
+    assign: str = "exact",
     artifact_uri: str | Path | None = None,
     keep_artifact: bool | None = None,
     resume: bool | None = None,
@@ -139,6 +141,8 @@ def create_index(
         "cuvs" or "cuvs:N", as in pylance: a GPU, or an error.
     devices : sequence of int, optional
         GPUs of a backend that has them; the first one trains, all encode. Default the first visible one.
+    assign : {"exact", "fast"}, default "exact"
+        As in `build_artifact`: whether a row may be compared with the nearest groups of centroids only.
     artifact_uri : str or path, optional
         Where the encoded rows are laid out (8 + 4 + pq_code_width bytes a row). Default: a folder in the system's temporary
         folder, removed at the end.
@@ -206,6 +210,7 @@ def create_index(
         ef_construction,
         max_level,
         skip_transpose,
+        assign,
     )
     asked.check()
     ids = fragment_list(fragment_ids)
@@ -256,6 +261,7 @@ def create_index(
                 f"{what}: is {'not ' if by_run else ''}of a run{'' if by_run else ', which needs resume=True'}"
             )
     chosen = resolve_backend(backend, devices)
+    check_assign(assign, chosen)
     # Fewer rows than codewords: known without a look at a vector.
     if model is None and ids is None and not by_run and source.count_rows() < 2**asked.num_bits:
         return _commit_empty(handle, wanted, asked, source.count_rows())
@@ -400,6 +406,7 @@ def _create(
                 cast(IvfPqModel, model),
                 place,
                 backend=chosen,
+                assign=asked.assign,
                 fragment_ids=ids,
                 storage_options=storage_options,
                 # What is removed in a moment need not survive a crash of the machine.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ROWS, SECONDS = 16_384, 3.0
 # Passes over their sample that codewords take, and bytes of an index that a core puts together in a second.
 PASSES_OF_CODEWORDS, FINALIZE_BYTES = 9, 40e6
+# From so many partitions on assign="fast" looks at groups, which takes about so much of the time.
+LEAST_GROUPED, PART_OF_GROUPS = 2048, 0.4
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,10 @@ def _calibrate(
     slow, fast = _encoding(plan, vectors, most), _encoding(plan, vectors, few)
     # Of a row: what every centroid costs, and all that is the same for any number of them.
     of_centroid = max(0.0, slow - fast) / (most - few)
-    of_row = slow + of_centroid * (plan.num_partitions - most)
+    compared = plan.num_partitions
+    if plan.assign == "fast" and compared >= LEAST_GROUPED:
+        compared = max(most, int(compared * PART_OF_GROUPS))
+    of_row = slow + of_centroid * (compared - most)
     encode = max(of_row, reading / seen) * plan.num_rows
     train = (
         sample * (reading / seen + of_centroid * _distances(plan.num_partitions, sample)) if sample else 0.0
@@ -151,7 +156,7 @@ def page(plan: BuildPlan) -> str:
         ("partitions", f"{plan.num_partitions:,} ({plan.why['num_partitions']}), about {plan.num_rows / plan.num_partitions:,.0f} rows each"),
         ("codes", f"{plan.pq_code_width} bytes: {plan.num_sub_vectors} sub-vectors ({plan.why['num_sub_vectors']}) of {plan.num_bits} bits"),
         ("shards", f"{len(plan.shards):,} ({plan.why['shards']}), of {len(plan.fragment_ids):,} fragments"),
-        ("backend", plan.backend),
+        ("backend", plan.backend if plan.assign == "exact" else f"{plan.backend}, assign={plan.assign!r}"),
     ]  # fmt: skip
     if guess is not None:
         rows += [

@@ -13,6 +13,7 @@ import numpy as np
 from . import _lance_artifact as core
 from ._arguments import Progress, StorageOptions, fragment_list
 from ._artifacts import check_place, store_options
+from ._assign import check_assign
 from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._checked import checked
@@ -81,6 +82,7 @@ def extend_index(
     fragment_ids: Sequence[int] | None = None,
     backend: str | Backend = "auto",
     devices: Sequence[int] | None = None,
+    assign: str = "exact",
     artifact_uri: str | Path | None = None,
     memory_limit: int | None = None,
     storage_options: StorageOptions | None = None,
@@ -101,7 +103,7 @@ def extend_index(
         Of an IVF_PQ or IVF_HNSW_PQ index of any metric.
     fragment_ids : sequence of int, optional
         Of the fragments that are not covered only these.
-    backend, devices, memory_limit, sync, progress
+    backend, devices, assign, memory_limit, sync, progress
         As in `create_index`.
     artifact_uri : str or path, optional
         Where the encoded rows are laid out, and kept. Default: a temporary folder, removed at the end.
@@ -142,6 +144,7 @@ def extend_index(
         artifact_uri = check_place(at, artifact_uri)
         storage_options = store_options(at, artifact_uri, storage_options)
     chosen = resolve_backend(backend, devices)
+    check_assign(assign, chosen)
     model = model_of(at, index)
     if not open_ids or at.count_rows(open_ids) == 0:
         handle.refresh()
@@ -158,6 +161,7 @@ def extend_index(
             model,
             uri,
             backend=chosen,
+            assign=assign,
             fragment_ids=open_ids,
             memory_limit=memory_limit,
             storage_options=storage_options,

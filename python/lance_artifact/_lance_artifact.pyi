@@ -314,6 +314,7 @@ class _VectorSource:
         model: IvfPqModel,
         builder: PartitionArtifactBuilder,
         memory_limit: int,
+        fast: bool,
         progress: _Report | None = None,
     ) -> tuple[int, dict[str, int]]: ...
 

@@ -27,6 +27,7 @@ from ._arguments import (
     metric_name,
     trainable_partitions,
 )
+from ._assign import check_assign
 from ._calls import awaited
 from ._checked import checked
 from ._commit import Wanted, check_name
@@ -110,6 +111,7 @@ class BuildPlan:
     requested: Mapping[str, Any]
     why: Mapping[str, str]
     estimate: Estimate | None
+    assign: str = "exact"
 
     @property
     def pq_code_width(self) -> int:
@@ -175,7 +177,14 @@ class BuildPlan:
 
     def differences(self, other: BuildPlan) -> list[str]:
         """What the caller of another plan asked for otherwise, in words."""
-        asked = {**self.requested, "dataset": self.dataset_uri, "branch": self.branch, "column": self.column}
+        # Plans of a release that had only one way to assign do not say it.
+        asked = {
+            "assign": "exact",
+            **self.requested,
+            "dataset": self.dataset_uri,
+            "branch": self.branch,
+            "column": self.column,
+        }
         now = {
             **other.requested,
             "dataset": other.dataset_uri,
@@ -216,6 +225,7 @@ def plan(
     ivf_centroids: Any = None,
     backend: str | Backend = "auto",
     devices: Sequence[int] | None = None,
+    assign: str = "exact",
     num_shards: int | None = None,
     calibrate: bool = True,
 ) -> BuildPlan:
@@ -224,7 +234,7 @@ def plan(
     Parameters
     ----------
     dataset, column, index_type, name, metric, replace, num_partitions, num_bits, sample_rate, max_iters, seed, fragment_ids, \
-target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centroids, backend, devices
+target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centroids, backend, devices, assign
         As in `create_index`; mode as in `finalize`.
     num_sub_vectors : int, optional
         Default as in LanceDB: dimension / 16, else dimension / 8, where that divides it.
@@ -263,6 +273,7 @@ target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centro
             ef_construction,
             max_level,
             skip_transpose,
+            assign,
         ),
         name=name,
         mode=index_mode(replace, mode),
@@ -295,6 +306,7 @@ def planned_build(
 ) -> BuildPlan:
     """A plan without an estimate, of arguments that were checked one by one."""
     asked.check()
+    check_assign(asked.assign, backend)
     source = handle.vectors(path, fragment_ids)
     described = source.describe()
     why: dict[str, str] = {}

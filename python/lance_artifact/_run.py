@@ -318,6 +318,7 @@ class Run:
                 self.shard_uri(shard),
                 backend=backend,
                 devices=devices,
+                assign=self.plan.assign,
                 fragment_ids=list(wanted.fragment_ids),
                 memory_limit=memory_limit,
                 storage_options=self.storage_options,

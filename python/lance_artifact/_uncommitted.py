@@ -16,6 +16,7 @@ from ._arguments import (
     metric_name,
     one_progress,
 )
+from ._assign import check_assign
 from ._build_artifact import build_artifact
 from ._build_segment import build_segment
 from ._calls import awaited
@@ -60,6 +61,7 @@ def create_index_uncommitted(
     backend: str | Backend = "auto",
     accelerator: str | None = None,
     devices: Sequence[int] | None = None,
+    assign: str = "exact",
     memory_limit: int | None = None,
     progress: Progress = False,
     progress_callback: Any = None,
@@ -84,6 +86,7 @@ def create_index_uncommitted(
             )
         ivf_centroids = centroids_of_file(ivf_centroids_file)
     chosen = resolve_accelerator(accelerator, devices) if accelerator else resolve_backend(backend, devices)
+    check_assign(assign, chosen)
     work: dict[str, Any] = {"memory_limit": memory_limit, "progress": progress}
     training: dict[str, Any] = {
         "target_partition_size": target_partition_size,
@@ -115,7 +118,15 @@ def create_index_uncommitted(
         )
     with temporary_artifact() as uri:
         artifact = build_artifact(
-            handle.dataset, path, model, uri, backend=chosen, fragment_ids=fragment_ids, sync=False, **work
+            handle.dataset,
+            path,
+            model,
+            uri,
+            backend=chosen,
+            assign=assign,
+            fragment_ids=fragment_ids,
+            sync=False,
+            **work,
         )
         return build_segment(
             handle.dataset,

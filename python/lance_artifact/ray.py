@@ -18,6 +18,7 @@ import pyarrow as pa
 from . import _lance_artifact as core
 from ._arguments import Progress, given_model, metric_name
 from ._artifacts import check_place
+from ._assign import check_assign
 from ._checked import checked
 from ._clean import clean_run
 from ._dataset import Handle, vector_column
@@ -141,6 +142,7 @@ def create_index(
     pq_codebook: Any = None,
     fragment_ids: Any = None,
     backend: str | None = None,
+    assign: str = "exact",
     num_shards: int | None = None,
     artifact_storage_options: dict[str, str] | None = None,
     memory_limit: int | None = None,
@@ -166,6 +168,8 @@ def create_index(
         As in `lance_artifact.create_index`.
     backend : str, optional
         Default "cuvs" where ``ray_remote_args`` asks for GPUs, else "cpu".
+    assign : {"exact", "fast"}, default "exact"
+        As in `lance_artifact.build_artifact`.
     num_shards : int, optional
         As in `plan`.
     artifact_storage_options : dict, optional
@@ -195,6 +199,7 @@ def create_index(
     place = check_place(handle, artifact_uri)
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
+    check_assign(assign, chosen)
     options = artifact_storage_options or storage_options
     model = None
     if pq_codebook is not None:
@@ -231,6 +236,7 @@ def create_index(
         ivf_centroids=None if model is not None else ivf_centroids,
         # Whether it can run is for the workers to say.
         backend="cpu",
+        assign=assign,
         num_shards=num_shards,
         calibrate=False,
     )
@@ -264,6 +270,7 @@ def extend_index(
     storage_options: dict[str, str] | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
     backend: str | None = None,
+    assign: str = "exact",
     num_shards: int | None = None,
     artifact_storage_options: dict[str, str] | None = None,
     memory_limit: int | None = None,
@@ -280,6 +287,7 @@ def extend_index(
     options = artifact_storage_options or storage_options
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
+    check_assign(assign, chosen)
     at = handle.at(int(handle.latest().version))
     index = CommittedIndex.of(at, name)
     model = model_of(at, index)
@@ -308,6 +316,7 @@ def extend_index(
             fragment_ids=new,
             model=model,
             backend="cpu",
+            assign=assign,
             num_shards=num_shards,
             calibrate=False,
         )

@@ -29,10 +29,9 @@ impl Vectors {
         (self.dimension * self.byte_width) as u64
     }
 
-    /// Centroids in float32: as they are, and in the order of the kernel; where they are many rounded to bytes too, with what is known of each.
+    /// Centroids in float32, and as they are searched.
     fn tables(self, num_partitions: usize) -> u64 {
-        let known = if num_partitions >= super::cpu::PRUNED_FROM { self.dimension.next_multiple_of(16) + 24 } else { 0 };
-        (num_partitions * (2 * self.dimension * size_of::<f32>() + known)) as u64
+        super::cpu::table_bytes(num_partitions, self.dimension) as u64
     }
 
     /// Codewords likewise.

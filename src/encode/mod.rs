@@ -13,7 +13,7 @@ mod prepare;
 mod source;
 
 pub use cpu::{CpuEncoder, train as train_cpu};
-pub use encoder::{Encoded, Encoder};
+pub use encoder::{Checked, Encoded, Encoder};
 pub use memory::{EncodeShares, TrainShares, TrainingShape, Vectors};
 pub use params::TrainParams;
 pub use pipeline::encode_into;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow_array::{FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array};
 use futures::{StreamExt, TryStreamExt};
 
-use super::encoder::{Encoded, Encoder};
+use super::encoder::{Checked, Encoded, Encoder};
 use super::prepare::Dropped;
 use super::source::VectorSource;
 use crate::artifact::format::bucket_schema;
@@ -38,18 +38,19 @@ pub async fn encode_into(
                 async move {
                     let prepared = prepared?;
                     tokio::task::spawn_blocking(move || {
-                        let (batch, loss) = encoded_batch(&prepared.row_ids, &prepared.vectors, encoder.as_ref())?;
-                        Ok::<_, Error>((batch, loss, prepared.dropped))
+                        let (batch, loss, checked) = encoded_batch(&prepared.row_ids, &prepared.vectors, encoder.as_ref())?;
+                        Ok::<_, Error>((batch, loss, checked, prepared.dropped))
                     })
                     .await?
                 }
             })
             .buffered(BATCHES_IN_FLIGHT),
     );
-    let mut dropped = Dropped::default();
+    let (mut dropped, mut checked) = (Dropped::default(), Checked::default());
     let (mut written, mut total_loss) = (0, 0.0);
-    while let Some((batch, loss, batch_dropped)) = encoded.try_next().await? {
+    while let Some((batch, loss, batch_checked, batch_dropped)) = encoded.try_next().await? {
         dropped.add(batch_dropped);
+        checked.add(batch_checked);
         total_loss += loss;
         written += batch.num_rows() as u64;
         let writing = builder.clone();
@@ -62,12 +63,17 @@ pub async fn encode_into(
         return Err(Error::internal(format!("the scan gave {seen} rows, the dataset has {expected} in these fragments")));
     }
     builder.set_total_loss(total_loss);
+    builder.set_assignment(encoder.assignment(checked));
     Ok(RowCounts { seen, written, dropped: dropped.by_reason() })
 }
 
-/// The batch to be written, and its loss.
-fn encoded_batch(row_ids: &arrow_array::UInt64Array, vectors: &FixedSizeListArray, encoder: &dyn Encoder) -> Result<(RecordBatch, f64)> {
-    let Encoded { part_ids, codes, loss } = encoder.encode(vectors)?;
+/// The batch to be written, its loss, and what was checked of it.
+fn encoded_batch(
+    row_ids: &arrow_array::UInt64Array,
+    vectors: &FixedSizeListArray,
+    encoder: &dyn Encoder,
+) -> Result<(RecordBatch, f64, Checked)> {
+    let Encoded { part_ids, codes, loss, checked } = encoder.encode(vectors)?;
     let rows = row_ids.len();
     let width = encoder.code_width();
     if part_ids.len() != rows || codes.len() != rows * width {
@@ -79,5 +85,5 @@ fn encoded_batch(row_ids: &arrow_array::UInt64Array, vectors: &FixedSizeListArra
     }
     let codes = fixed_size_list(Arc::new(UInt8Array::from(codes)), width)?;
     let columns: Vec<arrow_array::ArrayRef> = vec![Arc::new(row_ids.clone()), Arc::new(UInt32Array::from(part_ids)), Arc::new(codes)];
-    Ok((RecordBatch::try_new(bucket_schema(width), columns)?, loss))
+    Ok((RecordBatch::try_new(bucket_schema(width), columns)?, loss, checked))
 }

@@ -29,6 +29,12 @@ const LEAST_RUNS: usize = 256;
 /// Runs that tell how alike neighbours are.
 const PILOT_RUNS: usize = 64;
 
+/// Of the rows that are encoded one in so many, and how many at least and at most, are looked at before.
+const ENCODED_PER_SAMPLED: usize = 50;
+const LEAST_SAMPLED: usize = 5000;
+const MOST_SAMPLED: usize = 20_000;
+const ENCODED_SEED: u64 = 0x7061_7274;
+
 #[derive(Default)]
 struct Mean {
     sum: f64,
@@ -136,6 +142,14 @@ impl VectorSource {
             .add_buffer(drawn.into())
             .build()?;
         fixed_size_list(make_array(values), self.column.dimension)
+    }
+
+    /// Prepared vectors that tell how those that will be encoded lie among centroids: the same for the same rows.
+    pub async fn sample_of_encoded(&self, metric: Metric, budget: &Budget) -> Result<FixedSizeListArray> {
+        let there = self.count_rows().await? as usize;
+        let rows = (there / ENCODED_PER_SAMPLED).clamp(LEAST_SAMPLED, MOST_SAMPLED);
+        let held = self.scan_bytes.map_or(usize::MAX, |bytes| bytes as usize / self.row_bytes().max(1));
+        self.sample(rows.min(held), metric, ENCODED_SEED, budget).await
     }
 
     /// Random runs of rows until enough are usable; false where most are not.

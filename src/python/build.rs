@@ -150,21 +150,29 @@ impl PyVectorSource {
         Ok(PyVectorScan { receiver: Arc::new(Mutex::new(receiver)), dropped: std::sync::Mutex::default() })
     }
 
-    /// Encode all rows on the CPU into an open builder. Returns the rows seen and those dropped, by reason.
-    #[pyo3(signature = (model, builder, memory_limit, progress = None))]
+    /// Encode all rows on the CPU into an open builder. Returns the rows seen and those dropped, by reason. `fast`: rows are compared
+    /// with the centroids of the nearest groups only, where that is worth it.
+    #[pyo3(signature = (model, builder, memory_limit, fast, progress = None))]
     fn encode_on_cpu(
         &self,
         py: Python<'_>,
         model: PyIvfPqModel,
         builder: &Bound<'_, PyPartitionArtifactBuilder>,
         memory_limit: u64,
+        fast: bool,
         progress: Option<Bound<'_, PyAny>>,
     ) -> PyResult<(u64, BTreeMap<String, u64>)> {
         let (source, builder) = (self.0.clone(), builder.get().builder.clone());
         let metric = model.0.metric();
         let budget = Budget::new(memory_limit);
         let counts = run(py, progress, |reporter, cancel| async move {
-            let encoder = cancel.race(spawn(move || Ok(Arc::new(CpuEncoder::new(&model.0))))).await?;
+            let encoder = cancel
+                .race(async {
+                    let sample = if fast { Some(source.sample_of_encoded(metric, &budget).await?) } else { None };
+                    let made = move || sample.map_or_else(|| CpuEncoder::new(&model.0), |sample| CpuEncoder::fast(&model.0, &sample));
+                    spawn(move || Ok(Arc::new(made()?))).await
+                })
+                .await?;
             reporter.start("shuffle", Some(source.count_rows().await?), "rows");
             let counts =
                 cancel.race(encode_into(&source, metric, encoder, builder, &budget, |rows| reporter.advance("shuffle", rows))).await?;

@@ -238,7 +238,7 @@ impl PyCpuEncoder {
         let model = model.0;
         // Values are copied, in the order of the kernels.
         let copied = model.0.clone();
-        Ok(Self(Arc::new(run_apart(py, move || Ok(CpuEncoder::new(&copied)))?), model.0))
+        Ok(Self(Arc::new(run_apart(py, move || CpuEncoder::new(&copied))?), model.0))
     }
 
     /// Encode prepared vectors, as prepared_vectors() gives them: no nulls, finite, and of unit norm for cosine. Others are

@@ -23,6 +23,7 @@ from ._told import figures_text
     "--append", is_flag=True, help="One more segment of an index; `extend` finds rows and model by itself."
 )
 @options.backend
+@options.assign
 @options.fragments
 @click.option(
     "--artifact",
@@ -75,7 +76,8 @@ def build(call: Call, dataset: str, column: str, storage_option: tuple[str, ...]
         store = _check_target(ds, column, given, store)
         model = la.train(ds, column, **shape, **work)
         artifact = la.build_artifact(
-            ds, column, model, given["artifact"], overwrite=given["overwrite"], num_buckets=given["num_buckets"], storage_options=store, **work
+            ds, column, model, given["artifact"], overwrite=given["overwrite"], num_buckets=given["num_buckets"],
+            assign=given["assign"], storage_options=store, **work
         )  # fmt: skip
         figures = call.stages.figures()
         result = {"artifact": artifact.uri, "rows": artifact.manifest["rows"], **figures}
@@ -83,7 +85,7 @@ def build(call: Call, dataset: str, column: str, storage_option: tuple[str, ...]
     ds = la.create_index(
         ds, column, given["index_type"], given["name"], replace=given["replace"], append=given["append"], artifact_uri=given["artifact"],
         storage_options=store, resume=given["resume"] or None, num_shards=given["num_shards"], verify=given["verify"],
-        **{key: given[key] for key in _GRAPHS}, **shape, **work,
+        assign=given["assign"],         **{key: given[key] for key in _GRAPHS}, **shape, **work,
     )  # fmt: skip
     return _index_result(call, ds, dataset, column, given["name"])
 
@@ -220,6 +222,7 @@ def finalize(
 @options.training
 @options.committing
 @options.backend
+@options.assign
 @options.fragments
 @options.shards
 @click.option(
@@ -239,7 +242,7 @@ def plan(
     made = la.plan(
         options.open_dataset(dataset, store), column, given["index_type"], given["name"], replace=given["replace"],
         fragment_ids=list(given["fragment"]) or None, backend=given["backend"], devices=given["devices"], num_shards=given["num_shards"],
-        calibrate=not given["no_calibrate"], **{key: given[key] for key in (*_TRAINING, *_GRAPHS)},
+        calibrate=not given["no_calibrate"], assign=given["assign"], **{key: given[key] for key in (*_TRAINING, *_GRAPHS)},
     )  # fmt: skip
     text, result = str(made), json.loads(made.to_json())
     if run:

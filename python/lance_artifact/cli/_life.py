@@ -95,6 +95,7 @@ def clean(call: Call, uri: str, everything: bool, dry_run: bool, storage_option:
 @click.argument("dataset")
 @click.argument("name")
 @options.backend
+@options.assign
 @options.fragments
 @click.option(
     "--artifact",
@@ -112,7 +113,7 @@ def extend(call: Call, dataset: str, name: str, storage_option: tuple[str, ...],
     done = la.extend_index(
         options.open_dataset(dataset, store), name, fragment_ids=list(given["fragment"]) or None, backend=given["backend"],
         devices=given["devices"], artifact_uri=given["artifact"], memory_limit=given["memory_limit"], storage_options=store,
-        measure_fit=not given["no_fit"], progress=call.progress,
+        measure_fit=not given["no_fit"], assign=given["assign"], progress=call.progress,
     )  # fmt: skip
     figures = call.stages.figures()
     result = {**figures, **dataclasses.asdict(done), "rows_dropped": dict(done.rows_dropped)}

@@ -105,6 +105,12 @@ backend = together(
     ),
     click.option("--devices", type=Devices(), help="GPUs that share the rows. [default: the first]"),
 )
+assign = click.option(
+    "--assign",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    help="fast, on the CPU: rows meet the nearest groups of centroids only, and at most 1 in 1,000 is not with its nearest centroid.",
+)
 fragments = click.option(
     "--fragment",
     type=int,

@@ -70,10 +70,12 @@ class Stages(logging.Handler):
         backends = sorted({fields["backend"] for fields in self.events if fields.get("backend")})
         seconds["total"] = round(time.monotonic() - self._began, 3)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assigned = [{k: v for k, v in fields.items() if k != "event"} for fields in self.of("assigned")]
         return {
             "backend": ", ".join(backends) or None,
             "seconds": seconds,
             "rows_dropped": dropped,
+            **({"assignment": assigned[-1]} if assigned else {}),
             "peak_memory": peak if sys.platform == "darwin" else peak * 1024,
         }
 
@@ -82,4 +84,7 @@ def figures_text(figures: dict[str, Any]) -> str:
     seconds = ", ".join(f"{name} {value:,.1f} s" for name, value in figures["seconds"].items())
     lost = ", ".join(f"{rows:,} {reason}" for reason, rows in figures["rows_dropped"].items() if rows)
     backend = f"backend {figures['backend']}; " if figures["backend"] else ""
+    assigned = figures.get("assignment", {})
+    if assigned.get("method") == "groups":
+        backend += f"not with their nearest centroid {assigned['missed']} of {assigned['checked']:,} rows that were checked; "
     return f"  {backend}{seconds}; rows dropped: {lost or 'none'}; peak memory {figures['peak_memory'] / 2**20:,.0f} MiB"

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::assignment::Assignment;
 use super::checksum::to_hex;
 use super::layout::{LISTED, MANIFEST_FILE, METADATA_FILE, TABLED, check_path};
 use super::partitions::PartitionTable;
@@ -117,6 +118,8 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<Training>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assignment: Option<Assignment>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<RowCounts>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
@@ -197,6 +200,7 @@ impl Manifest {
             checksum_kind: self.checksum_kind.clone(),
             model: self.model.clone(),
             training: self.training,
+            assignment: self.assignment.clone(),
             rows: self.rows.clone(),
             source: self.source.clone(),
             writer: self.writer.clone(),

@@ -1,5 +1,6 @@
 //! What an artifact is: names and schemas, the manifest, checksums, the model's file. Docs: `docs/FORMAT.md`.
 
+mod assignment;
 mod checksum;
 mod layout;
 mod manifest;
@@ -7,6 +8,7 @@ mod model_file;
 mod partitions;
 mod partitions_file;
 
+pub use assignment::{Assignment, Groups};
 pub use checksum::{checksum, from_hex, to_hex};
 pub use layout::{
     CLAIM_FILE, DEFAULT_MAX_BUCKETS, LISTED, MANIFEST_FILE, METADATA_FILE, Ours, PART_ID_COLUMN, PARTITIONS_DIR, PQ_CODE_COLUMN,

@@ -15,8 +15,8 @@ use super::plan::{MemoryPlan, Wanted, default_limit};
 use super::stage::Stage;
 use super::target::{Abandoned, Target};
 use crate::artifact::format::{
-    CHECKSUM_KIND, LISTED, Manifest, ModelSummary, PartitionTable, RowCounts, Source, TABLED, WriterInfo, metadata_path, partitions_path,
-    write_model,
+    Assignment, CHECKSUM_KIND, LISTED, Manifest, ModelSummary, PartitionTable, RowCounts, Source, TABLED, WriterInfo, metadata_path,
+    partitions_path, write_model,
 };
 use crate::budget::settle;
 use crate::error::{Error, Result};
@@ -95,6 +95,7 @@ pub struct PartitionArtifactBuilder {
     rows: AtomicU64,
     /// The sum of the rows' distances to their centroids, where the encoder told it.
     total_loss: Mutex<Option<f64>>,
+    assignment: Mutex<Option<Assignment>>,
     buckets: Arc<Buckets>,
     inner: Mutex<Inner>,
     target: Target,
@@ -178,6 +179,7 @@ impl PartitionArtifactBuilder {
             code_width,
             rows: AtomicU64::new(0),
             total_loss: Mutex::new(None),
+            assignment: Mutex::new(None),
             buckets: Arc::new(buckets),
             inner: Mutex::new(Inner {
                 state: State::Open,
@@ -217,6 +219,11 @@ impl PartitionArtifactBuilder {
     /// The sum of the distances of all rows to their centroids, for the statistics of an index.
     pub fn set_total_loss(&self, total_loss: f64) {
         *locked(&self.total_loss) = Some(total_loss);
+    }
+
+    /// How rows were given their partitions.
+    pub fn set_assignment(&self, assignment: Assignment) {
+        *locked(&self.assignment) = Some(assignment);
     }
 
     /// Rows accepted so far.
@@ -425,6 +432,7 @@ impl PartitionArtifactBuilder {
                 Encoding::Model(model) => model.training(),
                 Encoding::Shape { .. } => None,
             },
+            assignment: locked(&self.assignment).clone(),
             rows: Some(counts),
             source: self.options.source.clone(),
             writer: Some(WriterInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() }),

@@ -1,11 +1,8 @@
-//! Encoding on the CPU: exact assignment at any number of partitions, residuals, PQ codes.
+//! Encoding on the CPU: assignment to the nearest of all centroids, or of those of the nearest groups; residuals; PQ codes.
 //!
 //! The kernels compute in float32 and in their own order of sums. Where two candidates are nearer to each other than that
 //! could tell, equally near ones included, Lance's own functions decide, in the column's type, so that codes come out as Lance's
 //! build has them. Only candidates that are equal bit by bit in that type need no decision: of those the first one is taken.
-
-use std::borrow::Cow;
-use std::collections::HashSet;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, Float64Type, UInt8Type};
@@ -15,18 +12,20 @@ use arrow_schema::DataType;
 use half::f16;
 use rayon::prelude::*;
 
-use super::nearest::{Codewords, Form, Nearest};
-use super::search::Search;
-use super::simd::{dot, square, square_between};
-use crate::encode::encoder::{Encoded, Encoder};
+use super::nearest::{DOUBT, Form, Nearest};
+use super::partitions::Partitions;
+use super::simd::{dot, square};
+use super::sub_vectors::SubVectorCodewords;
+use crate::artifact::{Assignment, Groups};
+use crate::encode::encoder::{Checked, Encoded, Encoder};
 use crate::error::{Error, Result};
 use crate::lance::kernels::{Quantizer, assign};
 use crate::model::{ElementType, IvfPqModel, Metric, fixed_size_list, flat_values};
 
 /// Rows encoded by one thread at a time: they and their residuals stay in its cache.
 const BLOCK_BYTES: usize = 512 << 10;
-/// Two distances that differ by less than this part of the numbers they are summed of may be out of order.
-const DOUBT: f32 = 4e-6;
+/// So many at least where they meet groups of centroids, which then stay in it.
+const LEAST_GROUPED: usize = 512;
 /// For float16, whose distances Lance sums with less precision.
 const DOUBT_FLOAT16: f32 = 4e-3;
 /// What rounding a float64 to float32 changes at most, as a part of it.
@@ -39,109 +38,7 @@ pub struct CpuEncoder {
     centroids: ScalarBuffer<f32>,
     partitions: Partitions,
     /// One for each sub-vector.
-    codewords: Vec<Distinct>,
-}
-
-/// The centroids, of which no two are equal in the column's type: searched in full, or pruned where they are many.
-struct Partitions {
-    search: Search,
-    /// The index that each has among all; empty where all are distinct.
-    first: Vec<u32>,
-}
-
-impl Partitions {
-    /// `bytes`: the same centroids in the column's type.
-    fn new(values: &[f32], bytes: &[u8], dimension: usize, form: Form) -> Self {
-        let (kept, first) = distinct(values, bytes, dimension);
-        let search = Search::new(&kept, dimension, form);
-        Self { search, first }
-    }
-
-    fn count(&self) -> usize {
-        self.search.count()
-    }
-
-    /// See [`Codewords::magnitude`].
-    fn magnitude(&self, length: f32) -> f32 {
-        self.search.magnitude(length)
-    }
-
-    /// The nearest of all centroids; the nearest but one at least where it is within `doubt` of a vector's length.
-    fn nearest(&self, vectors: &[f32], dimension: usize, doubt: impl Fn(f32) -> f32, out: &mut [Nearest]) {
-        self.search.nearest(vectors, dimension, doubt, out);
-        among_all(&self.first, out);
-    }
-}
-
-/// Those codewords that are the first of their kind in the column's type, and which they are; no indices where all are.
-fn distinct<'a>(values: &'a [f32], bytes: &[u8], dimension: usize) -> (Cow<'a, [f32]>, Vec<u32>) {
-    let count = values.len() / dimension;
-    let mut seen = HashSet::with_capacity(count);
-    let first: Vec<u32> = (0u32..).zip(bytes.chunks_exact(bytes.len() / count)).filter(|(_, b)| seen.insert(*b)).map(|(i, _)| i).collect();
-    if first.len() == count {
-        return (Cow::Borrowed(values), Vec::new());
-    }
-    let kept: Vec<f32> = first.iter().flat_map(|i| &values[*i as usize * dimension..][..dimension]).copied().collect();
-    (Cow::Owned(kept), first)
-}
-
-/// Indices among distinct codewords as indices among all.
-fn among_all(first: &[u32], found: &mut [Nearest]) {
-    if !first.is_empty() {
-        for found in found {
-            found.index = first.get(found.index as usize).copied().unwrap_or(u32::MAX);
-        }
-    }
-}
-
-/// The codewords of a sub-vector, of which no two are equal in the column's type.
-struct Distinct {
-    /// Ranked by one multiplication and addition for each number; where that is close, as Lance computes it, by three operations.
-    ranked: Codewords,
-    exact: Codewords,
-    /// What `ranked` leaves out is the squared distance to this.
-    center: Vec<f32>,
-    /// The index that each has among all; empty where all are distinct.
-    first: Vec<u32>,
-}
-
-impl Distinct {
-    /// `bytes`: the same codewords in the column's type.
-    fn new(values: &[f32], bytes: &[u8], dimension: usize) -> Self {
-        let (kept, first) = distinct(values, bytes, dimension);
-        let ranked = Codewords::new(&kept, dimension, Form::L2);
-        let center = ranked.center().iter().map(|v| *v as f32).collect();
-        Self { ranked, exact: Codewords::new(&kept, dimension, Form::Exact), center, first }
-    }
-
-    /// The code of the sub-vector that begins each of `rows (n, stride)`, which `tell` gets, and whether it is certain. `beyond` of
-    /// length and distance: by how much another type than float32 blurs that distance.
-    fn codes(
-        &self,
-        rows: &[f32],
-        stride: usize,
-        found: &mut [Nearest],
-        beyond: impl Fn(f32, f32) -> f32,
-        mut tell: impl FnMut(usize, u32, bool),
-    ) {
-        let width = self.center.len();
-        self.ranked.nearest_of_parts(rows, stride, found);
-        for (row, found) in found.iter_mut().enumerate() {
-            let sub_vector = &rows[row * stride..][..width];
-            let length = square(sub_vector).sqrt();
-            let second = found.second + square_between(sub_vector, &self.center);
-            let blur = DOUBT * (self.ranked.magnitude(length) + second) + beyond(length, second);
-            let mut certain = found.second - found.distance > blur;
-            if !certain {
-                self.exact.nearest_of_parts(sub_vector, width, std::slice::from_mut(found));
-                // Lance's kernel gives the same bits for codebooks of this form; others are summed in another order, or type.
-                let blur = DOUBT * found.second + beyond(length, found.second);
-                certain = found.second - found.distance > blur || found.second == f32::INFINITY;
-                certain &= found.index != u32::MAX;
-            }
-            tell(row, self.first.get(found.index as usize).copied().unwrap_or(found.index), certain);
-        }
-    }
+    codewords: Vec<SubVectorCodewords>,
 }
 
 /// The bytes of a list's values.
@@ -152,7 +49,19 @@ fn value_bytes(list: &FixedSizeListArray) -> Buffer {
 }
 
 impl CpuEncoder {
-    pub fn new(model: &IvfPqModel) -> Self {
+    /// Every vector goes to the nearest of all centroids.
+    pub fn new(model: &IvfPqModel) -> Result<Self> {
+        Self::made(model, None)
+    }
+
+    /// Vectors go to the nearest of the centroids of the groups nearest to them. In how many groups to look is found from `sample`,
+    /// prepared vectors of those that will be encoded: so many that with confidence at most one in a thousand is not with its nearest
+    /// centroid. Where that is not worth it, or the sample is too small to tell, as [`Self::new`].
+    pub fn fast(model: &IvfPqModel, sample: &FixedSizeListArray) -> Result<Self> {
+        Self::made(model, Some(&as_float32(sample)))
+    }
+
+    fn made(model: &IvfPqModel, sample: Option<&[f32]>) -> Result<Self> {
         let quantizer = Quantizer::new(model);
         let dimension = model.dimension();
         let centroids = as_float32(model.centroids());
@@ -164,15 +73,15 @@ impl CpuEncoder {
         let codewords = codebook
             .chunks_exact(width << model.num_bits())
             .zip(bytes.chunks_exact(of_sub_vector))
-            .map(|(values, bytes)| Distinct::new(values, bytes, width))
+            .map(|(values, bytes)| SubVectorCodewords::new(values, bytes, width))
             .collect();
-        let partitions = Partitions::new(&centroids, &value_bytes(model.centroids()), dimension, form);
-        Self { model: model.clone(), quantizer, partitions, centroids, codewords }
+        let partitions = Partitions::new(&centroids, &value_bytes(model.centroids()), dimension, form, sample)?;
+        Ok(Self { model: model.clone(), quantizer, partitions, centroids, codewords })
     }
 
     fn encode_block(&self, vectors: &FixedSizeListArray) -> Result<Encoded> {
         let float32 = as_float32(vectors);
-        let part_ids = self.assign(vectors, &float32)?;
+        let (part_ids, checked) = self.assign(vectors, &float32)?;
         let (loss, residuals) = if self.model.metric().encodes_residuals() {
             let residuals: ScalarBuffer<f32> = self.residuals(vectors, &float32, &part_ids).into();
             (residuals.chunks_exact(self.model.dimension()).map(|r| f64::from(square(r))).sum(), residuals)
@@ -180,7 +89,7 @@ impl CpuEncoder {
             (self.dot_loss(&float32, &part_ids), float32)
         };
         let codes = self.quantize(vectors, &residuals, &part_ids)?;
-        Ok(Encoded { part_ids, codes, loss })
+        Ok(Encoded { part_ids, codes, loss, checked })
     }
 
     /// The sum of Lance's dot distances to the centroids.
@@ -195,13 +104,13 @@ impl CpuEncoder {
     }
 
     /// The partition of each vector. Lance decides where it is close.
-    fn assign(&self, vectors: &FixedSizeListArray, float32: &[f32]) -> Result<Vec<u32>> {
+    fn assign(&self, vectors: &FixedSizeListArray, float32: &[f32]) -> Result<(Vec<u32>, Checked)> {
         let dimension = self.model.dimension();
         let mut found = vec![NONE; vectors.len()];
         // Lance compares `1 - dot`, whose rounding is a part of 1.
         let offset = if self.model.metric() == Metric::Dot { 1.0 } else { 0.0 };
         let doubt = |length: f32| self.doubt() * (offset + self.partitions.magnitude(length));
-        self.partitions.nearest(float32, dimension, doubt, &mut found);
+        let checked = self.partitions.nearest(float32, dimension, doubt, &mut found);
         let mut doubtful = Vec::new();
         for ((row, found), vector) in (0u32..).zip(&found).zip(float32.chunks_exact(dimension)) {
             let length = square(vector).sqrt();
@@ -220,7 +129,7 @@ impl CpuEncoder {
                 part_ids[*row as usize] = part_id;
             }
         }
-        Ok(part_ids)
+        Ok((part_ids, checked))
     }
 
     /// `vector - centroid` in the column's type, as searches compute it, as float32.
@@ -258,7 +167,7 @@ impl CpuEncoder {
         let rounded = self.model.element_type() == ElementType::Float64;
         let four_bits = self.model.num_bits() == 4;
         for (m, codewords) in self.codewords.iter().enumerate() {
-            let largest = codewords.exact.largest_length();
+            let largest = codewords.largest_length();
             let beyond = |length: f32, second: f32| {
                 // Of both distances, each between two points that were moved by a part of their lengths, and not of the distance.
                 let moved = if rounded { ROUNDING * (length + largest) } else { 0.0 };
@@ -300,6 +209,11 @@ impl Encoder for CpuEncoder {
         self.model.code_width()
     }
 
+    fn assignment(&self, checked: Checked) -> Assignment {
+        let told = |groups| Groups { checked: checked.rows, missed: checked.missed, ..groups };
+        self.partitions.groups().map_or_else(Assignment::exact, |groups| Assignment::by_groups(told(groups)))
+    }
+
     fn encode(&self, vectors: &FixedSizeListArray) -> Result<Encoded> {
         if vectors.value_length() as usize != self.model.dimension() || vectors.value_type() != self.model.element_type().data_type() {
             return Err(Error::mismatch(format!(
@@ -310,7 +224,8 @@ impl Encoder for CpuEncoder {
                 self.model.dimension()
             )));
         }
-        let block = (BLOCK_BYTES / 4 / self.model.dimension()).clamp(64, 2048);
+        let least = if self.partitions.groups().is_some() { LEAST_GROUPED } else { 64 };
+        let block = (BLOCK_BYTES / 4 / self.model.dimension()).clamp(least, 2048);
         let blocks = (0..vectors.len())
             .step_by(block)
             .collect::<Vec<_>>()
@@ -321,11 +236,13 @@ impl Encoder for CpuEncoder {
             part_ids: Vec::with_capacity(vectors.len()),
             codes: Vec::with_capacity(vectors.len() * self.model.code_width()),
             loss: 0.0,
+            checked: Checked::default(),
         };
         for block in blocks {
             all.part_ids.extend_from_slice(&block.part_ids);
             all.codes.extend_from_slice(&block.codes);
             all.loss += block.loss;
+            all.checked.add(block.checked);
         }
         Ok(all)
     }

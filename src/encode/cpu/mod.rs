@@ -1,13 +1,18 @@
 //! The embedded CPU backend.
 
+mod distinct;
 mod encoder;
+mod grouped;
 mod kmeans;
 mod nearest;
+mod partitions;
 mod pruned;
 mod search;
 mod simd;
+mod smallest;
+mod sub_vectors;
 mod train;
 
 pub use encoder::{CpuEncoder, as_float32};
-pub use pruned::PRUNED_FROM;
+pub use search::table_bytes;
 pub use train::train;

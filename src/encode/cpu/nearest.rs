@@ -18,6 +18,9 @@ pub enum Form {
     Exact,
 }
 
+/// Two distances that differ by less than this part of the numbers they are summed of may be out of order.
+pub const DOUBT: f32 = 4e-6;
+
 /// The nearest codeword, and how near.
 #[derive(Debug, Clone, Copy)]
 pub struct Nearest {

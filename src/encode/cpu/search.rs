@@ -1,65 +1,178 @@
-//! The nearest of centroids: by a search through all of them, pruned where they are many.
+//! The nearest of centroids, by the search that is quickest for them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
+use super::grouped::Grouped;
 use super::nearest::{Codewords, Form, Nearest};
-use super::pruned::{Pruned, pays};
+use super::pruned::{Pruned, can_prune};
+use crate::artifact::Groups;
+use crate::error::Result;
 
 /// Vectors searched for by one task.
 const TASK_ROWS: usize = 4096;
+/// Of so few numbers and fewer a full search is quicker than a pruned one.
+const FULL_TO: usize = 1 << 17;
+/// And of so few centroids.
+const FULL_OF: usize = 384;
+/// From so many on a pruned search is the quicker one whatever the vectors are, and two tables would take much memory.
+const PRUNED_FROM: usize = 8192;
+/// A full search is quicker where a pruned one computes more distances than one in so many centroids.
+const PRUNES: u64 = 64;
+/// After so many vectors that shows.
+const TRIED: u64 = 4096;
 
-pub enum Search {
+pub struct Search {
+    by: By,
+}
+
+enum By {
     Full(Codewords),
     Pruned(Pruned),
+    Either(Either),
+    Grouped(Grouped),
+}
+
+/// Which is quicker depends on the vectors, and shows.
+struct Either {
+    full: Codewords,
+    pruned: Pruned,
+    /// Vectors that were searched for by the pruned one, and distances that it computed.
+    tried: AtomicU64,
+    computed: AtomicU64,
+}
+
+impl Either {
+    fn nearest(&self, vectors: &[f32], dimension: usize, doubt: impl Fn(f32) -> f32, out: &mut [Nearest]) {
+        let tried = self.tried.load(Ordering::Relaxed);
+        if tried >= TRIED && !self.prunes(self.computed.load(Ordering::Relaxed), tried) {
+            return self.full.nearest_of_parts(vectors, dimension, out);
+        }
+        self.computed.fetch_add(self.pruned.nearest(vectors, doubt, out) as u64, Ordering::Relaxed);
+        self.tried.fetch_add(out.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether few distances are left to be computed.
+    fn prunes(&self, computed: u64, tried: u64) -> bool {
+        computed * PRUNES < tried * self.pruned.count() as u64
+    }
+}
+
+/// Bytes of `count` centroids in float32, as they are and as they are searched: in the order of a kernel, or rounded to bytes too, with
+/// what is known of each, or both. In groups, which are filled up to whole panels, they take some more.
+pub fn table_bytes(count: usize, dimension: usize) -> usize {
+    let float32 = count * dimension * size_of::<f32>();
+    let rounded = float32 + count * (dimension.next_multiple_of(16) * 5 / 4 + 32);
+    let searched = match count {
+        _ if count * dimension <= FULL_TO => float32,
+        ..PRUNED_FROM => float32 + rounded,
+        _ => rounded,
+    };
+    float32 + searched
 }
 
 impl Search {
     pub fn new(values: &[f32], dimension: usize, form: Form) -> Self {
-        if pays(values.len() / dimension, dimension) {
-            Self::Pruned(Pruned::new(values, dimension, form))
+        let count = values.len() / dimension;
+        let by = if !can_prune(dimension) || values.len() <= FULL_TO || count < FULL_OF {
+            By::Full(Codewords::new(values, dimension, form))
+        } else if count >= PRUNED_FROM {
+            By::Pruned(Pruned::new(values, dimension, form))
         } else {
-            Self::Full(Codewords::new(values, dimension, form))
-        }
+            let (full, pruned) = (Codewords::new(values, dimension, form), Pruned::new(values, dimension, form));
+            By::Either(Either { full, pruned, tried: AtomicU64::new(0), computed: AtomicU64::new(0) })
+        };
+        Self { by }
+    }
+
+    /// As [`Grouped::calibrated`].
+    pub fn grouped(values: &[f32], dimension: usize, form: Form, sample: &[f32]) -> Result<Option<(Self, Groups)>> {
+        let made = Grouped::calibrated(values, dimension, form, sample)?;
+        Ok(made.map(|(grouped, groups)| (Self { by: By::Grouped(grouped) }, groups)))
     }
 
     pub fn count(&self) -> usize {
-        match self {
-            Self::Full(codewords) => codewords.count(),
-            Self::Pruned(codewords) => codewords.count(),
+        match &self.by {
+            By::Full(codewords) => codewords.count(),
+            By::Pruned(codewords) | By::Either(Either { pruned: codewords, .. }) => codewords.count(),
+            By::Grouped(codewords) => codewords.count(),
         }
     }
 
     /// See [`Codewords::magnitude`].
     pub fn magnitude(&self, length: f32) -> f32 {
-        match self {
-            Self::Full(codewords) => codewords.magnitude(length),
-            Self::Pruned(codewords) => codewords.magnitude(length),
+        match &self.by {
+            By::Full(codewords) => codewords.magnitude(length),
+            By::Pruned(codewords) | By::Either(Either { pruned: codewords, .. }) => codewords.magnitude(length),
+            By::Grouped(codewords) => codewords.magnitude(length),
         }
     }
 
-    /// The nearest of all; the nearest but one at least where it is within `doubt` of a vector's length.
+    /// The nearest of all, or in groups of those that are looked at; the nearest but one at least where it is within `doubt` of a
+    /// vector's length.
     pub fn nearest(&self, vectors: &[f32], dimension: usize, doubt: impl Fn(f32) -> f32, out: &mut [Nearest]) {
-        match self {
-            Self::Full(codewords) => codewords.nearest_of_parts(vectors, dimension, out),
-            Self::Pruned(codewords) => codewords.nearest(vectors, doubt, out),
+        match &self.by {
+            By::Full(codewords) => codewords.nearest_of_parts(vectors, dimension, out),
+            By::Pruned(codewords) => {
+                codewords.nearest(vectors, doubt, out);
+            }
+            By::Either(either) => either.nearest(vectors, dimension, doubt, out),
+            By::Grouped(codewords) => codewords.nearest(vectors, doubt, out),
         }
     }
 
-    /// The index of the nearest to each vector, on all threads; 0 where no distance is a number.
+    /// Where [`Self::nearest`] does not look at all, what does.
+    pub fn groups(&self) -> Option<&Grouped> {
+        if let By::Grouped(codewords) = &self.by { Some(codewords) } else { None }
+    }
+
+    /// The index of the nearest to each vector, on all threads, and the same for any number of them; 0 where no distance is a number.
     pub fn label(&self, vectors: &[f32], labels: &mut [u32]) {
         if labels.is_empty() {
             return;
         }
         let dimension = vectors.len() / labels.len();
-        vectors.par_chunks(TASK_ROWS * dimension).zip(labels.par_chunks_mut(TASK_ROWS)).for_each(|(vectors, labels)| {
-            let mut found = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; labels.len()];
-            match self {
-                Self::Full(codewords) => codewords.only_nearest(vectors, &mut found),
-                Self::Pruned(codewords) => codewords.nearest(vectors, |_| 0.0, &mut found),
+        let full = |codewords: &Codewords, vectors: &[f32], labels: &mut [u32]| {
+            label(vectors, dimension, labels, |vectors, found| codewords.only_nearest(vectors, found));
+        };
+        let pruned = |codewords: &Pruned, vectors: &[f32], labels: &mut [u32]| {
+            let counts = label(vectors, dimension, labels, |vectors, found| codewords.nearest(vectors, |_| 0.0, found));
+            counts.into_iter().sum::<usize>() as u64
+        };
+        match &self.by {
+            By::Full(codewords) => full(codewords, vectors, labels),
+            By::Pruned(codewords) => {
+                pruned(codewords, vectors, labels);
             }
-            for (label, found) in labels.iter_mut().zip(&found) {
-                *label = if found.index == u32::MAX { 0 } else { found.index };
+            By::Either(either) => {
+                // They may tell nearly equal ones apart differently: which it is does not depend on what was searched for before.
+                let tried = labels.len().min(TRIED as usize);
+                let ((first, rest), (labels, others)) = (vectors.split_at(tried * dimension), labels.split_at_mut(tried));
+                let computed = pruned(&either.pruned, first, labels);
+                if either.prunes(computed, tried as u64) {
+                    pruned(&either.pruned, rest, others);
+                } else {
+                    full(&either.full, rest, others);
+                }
             }
-        });
+            By::Grouped(codewords) => {
+                label(vectors, dimension, labels, |vectors, found| codewords.nearest(vectors, |_| 0.0, found));
+            }
+        }
     }
+}
+
+/// Labels by one search, and what it told of each task.
+fn label<T: Send>(vectors: &[f32], dimension: usize, labels: &mut [u32], search: impl Fn(&[f32], &mut [Nearest]) -> T + Sync) -> Vec<T> {
+    let tasks = vectors.par_chunks(TASK_ROWS * dimension).zip(labels.par_chunks_mut(TASK_ROWS));
+    let told = tasks.map(|(vectors, labels)| {
+        let mut found = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; labels.len()];
+        let told = search(vectors, &mut found);
+        for (label, found) in labels.iter_mut().zip(&found) {
+            *label = if found.index == u32::MAX { 0 } else { found.index };
+        }
+        told
+    });
+    told.collect()
 }

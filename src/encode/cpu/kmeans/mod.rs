@@ -14,6 +14,7 @@ mod rough;
 #[cfg(test)]
 mod testing;
 
-pub use lloyd::Lloyd;
+pub use lloyd::{Lloyd, assign};
+pub use members::Members;
 pub use partitions::partitions;
 pub use passes::{OF_CODEWORDS, progressive};

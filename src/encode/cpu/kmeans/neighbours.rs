@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use super::super::nearest::{Codewords, Form, Nearest};
+use super::super::smallest::smallest;
 use super::members::Members;
 use super::points::{AHEAD, Points};
 
@@ -82,44 +83,9 @@ fn nearest(centroids: Points<'_>, codewords: &Codewords, first: usize, each: usi
     codewords.distances(centroids.values, &mut distances);
     let mut found = Vec::new();
     for (i, (list, distances)) in lists.chunks_exact_mut(each).zip(distances.chunks_exact(codewords.padded())).enumerate() {
-        smallest(&distances[..codewords.count()], first + i, each, &mut found);
+        smallest(&distances[..codewords.count()], Some(first + i), each, &mut found);
         list.iter_mut().zip(&found).for_each(|(place, (_, index))| *place = *index);
     }
-}
-
-/// The `count` smallest of more `distances`, but for that of `own`.
-fn smallest(distances: &[f32], own: usize, count: usize, found: &mut Vec<(f32, u32)>) {
-    // Of the smallest of `count + 1` parts the largest: at least so many are no larger.
-    let part = distances.len() / (count + 1);
-    let limit = distances.chunks_exact(part).take(count + 1).map(least).fold(f32::NEG_INFINITY, f32::max);
-    found.clear();
-    for (n, chunk) in distances.chunks(16).enumerate() {
-        if chunk.iter().fold(false, |any, d| any | (*d <= limit)) {
-            let indices = (n * 16..).zip(chunk).filter(|(index, d)| **d <= limit && *index != own);
-            found.extend(indices.map(|(index, d)| (*d, index as u32)));
-        }
-    }
-    if found.len() > count {
-        found.select_nth_unstable_by(count - 1, |a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        found.truncate(count);
-    }
-    // Where distances are no numbers any others will do.
-    let mut others = (0..distances.len()).filter(|i| *i != own);
-    while found.len() < count {
-        found.extend(others.next().map(|i| (f32::INFINITY, i as u32)));
-    }
-}
-
-fn least(distances: &[f32]) -> f32 {
-    let mut lanes = [f32::INFINITY; 8];
-    let chunks = distances.chunks_exact(8);
-    let rest = chunks.remainder().iter().copied().fold(f32::INFINITY, f32::min);
-    for chunk in chunks {
-        for (lane, d) in lanes.iter_mut().zip(chunk) {
-            *lane = if *d < *lane { *d } else { *lane };
-        }
-    }
-    lanes.into_iter().fold(rest, f32::min)
 }
 
 /// Vectors of one place, which meet the same centroids.

@@ -1,0 +1,60 @@
+//! The codes of sub-vectors.
+
+use super::distinct::distinct;
+use super::nearest::{Codewords, DOUBT, Form, Nearest};
+use super::simd::{square, square_between};
+
+/// The codewords of a sub-vector, of which no two are equal in the column's type.
+pub struct SubVectorCodewords {
+    /// Ranked by one multiplication and addition for each number; where that is close, as Lance computes it, by three operations.
+    ranked: Codewords,
+    exact: Codewords,
+    /// What `ranked` leaves out is the squared distance to this.
+    center: Vec<f32>,
+    /// The index that each has among all; empty where all are distinct.
+    first: Vec<u32>,
+}
+
+impl SubVectorCodewords {
+    /// `bytes`: the same codewords in the column's type.
+    pub fn new(values: &[f32], bytes: &[u8], dimension: usize) -> Self {
+        let (kept, first) = distinct(values, bytes, dimension);
+        let ranked = Codewords::new(&kept, dimension, Form::L2);
+        let center = ranked.center().iter().map(|v| *v as f32).collect();
+        Self { ranked, exact: Codewords::new(&kept, dimension, Form::Exact), center, first }
+    }
+
+    /// The code of the sub-vector that begins each of `rows (n, stride)`, which `tell` gets, and whether it is certain. `beyond` of
+    /// length and distance: by how much another type than float32 blurs that distance.
+    pub fn codes(
+        &self,
+        rows: &[f32],
+        stride: usize,
+        found: &mut [Nearest],
+        beyond: impl Fn(f32, f32) -> f32,
+        mut tell: impl FnMut(usize, u32, bool),
+    ) {
+        let width = self.center.len();
+        self.ranked.nearest_of_parts(rows, stride, found);
+        for (row, found) in found.iter_mut().enumerate() {
+            let sub_vector = &rows[row * stride..][..width];
+            let length = square(sub_vector).sqrt();
+            let second = found.second + square_between(sub_vector, &self.center);
+            let blur = DOUBT * (self.ranked.magnitude(length) + second) + beyond(length, second);
+            let mut certain = found.second - found.distance > blur;
+            if !certain {
+                self.exact.nearest_of_parts(sub_vector, width, std::slice::from_mut(found));
+                // Lance's kernel gives the same bits for codebooks of this form; others are summed in another order, or type.
+                let blur = DOUBT * found.second + beyond(length, found.second);
+                certain = found.second - found.distance > blur || found.second == f32::INFINITY;
+                certain &= found.index != u32::MAX;
+            }
+            tell(row, self.first.get(found.index as usize).copied().unwrap_or(found.index), certain);
+        }
+    }
+
+    /// The length of the longest.
+    pub fn largest_length(&self) -> f32 {
+        self.exact.largest_length()
+    }
+}
