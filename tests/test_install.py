@@ -6,11 +6,13 @@ import base64
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -92,7 +94,7 @@ def make_wheel(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A virtual environment with the wheel and what it declares, and not one distribution more."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder / "venv", with_pip=False, symlinks=True)
@@ -115,7 +117,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     # Without an index: pip installs the wheel only if everything that it declares is there.
     subprocess.run([*pip, "install", "--quiet", "--no-index", str(wheel)], check=True)
-    return folder / "venv" / "bin"
+    yield folder / "venv" / "bin"
+    # The extension twice, as it is while it is developed.
+    shutil.rmtree(folder)
 
 
 def run(command: list[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:

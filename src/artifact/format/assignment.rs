@@ -8,7 +8,7 @@ pub const EXACT: &str = "exact";
 pub const GROUPS: &str = "groups";
 
 /// How rows were given their partitions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Assignment {
     /// [`EXACT`], [`GROUPS`], or what another writer says.
     pub method: String,
@@ -17,10 +17,11 @@ pub struct Assignment {
 }
 
 /// Groups of centroids, and how often the nearest centroid was not in those that were looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Groups {
     pub groups: usize,
-    pub looked_at: usize,
+    /// By a row, on the average of some of the sample.
+    pub looked_at: f64,
     /// Rows of the sample that `looked_at` was chosen by, and those of them that are not with their nearest centroid.
     pub sampled: u64,
     pub sampled_missed: u64,

@@ -1,14 +1,16 @@
 //! The nearest of many centroids, by looking only at those in the groups nearest to a vector.
 //!
-//! The nearest centroid may be in another group. In how many groups to look so that this is rare is found from vectors of the
-//! table: for each of a sample it is known, from a search through all centroids, how far down the list of groups its nearest is.
+//! A group seems as far away as its middle, less a part of its width; a vector looks at the nearest one and those that seem hardly
+//! further. The nearest centroid may still be in another. How much further to look so that this is rare is found from vectors of the
+//! table: for each of a sample it is known, from a search through all centroids, how far away the group of its nearest one seems.
 
 use rayon::prelude::*;
 
 use super::kmeans::{Lloyd, Members, assign};
 use super::nearest::{Codewords, Form, Nearest};
 use super::pruned::Pruned;
-use super::smallest::smallest;
+use super::simd::square_between;
+use super::smallest::least;
 use crate::artifact::Groups;
 use crate::error::Result;
 
@@ -18,27 +20,36 @@ pub const MOST_MISSED: f64 = 1e-3;
 const DOUBT: f64 = 0.05;
 /// Fewer centroids are not worth it.
 const LEAST: usize = 2048;
-/// Groups of `count` centroids: so many times its root.
-const ROOTS: f64 = 3.0;
+/// Groups of `count` centroids: so many times its root, whichever takes less.
+const ROOTS: [f64; 2] = [3.0, 6.0];
 const ITERATIONS: usize = 6;
 const SEED: u64 = 0x6772_6F75;
+/// Of the mean squared distance of its members to its middle, by how much a group seems nearer.
+const NEARER: f32 = 0.5;
+/// Distances that are looked through at once.
+const CHUNK: usize = 16;
 /// Sampled vectors searched for by one task.
 const TASK_ROWS: usize = 1024;
 /// Distances of groups that are held at once.
 const HELD: usize = 1 << 16;
-/// A group's distance takes as long as so many bounds of centroids.
-const GROUP_COST: usize = 3;
+/// A group's distance takes as long as so many bounds of centroids, and so does it to look at one.
+const GROUP_COST: f64 = 3.0;
+const LOOK_COST: f64 = 8.0;
+/// Sampled vectors that tell how many centroids are in groups that are looked at.
+const COUNTED: usize = 1000;
 /// Of the centroids at most this part is looked at, or all are.
-const WORTH: f64 = 0.6;
+const WORTH: f64 = 0.75;
 
 pub struct Grouped {
     codewords: Pruned,
     dimension: usize,
     /// The panels of each group end here.
     ends: Vec<usize>,
-    /// Middles of the groups.
+    /// Middles of the groups, and how much nearer than its middle each seems.
     centers: Codewords,
-    looked_at: usize,
+    nearer: Vec<f32>,
+    /// A vector looks at groups that seem no further away than the nearest one by more than this.
+    within: f32,
 }
 
 impl Grouped {
@@ -47,30 +58,47 @@ impl Grouped {
     pub fn calibrated(codewords: &[f32], dimension: usize, form: Form, sample: &[f32]) -> Result<Option<(Self, Groups)>> {
         let (count, rows) = (codewords.len() / dimension, sample.len() / dimension);
         let Some(allowed) = most_misses(rows).filter(|_| count >= LEAST) else { return Ok(None) };
-        let mut made = Self::new(codewords, dimension, form)?;
-        let mut ranks = made.ranks(sample);
-        ranks.sort_unstable();
-        made.looked_at = ranks[rows - 1 - allowed].max(1);
-        let groups = made.ends.len();
-        let bounds = made.looked_at * made.codewords.places() / groups + GROUP_COST * groups;
-        if bounds as f64 > WORTH * count as f64 {
-            return Ok(None);
+        let mut nearest: Option<Vec<u32>> = None;
+        let mut best: Option<(Cost, Self, Vec<f32>)> = None;
+        for roots in ROOTS {
+            let mut made = Self::new(codewords, dimension, form, (roots * (count as f64).sqrt()) as usize)?;
+            let nearest = nearest.get_or_insert_with(|| made.nearest_of_sample(sample));
+            let mut needed = made.needed(sample, nearest);
+            needed.sort_unstable_by(f32::total_cmp);
+            made.within = needed[rows - 1 - allowed];
+            let cost = made.cost(&sample[..rows.min(COUNTED) * dimension]);
+            if best.as_ref().is_none_or(|(least, ..)| cost.bounds < least.bounds) {
+                best = Some((cost, made, needed));
+            }
         }
-        let missed = ranks.iter().filter(|rank| **rank > made.looked_at).count();
-        let told = Groups { groups, looked_at: made.looked_at, sampled: rows as u64, sampled_missed: missed as u64, checked: 0, missed: 0 };
+        let Some((cost, made, needed)) = best.filter(|(cost, ..)| cost.bounds < WORTH * count as f64) else { return Ok(None) };
+        let missed = needed.iter().filter(|needed| **needed > made.within).count();
+        let told = Groups {
+            groups: made.ends.len(),
+            looked_at: (cost.looked_at * 10.0).round() / 10.0,
+            sampled: rows as u64,
+            sampled_missed: missed as u64,
+            checked: 0,
+            missed: 0,
+        };
         Ok(Some((made, told)))
     }
 
-    fn new(codewords: &[f32], dimension: usize, form: Form) -> Result<Self> {
+    fn new(codewords: &[f32], dimension: usize, form: Form, groups: usize) -> Result<Self> {
         let count = codewords.len() / dimension;
-        let lloyd = Lloyd { clusters: (ROOTS * (count as f64).sqrt()) as usize, iterations: ITERATIONS, seed: SEED, spherical: false };
+        let lloyd = Lloyd { clusters: groups, iterations: ITERATIONS, seed: SEED, spherical: false };
         let centers = lloyd.run(codewords, dimension, &|_| Ok(()))?.centroids;
         let mut home = vec![0u32; count];
         assign(codewords, dimension, &Codewords::new(&centers, dimension, Form::L2), &mut home);
-        let members = Members::of(&home, lloyd.clusters);
-        let groups: Vec<Vec<u32>> = (0..lloyd.clusters).map(|group| members.of_cluster(group).to_vec()).collect();
-        let (codewords, ends) = Pruned::in_groups(codewords, dimension, form, &groups);
-        Ok(Self { codewords, dimension, ends, centers: Codewords::new(&centers, dimension, form), looked_at: 0 })
+        let members = Members::of(&home, groups);
+        let ids: Vec<Vec<u32>> = (0..groups).map(|group| members.of_cluster(group).to_vec()).collect();
+        // Those of a wide group may be nearer than its middle.
+        let square = |center: &[f32], id: &u32| square_between(center, &codewords[*id as usize * dimension..][..dimension]);
+        let spread = |(center, ids): (&[f32], &Vec<u32>)| ids.iter().map(|id| square(center, id)).sum::<f32>() / ids.len().max(1) as f32;
+        let nearer =
+            centers.chunks_exact(dimension).zip(&ids).map(|group| if form == Form::L2 { NEARER * spread(group) } else { 0.0 }).collect();
+        let (codewords, ends) = Pruned::in_groups(codewords, dimension, form, &ids);
+        Ok(Self { codewords, dimension, ends, centers: Codewords::new(&centers, dimension, form), nearer, within: 0.0 })
     }
 
     pub fn count(&self) -> usize {
@@ -84,22 +112,54 @@ impl Grouped {
 
     /// As [`Pruned::nearest`], among the codewords of the nearest groups.
     pub fn nearest(&self, vectors: &[f32], doubt: impl Fn(f32) -> f32, out: &mut [Nearest]) {
-        let mut chosen = Vec::with_capacity(out.len() * self.looked_at);
-        let mut found = Vec::new();
-        self.each_distances(vectors, |distances| {
-            smallest(distances, None, self.looked_at, &mut found);
-            chosen.extend(found.iter().map(|(_, group)| *group));
-        });
-        let members = Members::of(&chosen, self.ends.len());
+        let mut looks = Vec::new();
+        self.looks(vectors, |row, group| looks.push((row, group)));
+        // The vectors that look at each group, in order.
+        let mut places = vec![0u32; self.ends.len() + 1];
+        looks.iter().for_each(|(_, group)| places[*group as usize + 1] += 1);
+        for group in 0..self.ends.len() {
+            places[group + 1] += places[group];
+        }
+        let mut rows = vec![0u32; looks.len()];
+        for (row, group) in looks {
+            // Begins of groups become their ends.
+            let place = &mut places[group as usize];
+            rows[*place as usize] = row;
+            *place += 1;
+        }
         self.codewords.nearest_among(vectors, doubt, out, |passing| {
-            let (mut rows, mut begin) = (Vec::new(), 0);
-            for (group, end) in self.ends.iter().enumerate() {
-                rows.clear();
-                rows.extend(members.of_cluster(group).iter().map(|at| at / self.looked_at as u32));
-                self.codewords.panels(begin..*end, &rows, passing);
-                begin = *end;
+            let (mut begin, mut first) = (0, 0);
+            for (end, last) in self.ends.iter().zip(&places) {
+                self.codewords.panels(begin..*end, &rows[first..*last as usize], passing);
+                (begin, first) = (*end, *last as usize);
             }
         });
+    }
+
+    /// Tells the groups that each vector looks at.
+    fn looks(&self, vectors: &[f32], mut tell: impl FnMut(u32, u32)) {
+        self.each_distances(vectors, |row, distances| {
+            let limit = least(distances) + self.within;
+            for (chunk, distances) in (0u32..).zip(distances.chunks(CHUNK)) {
+                if distances.iter().fold(false, |any, d| any | (*d <= limit)) {
+                    let near = (chunk * CHUNK as u32..).zip(distances).filter(|(_, d)| **d <= limit);
+                    near.for_each(|(group, _)| tell(row, group));
+                }
+            }
+        });
+    }
+
+    /// What a vector takes, on the average of some.
+    fn cost(&self, vectors: &[f32]) -> Cost {
+        let begin = |group: usize| if group == 0 { 0 } else { self.ends[group - 1] };
+        let (mut looks, mut bounds) = (0usize, 0usize);
+        self.looks(vectors, |_, group| {
+            looks += 1;
+            bounds += self.codewords.places_of(begin(group as usize)..self.ends[group as usize]);
+        });
+        let rows = (vectors.len() / self.dimension) as f64;
+        let looked_at = looks as f64 / rows;
+        Cost { looked_at, bounds: bounds as f64 / rows + GROUP_COST * self.ends.len() as f64 + LOOK_COST * looked_at }
     }
 
     /// As [`Pruned::nearest`], among all.
@@ -107,33 +167,44 @@ impl Grouped {
         self.codewords.nearest(vectors, doubt, out);
     }
 
-    /// For each vector the distances of all groups.
-    fn each_distances(&self, vectors: &[f32], mut tell: impl FnMut(&[f32])) {
+    /// For each vector how far away all groups seem.
+    fn each_distances(&self, vectors: &[f32], mut tell: impl FnMut(u32, &[f32])) {
         let padded = self.centers.padded();
         let rows = (HELD / padded).max(6);
         let mut distances = vec![0f32; rows * padded];
+        let mut row = 0;
         for vectors in vectors.chunks(rows * self.dimension) {
             let distances = &mut distances[..vectors.len() / self.dimension * padded];
             self.centers.distances(vectors, distances);
-            distances.chunks_exact(padded).for_each(|distances| tell(&distances[..self.ends.len()]));
+            for distances in distances.chunks_exact_mut(padded) {
+                let distances = &mut distances[..self.ends.len()];
+                distances.iter_mut().zip(&self.nearer).for_each(|(distance, nearer)| *distance -= nearer);
+                tell(row, distances);
+                row += 1;
+            }
         }
     }
 
-    /// For each vector in how many groups one has to look to find its nearest codeword.
-    fn ranks(&self, vectors: &[f32]) -> Vec<usize> {
-        let homes = self.homes();
+    /// The nearest of all codewords to each vector.
+    fn nearest_of_sample(&self, vectors: &[f32]) -> Vec<u32> {
         let tasks = vectors.par_chunks(TASK_ROWS * self.dimension).map(|vectors| {
             let mut found = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; vectors.len() / self.dimension];
             self.nearest_of_all(vectors, |_| 0.0, &mut found);
-            let mut found = found.iter();
-            let mut ranks = Vec::with_capacity(found.len());
-            self.each_distances(vectors, |distances| {
-                let nearest = found.next().map_or(u32::MAX, |found| found.index);
-                let home = homes.get(nearest as usize).copied().unwrap_or(0) as usize;
-                let before = |(group, distance): (usize, &f32)| (*distance, group) < (distances[home], home);
-                ranks.push(1 + distances.iter().enumerate().filter(|group| before(*group)).count());
+            found.into_iter().map(|found| found.index).collect::<Vec<_>>()
+        });
+        tasks.flatten().collect()
+    }
+
+    /// For each vector how much further away than the nearest group that of its nearest codeword seems.
+    fn needed(&self, vectors: &[f32], nearest: &[u32]) -> Vec<f32> {
+        let homes = self.homes();
+        let tasks = vectors.par_chunks(TASK_ROWS * self.dimension).zip(nearest.par_chunks(TASK_ROWS)).map(|(vectors, nearest)| {
+            let mut needed = Vec::with_capacity(nearest.len());
+            self.each_distances(vectors, |row, distances| {
+                let home = homes.get(nearest[row as usize] as usize).copied().unwrap_or(0);
+                needed.push(distances[home as usize] - least(distances));
             });
-            ranks
+            needed
         });
         tasks.flatten().collect()
     }
@@ -148,6 +219,13 @@ impl Grouped {
         }
         homes
     }
+}
+
+/// What a vector takes.
+struct Cost {
+    looked_at: f64,
+    /// In bounds of centroids.
+    bounds: f64,
 }
 
 /// How many of so many sampled rows may miss, if with confidence no more than [`MOST_MISSED`] of all do; `None`: they are too few
@@ -202,8 +280,8 @@ mod tests {
         for form in [Form::L2, Form::Dot] {
             let full = Codewords::new(&codewords, DIMENSION, form);
             let (grouped, told) = Grouped::calibrated(&codewords, DIMENSION, form, &sample).unwrap().unwrap();
-            assert_eq!((told.groups, told.sampled), (135, 3200));
-            assert!(told.looked_at < told.groups / 2, "{told:?}");
+            assert!([135, 271].contains(&told.groups) && told.sampled == 3200);
+            assert!(told.looked_at < told.groups as f64 / 2.0, "{told:?}");
             let none = Nearest { index: 7, distance: 0.0, second: 0.0 };
             let (mut nearest, mut found, mut all) = (vec![none; 3200], vec![none; 3200], vec![none; 3200]);
             full.nearest(&sample, &mut nearest);

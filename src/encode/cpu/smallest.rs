@@ -28,6 +28,18 @@ pub fn smallest(distances: &[f32], own: Option<usize>, count: usize, found: &mut
     }
 }
 
+pub fn least(distances: &[f32]) -> f32 {
+    let mut lanes = [f32::INFINITY; 8];
+    let chunks = distances.chunks_exact(8);
+    let rest = chunks.remainder().iter().copied().fold(f32::INFINITY, f32::min);
+    for chunk in chunks {
+        for (lane, d) in lanes.iter_mut().zip(chunk) {
+            *lane = if *d < *lane { *d } else { *lane };
+        }
+    }
+    lanes.into_iter().fold(rest, f32::min)
+}
+
 /// Least, times and end such that at least `count` of the distances are in the parts before the end, and few more.
 fn range(distances: &[f32], count: usize) -> (f32, f32, f32) {
     let (mut least, mut most, mut odd) = ([f32::INFINITY; 8], [f32::NEG_INFINITY; 8], false);

@@ -174,9 +174,9 @@ impl Pruned {
         self.count
     }
 
-    /// Places of the panels, holes among them.
-    pub fn places(&self) -> usize {
-        self.places.len()
+    /// Places of some panels, holes among them.
+    pub fn places_of(&self, panels: std::ops::Range<usize>) -> usize {
+        panels.len() * PANEL
     }
 
     /// The codewords of some panels.

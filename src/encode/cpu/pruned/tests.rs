@@ -15,7 +15,7 @@ fn agrees(codewords: &[f32], vectors: &[f32], dimension: usize, form: Form) -> u
     let groups: Vec<Vec<u32>> = (0..5).map(|group| (0..count).filter(|i| i * i % 5 == group).collect()).collect();
     let one = Pruned::new(codewords, dimension, form);
     let (grouped, ends) = Pruned::in_groups(codewords, dimension, form, &groups);
-    assert_eq!(ends.last().map(|end| end * PANEL), Some(grouped.places()));
+    assert_eq!(ends.last().map(|end| end * PANEL), Some(grouped.places.len()));
     let plain = Pruned { wide: false, ..Pruned::new(codewords, dimension, form) };
     let uncertain: Vec<usize> = [&one, &grouped, &plain].map(|pruned| agrees_with_full(pruned, codewords, vectors, dimension, form)).into();
     uncertain[0]
