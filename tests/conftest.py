@@ -39,6 +39,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[Any]:
     still is in."""
     folder = getattr(item, "funcargs", {}).get("tmp_path")
     done = yield
+    # Where a test left it in its folder.
+    os.chdir(item.config.rootpath)
     if folder is not None and not item.stash.get(_FAILED, False):
         shutil.rmtree(folder, ignore_errors=True)
     return done
