@@ -37,6 +37,7 @@ def one(seed: int, base: str, off: frozenset[str] = frozenset(), stock: bool = F
     history = History(seed, folder, off, stock)
     started, failure, trace = time.perf_counter(), None, ""
     # A history that hangs ends its process, and says where.
+    there = Path.cwd()
     faulthandler.dump_traceback_later(120, exit=True)
     try:
         history.run()
@@ -48,7 +49,7 @@ def one(seed: int, base: str, off: frozenset[str] = frozenset(), stock: bool = F
         failure, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
     finally:
         faulthandler.cancel_dump_traceback_later()
-        os.chdir(base)
+        os.chdir(there)
         tempfile.tempdir = None
         shutil.rmtree(folder, ignore_errors=True)
     seconds = time.perf_counter() - started
@@ -75,14 +76,10 @@ def many(
     results = []
     with tempfile.TemporaryDirectory(prefix="histories-", dir=base_folder()) as base:
         if jobs == 1:
-            there = Path.cwd()
-            try:
-                for n in range(count):
-                    results.append(one(seed + n, base, off, stock))
-                    if each:
-                        each(results[-1])
-            finally:
-                os.chdir(there)
+            for n in range(count):
+                results.append(one(seed + n, base, off, stock))
+                if each:
+                    each(results[-1])
             return results
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:

@@ -158,6 +158,20 @@ def test_an_exact_call_takes_no_fast_artifact(table: Any, tmp_path: Path) -> Non
     assert (tmp_path / "a" / "manifest.json").read_bytes() == before
 
 
+def test_an_exact_run_takes_no_fast_shard(table: Any, model: la.IvfPqModel, tmp_path: Path) -> None:
+    import lance
+
+    at_first = lance.dataset(table.uri, version=1)
+    planned = la.plan(
+        at_first, "vector", model=model, name="run", backend="cpu", num_shards=1, calibrate=False
+    )
+    run = la.Run.create(planned, tmp_path / "run")
+    run.train(at_first, model=model)
+    la.build_artifact(at_first, "vector", model, run.shard_uri(0), backend="cpu", assign="fast")
+    with pytest.raises(la.ArtifactMismatchError, match="assign='groups', now 'exact'"):
+        run.encode(0, at_first, backend="cpu")
+
+
 def test_of_few_partitions_all_are_compared(
     table: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

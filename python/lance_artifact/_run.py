@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from . import _lance_artifact as core
 from ._arguments import Progress, StorageOptions
 from ._artifacts import absolute, check_apart
+from ._assign import check_assigned
 from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._checked import check
@@ -361,6 +362,10 @@ class Run:
             raise ArtifactMismatchError(
                 f"{artifact.uri}: is not shard {shard} of this run: (version, branch, field, fragments) are {found}, expected {expected}, "
                 f"and its model is {theirs}, expected {model.fingerprint}"
+            )
+        if otherwise := check_assigned(artifact, plan.assign):
+            raise ArtifactMismatchError(
+                f"{artifact.uri}: is not shard {shard} of this run, which was planned otherwise: {otherwise}"
             )
         return artifact
 
