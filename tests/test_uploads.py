@@ -6,6 +6,7 @@ import gc
 import http.server
 import json
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,8 @@ class Failing(http.server.BaseHTTPRequestHandler):
         if "partNumber=3" in self.path:
             self.answer(500, b"")
             return
+        if self.command == "DELETE":
+            time.sleep(0.5)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
         # Without a type urllib says that it is a form, and the store drops it.
         headers.setdefault("Content-type", "application/octet-stream")
@@ -134,7 +137,10 @@ def test_a_failed_upload_is_aborted(store: dict[str, str]) -> None:
             for n in range(20):
                 made.append_batch(encoded(50_000, 1, 64, first=n * 50_000))
             made.finish()
-        # Before anybody aborts the builder.
+        # Before anybody aborts the builder: the error does not wait for it, so it may come a little later.
+        deadline = time.monotonic() + 30
+        while uploads(store) and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert uploads(store) == []
         made.abort()
         assert keys(store, "failed") == []
