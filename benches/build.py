@@ -1,10 +1,11 @@
 """A CPU build end to end, `create_index(backend="cpu")`, against stock pylance's and faiss's, with recall@10 and memory.
 
-`just bench build [--rows N --dim D --partitions K --sub-vectors M --runs N --seeds N --skip faiss]`
+`just bench build [--rows N --dim D --partitions K --sub-vectors M --runs N --skip faiss]`
+`just bench build --vectors patches|text [--metric l2|cosine|dot --dtype f2|f4|f8 --index-type IVF_HNSW_PQ]`
 
-The same vectors, K, M, sample_rate and max_iters; each run is a process of its own, interleaved. faiss twice: with as many
-iterations, and with its own defaults for them. Recall at equal `nprobes`, and at equal shares of the rows scanned. Without a shape:
-those of the goals. Prints a table and writes build.json.
+The same vectors, K, M, sample_rate and max_iters; each run is a process of its own with a seed of its own, interleaved. faiss twice: with as
+many iterations, and with its own defaults for them; it takes float32, L2 and IVF_PQ only. Recall at equal `nprobes`, and at equal shares of
+the rows scanned. Without a shape: those of the goals. Real vectors: see real.py. Prints a table and writes build.json.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pyarrow as pa
 
 import _common
 import quality
+import real
 from gpu import block
 
 # rows, dimension, partitions, sub-vectors, times as fast as stock, and as faiss
@@ -40,21 +42,32 @@ def vectors(rows: int, dim: int) -> np.ndarray:
     )
 
 
-def write(folder: str, rows: int, dim: int) -> np.ndarray:
+def write(folder: str, array: np.ndarray) -> None:
     import lance
 
-    array = vectors(rows, dim)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), dim)
-    table = pa.table({"id": pa.array(np.arange(rows)), "vector": column})
+    column = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+    table = pa.table({"id": pa.array(np.arange(len(array))), "vector": column})
     lance.write_dataset(table, f"{folder}/vectors.lance", max_rows_per_file=100_000)
-    return array
 
 
-def prepare(folder: str, rows: int, dim: int) -> dict[str, Any]:
-    array, queries = write(folder, rows, dim), block(-1, QUERIES, dim, "float32")
-    scores = 2 * queries @ array.T - (array**2).sum(1)
-    np.savez(f"{folder}/queries.npz", queries=queries, truth=np.argsort(-scores, axis=1)[:, :NEIGHBOURS])
-    return {}
+def prepare(folder: str, what: str, rows: int, dim: int, metric: str, dtype: str) -> dict[str, Any]:
+    """Vectors on disk, and queries that are none of them with their nearest rows."""
+    if what == "made":
+        array, queries = vectors(rows, dim), block(-1, QUERIES, dim, "float32")
+    else:
+        array = real.SETS[what]()
+        queries, array = array[:QUERIES], array[QUERIES:]
+    write(folder, array.astype(dtype))
+    if metric == "cosine":
+        array, queries = quality.unit(array), quality.unit(queries)
+    squares = 0 if metric == "dot" else (array**2).sum(1)
+    truth = []
+    for query in queries:
+        distances = squares - 2 * array @ query
+        nearest = np.argpartition(distances, NEIGHBOURS)[:NEIGHBOURS]
+        truth.append(nearest[np.argsort(distances[nearest])])
+    np.savez(f"{folder}/queries.npz", queries=queries, truth=np.array(truth))
+    return {"rows": len(array), "dim": array.shape[1]}
 
 
 def recall(folder: str, search: Any) -> float:
@@ -66,7 +79,7 @@ def recall(folder: str, search: Any) -> float:
     return hits / saved["truth"].size
 
 
-def build(folder: str, shape: dict[str, int], seed: int, who: str) -> dict[str, Any]:
+def build(folder: str, shape: dict[str, Any], seed: int, who: str) -> dict[str, Any]:
     import lance
 
     import lance_artifact as la
@@ -86,7 +99,7 @@ def build(folder: str, shape: dict[str, int], seed: int, who: str) -> dict[str, 
         if who == "ours":
             la.create_index(ds, "vector", backend="cpu", seed=seed, progress=progress, **shape)
         else:
-            ds.create_index("vector", "IVF_PQ", **shape)
+            ds.create_index("vector", **shape)
     ds = lance.dataset(f"{folder}/{who}.lance")
 
     def search(query: np.ndarray) -> list[int]:
@@ -101,23 +114,23 @@ def build(folder: str, shape: dict[str, int], seed: int, who: str) -> dict[str, 
     }  # fmt: skip
 
 
-def ours(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
+def ours(folder: str, shape: dict[str, Any], seed: int) -> dict[str, Any]:
     return build(folder, shape, seed, "ours")
 
 
-def stock(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
+def stock(folder: str, shape: dict[str, Any], seed: int) -> dict[str, Any]:
     return build(folder, shape, seed, "stock")
 
 
-def faiss(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
+def faiss(folder: str, shape: dict[str, Any], seed: int) -> dict[str, Any]:
     return of_faiss(folder, shape, seed, ITERATIONS)
 
 
-def faiss_default(folder: str, shape: dict[str, int], seed: int) -> dict[str, Any]:
+def faiss_default(folder: str, shape: dict[str, Any], seed: int) -> dict[str, Any]:
     return of_faiss(folder, shape, seed, None)
 
 
-def of_faiss(folder: str, shape: dict[str, int], seed: int, iterations: int | None) -> dict[str, Any]:
+def of_faiss(folder: str, shape: dict[str, Any], seed: int, iterations: int | None) -> dict[str, Any]:
     """With as many iterations, or its own defaults for them: 10 for the centroids and 25 for the codewords."""
     import faiss as library
     import lance
@@ -160,17 +173,28 @@ def measure(
     of_faiss: float | None,
     runs: int,
     who: list[str],
+    what: str = "made",
+    metric: str = "l2",
+    dtype: str = "f4",
+    index_type: str = "IVF_PQ",
 ) -> list[dict[str, Any]]:
-    shape = {"num_partitions": k, "num_sub_vectors": m, "sample_rate": 256, "max_iters": ITERATIONS}
+    shape = {
+        "index_type": index_type, "metric": metric, "num_partitions": k, "num_sub_vectors": m,
+        "sample_rate": 256, "max_iters": ITERATIONS,
+    }  # fmt: skip
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in who}
     with tempfile.TemporaryDirectory(prefix="build-") as folder:
-        _common.in_process(__file__, "prepare", folder=folder, rows=rows, dim=dim)
+        made = _common.in_process(
+            __file__, "prepare", folder=folder, what=what, rows=rows, dim=dim, metric=metric, dtype=dtype
+        )
+        rows, dim = made["rows"], made["dim"]
         for run in range(runs):
             for name in who:
                 found[name].append(_common.in_process(__file__, name, folder=folder, shape=shape, seed=run))
-    print(
-        f"\n{rows:,} x {dim} float32, L2, K={k}, M={m}, {runs} runs, interleaved; recall@{NEIGHBOURS} at nprobes={PROBES}\n"
-    )
+    of = f"{rows:,} x {dim}, K={k}, M={m}"
+    if (what, metric, dtype, index_type) != ("made", "l2", "f4", "IVF_PQ"):
+        of += f" ({what}, {metric}, {np.dtype(dtype)}, {index_type})"
+    print(f"\n{of}, {runs} runs, interleaved; recall@{NEIGHBOURS} at nprobes={PROBES}\n")
     shares = " | ".join(f"at {share:.0%} of the rows" for share in quality.SHARES)
     print(
         f"| | seconds | times as fast | recall@10 (each run) | {shares} | variation of the partitions | peak memory, MiB | stages, s |"
@@ -192,7 +216,7 @@ def measure(
     for peer, times in (("stock", goal), ("faiss", of_faiss), ("faiss_default", None)):
         if peer not in found:
             continue
-        what = f"CPU build against {peer}, {rows:,} x {dim}, K={k}, M={m}"
+        what = f"CPU build against {peer}, {of}"
         pair = ("ours", peer)
         found_by = {name: statistics.mean(r["recall"] for r in found[name]) for name in pair}
         work = {name: np.mean([r["at_equal_work"] for r in found[name]], axis=0).tolist() for name in pair}
@@ -226,7 +250,7 @@ def multiplications() -> float:
 
 
 def peers(skip: list[str]) -> list[str]:
-    """Ours first; faiss where it is installed."""
+    """Ours first; faiss where it is installed, and what it builds is asked for."""
     there = ["stock"] + (["faiss", "faiss_default"] if importlib.util.find_spec("faiss") else [])
     return ["ours", *(name for name in there if name not in skip)]
 
@@ -239,16 +263,23 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--partitions", type=int, default=256)
     parser.add_argument("--sub-vectors", type=int, default=16)
+    parser.add_argument("--vectors", default="made", choices=["made", *real.SETS])
+    parser.add_argument("--metric", default="l2", choices=["l2", "cosine", "dot"])
+    parser.add_argument("--dtype", default="f4", choices=["f2", "f4", "f8"])
+    parser.add_argument("--index-type", default="IVF_PQ", choices=["IVF_PQ", "IVF_HNSW_PQ"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--skip", action="append", default=[], choices=["stock", "faiss", "faiss_default"])
     parser.add_argument("--json", type=Path, default=Path("build.json"))
     a = parser.parse_args(arguments)
-    who = peers(a.skip)
-    shapes = [(a.rows, a.dim, a.partitions, a.sub_vectors, None, None)] if a.rows else list(SHAPES)
+    kind = {"what": a.vectors, "metric": a.metric, "dtype": a.dtype, "index_type": a.index_type}
+    other = (a.metric, a.dtype, a.index_type) != ("l2", "f4", "IVF_PQ")
+    who = peers([*a.skip, *(["faiss", "faiss_default"] if other else [])])
+    one = a.rows or a.vectors != "made"
+    shapes = [(a.rows or 0, a.dim, a.partitions, a.sub_vectors, None, None)] if one else list(SHAPES)
     print(f"{_common.machine()}\n{_common.versions()}")
     results = []
     for shape in shapes:
-        results += measure(*shape, a.runs, who)
+        results += measure(*shape, a.runs, who, **kind)
     _common.report(results, a.json)
 
 

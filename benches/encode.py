@@ -31,7 +31,7 @@ def prepare(folder: str, rows: int, dim: int, k: int, m: int) -> dict[str, Any]:
 
     import lance_artifact as la
 
-    build.write(folder, rows, dim)
+    build.write(folder, build.vectors(rows, dim))
     ds = lance.dataset(f"{folder}/vectors.lance")
     with _common.Peak() as peak:
         model = la.train(

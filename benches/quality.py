@@ -18,9 +18,19 @@ def variation(sizes: np.ndarray) -> float:
     return float(sizes.std() / sizes.mean())
 
 
-def probes(centroids: np.ndarray, sizes: np.ndarray, queries: np.ndarray, share: float) -> np.ndarray:
-    """For each query how many of its nearest partitions (L2) have at most `share` of all rows, and at least one."""
-    distances = (centroids**2).sum(1)[None] - 2 * queries @ centroids.T
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Of length 1, but for zeros."""
+    lengths = np.linalg.norm(vectors.astype("f4"), axis=1, keepdims=True)
+    scaled: np.ndarray = vectors / np.maximum(lengths, np.finfo("f4").tiny)
+    return scaled
+
+
+def probes(
+    centroids: np.ndarray, sizes: np.ndarray, queries: np.ndarray, share: float, metric: str = "l2"
+) -> np.ndarray:
+    """For each query how many of its nearest partitions have at most `share` of all rows, and at least one. Queries for cosine are of length 1."""
+    squares = 0.0 if metric == "dot" else (centroids**2).sum(1)[None]
+    distances = squares - 2 * queries @ centroids.T
     scanned = np.cumsum(sizes[np.argsort(distances, axis=1)], axis=1)
     found: np.ndarray = np.maximum(1, (scanned <= share * sizes.sum()).sum(1))
     return found
@@ -32,11 +42,12 @@ def at_equal_work(
     queries: np.ndarray,
     truth: np.ndarray,
     search: Callable[[np.ndarray, int], list[int]],
+    metric: str = "l2",
 ) -> dict[str, Any]:
     """`recall` at each of `SHARES`, and `variation`. `search(query, nprobes)` gives the ids found."""
     recall = []
     for share in SHARES:
-        wanted = probes(centroids, sizes, queries, share)
+        wanted = probes(centroids, sizes, queries, share, metric)
         hits = sum(
             len(set(search(query, int(nprobes))) & set(expected.tolist()))
             for query, nprobes, expected in zip(queries, wanted, truth, strict=True)
@@ -61,4 +72,4 @@ def of_index(ds: Any, name: str, queries: np.ndarray, truth: np.ndarray, key: st
         found: list[int] = ds.to_table(columns=[key, "_distance"], nearest=nearest)[key].to_pylist()
         return found
 
-    return at_equal_work(centroids.astype("f4"), sizes, queries, truth, search)
+    return at_equal_work(centroids.astype("f4"), sizes, queries, truth, search, model.metric)

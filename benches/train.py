@@ -30,7 +30,8 @@ JUDGED, AT_ONCE = 1_000_000, 100_000
 
 
 def prepare(folder: str, rows: int, dim: int) -> dict[str, Any]:
-    array, queries = build.write(folder, rows, dim), build.block(-1, build.QUERIES, dim, "float32")
+    array, queries = build.vectors(rows, dim), build.block(-1, build.QUERIES, dim, "float32")
+    build.write(folder, array)
     squares = (array**2).sum(1)
     nearest = [
         np.argpartition(squares - 2 * query @ array.T, build.NEIGHBOURS)[: build.NEIGHBOURS]

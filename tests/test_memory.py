@@ -147,12 +147,22 @@ def test_a_build_keeps_within_its_limit(wide: Path) -> None:
 def test_training_takes_what_the_limit_allows(wide: Path, caplog: pytest.LogCaptureFixture) -> None:
     ds = lance.dataset(str(wide / "t.lance"))
     options = {"num_partitions": 512, "num_sub_vectors": 16, "max_iters": 2, "backend": "cpu"}
-    assert la.train(ds, "vector", memory_limit=64 << 20, **options).num_partitions == 512
-    assert "vectors instead of 130000: more do not fit memory_limit" in caplog.text
-    trained_on = numbers(caplog.text.split("training on ")[1])[0]
+    model = la.train(ds, "vector", memory_limit=64 << 20, **options)
+    assert (
+        "moving them to the means of 130000, which come in parts: more do not fit memory_limit" in caplog.text
+    )
+    trained_on = numbers(caplog.text.split("training centroids on ")[1])[0]
     assert 10_000 < trained_on < 60_000
+    assert model.num_partitions == 512 and model.training["max_iters"] == 2
+    again = la.train(ds, "vector", memory_limit=64 << 20, **options)
+    assert model.ivf_centroids.equals(again.ivf_centroids) and model.pq_codebook.equals(again.pq_codebook)
     with pytest.raises(la.InvalidInputError, match=r"a sample of \d+ vectors.*does not fit memory_limit"):
         la.train(ds, "vector", memory_limit=4 << 20, **{**options, "num_partitions": 4096})
+
+
+def test_the_call_that_trains_in_parts_keeps_within_its_limit(wide: Path) -> None:
+    work = 'la.train(ds, "vector", num_partitions=512, num_sub_vectors=16, backend="cpu", memory_limit=limit)'
+    assert peak(work, wide, 64 << 20) < 64 + MARGIN
 
 
 def test_a_limit_that_is_too_small_is_refused_before_training(wide: Path) -> None:

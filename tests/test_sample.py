@@ -106,3 +106,40 @@ def test_rows_deleted_null_and_in_the_last_part_of_a_run(write: Any) -> None:
     rows = drawn(ds, 1500, 3)
     assert len(set(rows)) == 1500
     assert not mask[rows].any() and not ((rows >= 5000) & (rows < 9000)).any()
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_centroids_go_to_the_means_of_more_vectors_than_fit(write: Any, metric: str, dtype: str) -> None:
+    """From 300 vectors for 40 centroids to 6,000: read by scan (all of a table), or by runs of a large one."""
+    rng = np.random.default_rng(3)
+    many = rng.standard_normal((200, DIM))[rng.integers(0, 200, 60_000)] + rng.normal(0, 0.3, (60_000, DIM))
+    many[::50] = np.nan
+    # Beyond the squares of float32, which float64 columns may be.
+    values = (many * (1e30 if dtype == "f8" else 1)).astype(dtype)
+    source = Handle.of(write(values, max_rows_per_file=20_000)).vectors("vector")
+    usable = values[np.isfinite(values).all(1)].astype("f8")
+    usable /= np.linalg.norm(usable, axis=1)[:, None] if metric == "cosine" else np.abs(usable).max()
+
+    def trained(rows: int, max_iters: int = 5) -> np.ndarray:
+        made = source.train_centroids_in_parts(
+            rows, 300, metric, num_partitions=40, sample_rate=100, max_iters=max_iters, seed=2, memory_limit=1 << 30
+        )  # fmt: skip
+        assert made.type == pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), DIM)
+        return np.asarray(made.flatten()).astype("f8").reshape(-1, DIM)
+
+    def loss(centroids: np.ndarray) -> float:
+        if metric == "dot":
+            assert np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=2e-3)
+            return float(-(usable @ centroids.T).max(1).mean())
+        if metric == "l2":
+            centroids = centroids / np.abs(values[np.isfinite(values).all(1)].astype("f8")).max()
+        squares = (usable**2).sum(1)[:, None] + (centroids**2).sum(1) - 2 * usable @ centroids.T
+        return float(squares.min(1).mean())
+
+    stays = loss(trained(60_000, max_iters=1))
+    few = loss(trained(300))
+    for rows in (60_000, 6_000):
+        more = trained(rows)
+        assert np.array_equal(more, trained(rows))
+        assert loss(more) < few - 0.02 * abs(few) and loss(more) < stays, rows

@@ -307,6 +307,19 @@ class _VectorSource:
     def sample(
         self, rows: int, metric: str, seed: int, memory_limit: int | None = None
     ) -> pa.FixedSizeListArray: ...
+    def train_centroids_in_parts(
+        self,
+        rows: int,
+        at_once: int,
+        metric: str,
+        *,
+        num_partitions: int,
+        sample_rate: int,
+        max_iters: int,
+        seed: int,
+        memory_limit: int,
+        progress: _Report | None = None,
+    ) -> pa.FixedSizeListArray: ...
     def scan(self, metric: str) -> _VectorScan: ...
     def drain(self) -> tuple[int, float]: ...
     def encode_on_cpu(

@@ -43,9 +43,9 @@ _WITHOUT_EFFECT = {
 }
 _REFUSED = {
     "precomputed_partition_dataset": "rows are assigned here; leave it out",
-    "streaming_sample_rate": "training draws one sample, which memory_limit bounds; leave it out",
-    "streaming_coreset_rate": "training draws one sample, which memory_limit bounds; leave it out",
-    "streaming_refine_passes": "training draws one sample, which memory_limit bounds; leave it out",
+    "streaming_sample_rate": "training streams what memory_limit does not hold by itself; leave it out",
+    "streaming_coreset_rate": "training streams what memory_limit does not hold by itself; leave it out",
+    "streaming_refine_passes": "training streams what memory_limit does not hold by itself; leave it out",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +26,18 @@ from ._calls import awaited
 from ._checked import checked
 from ._dataset import Handle, vector_column
 from ._lance_artifact import IvfPqModel
-from ._log import stage
+from ._log import LOGGER, stage
 from ._process import terminable
 from ._progress import reporter
 from .backends import Backend, DatasetBackend, TrainParams, resolve_backend
+from .backends.cpu import CpuBackend
 from .exceptions import InvalidInputError
 
 if TYPE_CHECKING:
     import lance
     from lance.progress import IndexProgress
+
+    from ._lance_artifact import _VectorSource
 
 
 @terminable()
@@ -88,7 +92,8 @@ def train(
         GPUs of a backend that has them; the first one trains. Default the first visible one.
     memory_limit : int, optional
         Bytes that the call may hold, beside what the process had before; default half of the memory that this machine, or its
-        container, has free. The sample is as large as fits; a warning says so where that is less than it should be.
+        container, has free. A sample that is larger comes in parts: centroids are trained on one that fits, and then each goes to the
+        mean of its vectors in all of them, a warning says so. Other backends than the CPU's train on what fits.
     progress : bool or callable, default False
         True: a tqdm bar on a terminal. A callable gets `lance.progress.IndexProgress`; what it raises ends the call.
     progress_callback : callable, optional
@@ -191,6 +196,14 @@ def train_handle(
         memory_limit,
     )
     there = min(wanted, source.count_rows())
+    for_centroids = min(there, params.sample_rate * params.num_partitions)
+    if isinstance(chosen, CpuBackend) and not given and params.num_partitions <= most < for_centroids:
+        centroids = _centroids_in_parts(
+            source.with_scan_bytes(scan), params, for_centroids, most, limit, progress
+        )
+        params = replace(params, ivf_centroids=centroids)
+        trained = train_handle(handle, path, params, ids, target_partition_size, chosen, limit, progress)
+        return trained.with_training(**recorded)
     wanted = bounded_sample(chosen, params, wanted, there, most, source.dimension)
     sample = source.with_scan_bytes(scan).sample(wanted, params.metric, params.seed, limit)
     if len(sample) < codes:
@@ -201,6 +214,37 @@ def train_handle(
         error.found = len(sample)
         raise error
     return train_on(sample, chosen, params, progress).with_training(**recorded)
+
+
+def _centroids_in_parts(
+    source: _VectorSource, params: TrainParams, rows: int, at_once: int, limit: int, progress: Progress
+) -> pa.FixedSizeListArray:
+    """Centroids of a sample of ``rows`` vectors, of which memory holds fewer ``at_once``."""
+    LOGGER.warning(
+        "training centroids on %d vectors, and moving them to the means of %d, which come in parts: more do not fit memory_limit",
+        at_once,
+        rows,
+    )
+    with stage(
+        "trained",
+        "training {num_partitions} centroids on {vectors} vectors, {at_once} at once",
+        "trained {num_partitions} centroids in {seconds:.2f} s",
+        vectors=rows,
+        at_once=at_once,
+        num_partitions=params.num_partitions,
+        metric=params.metric,
+    ):
+        return source.train_centroids_in_parts(
+            rows,
+            at_once,
+            params.metric,
+            num_partitions=params.num_partitions,
+            sample_rate=params.sample_rate,
+            max_iters=params.max_iters,
+            seed=params.seed,
+            memory_limit=limit,
+            progress=reporter(progress),
+        )
 
 
 def train_on(

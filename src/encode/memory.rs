@@ -132,8 +132,8 @@ impl TrainShares {
         // While it is drawn: the vectors, and the order in which they are.
         let drawn = usable.saturating_sub(scan) / (vectors.row_bytes() + 16);
         // While it is trained on: labels old and new and members of the clusters; centroids, and in the order of the kernel and of
-        // groups, and the neighbours of each.
-        let tables = shape.num_partitions as u64 * (3 * float32 + OF_NEIGHBOURS);
+        // groups, and the neighbours of each. Where it comes in parts, sums in float64 instead of the order of the kernel.
+        let tables = shape.num_partitions as u64 * (4 * float32 + OF_NEIGHBOURS);
         let row = vectors.row_bytes() + copy + 12;
         let for_centroids = if shape.trains_centroids { usable.saturating_sub(tables) / row } else { u64::MAX };
         // Then the nearest centroid of each, and one sub-vector of the residuals on every thread, with what its k-means holds.

@@ -6,6 +6,7 @@
 mod cpu;
 pub mod device;
 mod encoder;
+mod in_parts;
 mod memory;
 mod params;
 mod pipeline;
@@ -14,6 +15,7 @@ mod source;
 
 pub use cpu::{CpuEncoder, train as train_cpu};
 pub use encoder::{Checked, Encoded, Encoder};
+pub use in_parts::{PartedSample, train_centroids_in_parts};
 pub use memory::{EncodeShares, TrainShares, TrainingShape, Vectors};
 pub use params::TrainParams;
 pub use pipeline::encode_into;

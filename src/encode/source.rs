@@ -1,8 +1,12 @@
 //! The vectors that an encoder reads: a column of some fragments of one version of a dataset, scanned or sampled.
 
-use arrow_array::{Array, FixedSizeListArray, UInt64Array, make_array};
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt64Type;
+use arrow_array::{Array, BooleanArray, FixedSizeListArray, UInt64Array, make_array};
 use arrow_buffer::{Buffer, MutableBuffer};
 use arrow_data::ArrayData;
+use arrow_select::filter::filter;
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use rand::rngs::SmallRng;
 use rand::seq::index;
@@ -165,9 +169,7 @@ impl VectorSource {
         let run = self.run_rows(rows, total, metric, random).await?;
         let runs = total / run;
         let mut order = index::sample(random, runs, (rows.div_ceil(run) * 2 + 1024).min(runs)).into_vec();
-        // A take holds what it reads about four times.
-        let take_bytes = self.scan_bytes.map_or(TAKE_BYTES, |bytes| TAKE_BYTES.min(bytes as usize / 4)) / TAKES_AT_ONCE;
-        let step = (take_bytes / self.row_bytes().max(1) / run).max(1);
+        let step = self.runs_of_a_take(run);
         let mut have = 0;
         while have < rows {
             if order.is_empty() {
@@ -185,6 +187,27 @@ impl VectorSource {
             budget.relieve();
         }
         Ok(true)
+    }
+
+    fn runs_of_a_take(&self, run: usize) -> usize {
+        // A take holds what it reads about four times.
+        let take_bytes = self.scan_bytes.map_or(TAKE_BYTES, |bytes| TAKE_BYTES.min(bytes as usize / 4)) / TAKES_AT_ONCE;
+        (take_bytes / self.row_bytes().max(1) / run).max(1)
+    }
+
+    /// About `rows` random vectors, prepared for `metric`, part by part, the same for the same seed: what would not fit memory at once.
+    /// Rows that are not usable are missing from them. Unlike [`Self::sample`]'s they come as they lie.
+    pub async fn sample_in_parts(&self, rows: usize, metric: Metric, seed: u64) -> Result<BoxStream<'_, Result<PreparedVectors>>> {
+        let total = self.count_rows().await? as usize;
+        let mut random = SmallRng::seed_from_u64(seed);
+        if rows >= total / 8 {
+            let keep = move |prepared: Result<PreparedVectors>| prepared.and_then(|p| thinned(p, rows, total, &mut random));
+            return Ok(self.scan_prepared(metric).await?.map(keep).boxed());
+        }
+        let run = self.run_rows(rows, total, metric, &mut random).await?;
+        let order = index::sample(&mut random, total / run, rows.div_ceil(run)).into_vec();
+        let takes: Vec<Vec<usize>> = order.chunks(self.runs_of_a_take(run)).map(<[usize]>::to_vec).collect();
+        Ok(stream::iter(takes).map(move |runs| self.take_runs(runs, run, metric)).buffered(TAKES_AT_ONCE).boxed())
     }
 
     /// The usable rows of some runs of `run` neighbouring rows, by their numbers.
@@ -226,6 +249,17 @@ impl VectorSource {
         Ok(RUNS.into_iter().find(|run| enough(run) && (run - 1) as f64 * alike <= 1.0).unwrap_or(1))
     }
 
+    /// As [`Self::scan`], prepared side by side, in order.
+    async fn scan_prepared(&self, metric: Metric) -> Result<impl Stream<Item = Result<PreparedVectors>> + Send + use<>> {
+        let scan = self.scan_unfiltered().await?;
+        Ok(scan
+            .map(move |scanned| async move {
+                let scanned = scanned?;
+                tokio::task::spawn_blocking(move || prepare(&scanned.row_ids, &scanned.vectors, metric)).await?
+            })
+            .buffered(4))
+    }
+
     /// A reservoir over all usable rows, in one pass.
     async fn sample_by_scan(
         &self,
@@ -237,16 +271,7 @@ impl VectorSource {
     ) -> Result<()> {
         let width = self.row_bytes();
         let mut seen = 0usize;
-        // Prepared side by side, taken in order.
-        let mut stream = Box::pin(
-            self.scan_unfiltered()
-                .await?
-                .map(|scanned| async {
-                    let scanned = scanned?;
-                    tokio::task::spawn_blocking(move || prepare(&scanned.row_ids, &scanned.vectors, metric)).await?
-                })
-                .buffered(4),
-        );
+        let mut stream = Box::pin(self.scan_prepared(metric).await?);
         while let Some(prepared) = stream.try_next().await? {
             let bytes = self.bytes(&prepared);
             let at_once = rows.saturating_sub(seen).min(prepared.vectors.len());
@@ -270,6 +295,17 @@ impl VectorSource {
         let width = self.column.element_type.byte_width();
         values.buffers()[0].slice_with_length(values.offset() * width, values.len() * width)
     }
+}
+
+/// Each row with a chance of `rows` in `total`.
+fn thinned(prepared: PreparedVectors, rows: usize, total: usize, random: &mut SmallRng) -> Result<PreparedVectors> {
+    if rows >= total {
+        return Ok(prepared);
+    }
+    let kept: BooleanArray = (0..prepared.vectors.len()).map(|_| Some(random.random_range(0..total) < rows)).collect();
+    let row_ids = filter(&prepared.row_ids, &kept)?.as_primitive::<UInt64Type>().clone();
+    let vectors = filter(&prepared.vectors, &kept)?.as_fixed_size_list().clone();
+    Ok(PreparedVectors { row_ids, vectors, dropped: prepared.dropped })
 }
 
 /// Fisher and Yates, in place.

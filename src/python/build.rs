@@ -16,7 +16,10 @@ use super::dataset::PyDataset;
 use super::model::PyIvfPqModel;
 use super::runtime::run;
 use crate::budget::{Budget, default_limit};
-use crate::encode::{CpuEncoder, Dropped, EncodeShares, TrainShares, TrainingShape, VectorSource, encode_into};
+use crate::encode::{
+    CpuEncoder, Dropped, EncodeShares, PartedSample, TrainParams, TrainShares, TrainingShape, VectorSource, encode_into,
+    train_centroids_in_parts,
+};
 use crate::error::{Error, Result};
 use crate::finalize::{IndexShape, least_memory};
 use crate::progress::Progress;
@@ -107,6 +110,31 @@ impl PyVectorSource {
         let budget = Budget::new(memory_limit.unwrap_or_else(default_limit));
         let sample = run(py, None, |_, cancel| async move { cancel.race(source.sample(rows, metric.0, seed, &budget)).await })?;
         to_pyarrow(py, Arc::new(sample))
+    }
+
+    /// Centroids trained on `at_once` vectors, and moved to the means of about `rows`, with the embedded CPU backend.
+    #[pyo3(signature = (rows, at_once, metric, *, num_partitions, sample_rate, max_iters, seed, memory_limit, progress = None))]
+    #[allow(clippy::too_many_arguments)]
+    fn train_centroids_in_parts<'py>(
+        &self,
+        py: Python<'py>,
+        rows: usize,
+        at_once: usize,
+        metric: MetricArg,
+        num_partitions: usize,
+        sample_rate: usize,
+        max_iters: usize,
+        seed: u64,
+        memory_limit: u64,
+        progress: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (source, budget) = (self.0.clone(), Budget::new(memory_limit));
+        let params = TrainParams { num_partitions, num_sub_vectors: 1, num_bits: 8, sample_rate, max_iters, seed, centroids: None };
+        let centroids = run(py, progress, |reporter, cancel| async move {
+            let sample = PartedSample { rows, at_once };
+            cancel.race(train_centroids_in_parts(&source, metric.0, params, sample, &budget, Arc::new(reporter))).await
+        })?;
+        to_pyarrow(py, Arc::new(centroids))
     }
 
     /// Scan and do nothing with it: the limit of everything that encodes. Returns rows and seconds.

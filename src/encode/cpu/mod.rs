@@ -15,4 +15,4 @@ mod train;
 
 pub use encoder::{CpuEncoder, as_float32};
 pub use search::table_bytes;
-pub use train::train;
+pub use train::{Refinement, train, train_centroids};

@@ -3,6 +3,8 @@
 //! Codewords are packed in panels, as many side by side as fit some registers, dimension after dimension. A tile of a few
 //! vectors meets a panel at a time, so that its distances stay in registers, and each loaded number is used several times.
 
+mod tagged;
+
 use super::simd::{Plain, Vector};
 
 /// How distances are computed.
@@ -223,14 +225,17 @@ impl Codewords {
         if out.is_empty() {
             return;
         }
+        self.check_rows(vectors, stride, out.len());
+        self.dispatch(if SECOND { Job::NearestTwo { vectors, stride, out } } else { Job::Nearest { vectors, stride, out } });
+    }
+
+    fn check_rows(&self, vectors: &[f32], stride: usize, rows: usize) {
         assert!(
-            stride >= self.dimension && vectors.len() >= (out.len() - 1) * stride + self.dimension,
-            "{} numbers are not {} vectors of {} every {stride}",
+            stride >= self.dimension && vectors.len() >= (rows - 1) * stride + self.dimension,
+            "{} numbers are not {rows} vectors of {} every {stride}",
             vectors.len(),
-            out.len(),
             self.dimension
         );
-        self.dispatch(if SECOND { Job::NearestTwo { vectors, stride, out } } else { Job::Nearest { vectors, stride, out } });
     }
 
     fn dispatch(&self, job: Job<'_>) {

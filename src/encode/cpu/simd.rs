@@ -25,6 +25,12 @@ pub trait Vector: Copy {
     unsafe fn store_index(index: Self::Index, to: *mut u32);
     /// Lane by lane the smaller value with its index; `best` where they are equal.
     unsafe fn keep_less(best: (Self, Self::Index), new: (Self, Self::Index)) -> (Self, Self::Index);
+    /// The bits of `mask` as they are, the others of `tag`, which has none of the mask's.
+    unsafe fn tagged(self, mask: u32, tag: Self::Index) -> Self;
+    /// The smallest number, and the first lane that has it. None may be NaN.
+    unsafe fn least(self) -> (f32, u32);
+    /// One lane of `other`, the rest as they are.
+    unsafe fn with_lane_of(self, lane: u32, other: Self) -> Self;
 }
 
 /// The sum over `f` of each number, in eight parts, which need not wait for each other.
@@ -61,6 +67,29 @@ pub fn square_between(a: &[f32], b: &[f32]) -> f32 {
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let b = &b[..a.len()];
     sum(a.len(), |i| a[i] * b[i])
+}
+
+/// `sums + values`. By index, as [`difference`]: what iterators call is not inlined across units of compilation, and this runs for each
+/// sub-vector.
+#[inline(always)]
+pub fn add(sums: &mut [f64], values: &[f32]) {
+    let values = &values[..sums.len()];
+    let mut i = 0;
+    while i < sums.len() {
+        sums[i] += f64::from(values[i]);
+        i += 1;
+    }
+}
+
+/// `out = a - b`.
+#[inline(always)]
+pub fn difference(a: &[f32], b: &[f32], out: &mut [f32]) {
+    let (a, b) = (&a[..out.len()], &b[..out.len()]);
+    let mut i = 0;
+    while i < out.len() {
+        out[i] = a[i] - b[i];
+        i += 1;
+    }
 }
 
 /// Eight floats for the compiler to make of what it can.
@@ -140,6 +169,30 @@ impl Vector for Plain {
         }
         (value, index)
     }
+    #[inline(always)]
+    unsafe fn tagged(self, mask: u32, tag: [u32; 8]) -> Self {
+        each!(|i| f32::from_bits(self.0[i].to_bits() & mask | tag[i]))
+    }
+    #[inline(always)]
+    unsafe fn least(self) -> (f32, u32) {
+        first_least(&self.0)
+    }
+    #[inline(always)]
+    unsafe fn with_lane_of(self, lane: u32, other: Self) -> Self {
+        each!(|i| if i as u32 == lane { other.0[i] } else { self.0[i] })
+    }
+}
+
+/// The smallest, and where it is first.
+#[inline(always)]
+fn first_least(lanes: &[f32]) -> (f32, u32) {
+    let mut least = (lanes[0], 0);
+    for (lane, value) in (0..).zip(lanes) {
+        if *value < least.0 {
+            least = (*value, lane);
+        }
+    }
+    least
 }
 
 // One comment in each module for all its blocks.
@@ -153,7 +206,7 @@ mod x86 {
     // SAFETY of the blocks below: intrinsics of the instructions that the caller promises, on memory that it promises.
     macro_rules! vector {
         ($name:ty, $index:ty, $lanes:expr, $splat:ident, $load:ident, $store:ident, $sub:ident, $add:ident, $mul:ident,
-         $fma:ident, $min:ident, $max:ident, $splat_index:ident, $load_index:ident, $store_index:ident, $keep:expr) => {
+         $fma:ident, $min:ident, $max:ident, $splat_index:ident, $load_index:ident, $store_index:ident, $keep:expr, $tagged:expr, $least:expr, $with_lane:expr) => {
             impl Vector for $name {
                 const LANES: usize = $lanes;
                 type Index = $index;
@@ -210,6 +263,18 @@ mod x86 {
                 unsafe fn keep_less(best: (Self, $index), new: (Self, $index)) -> (Self, $index) {
                     unsafe { $keep(best, new) }
                 }
+                #[inline(always)]
+                unsafe fn tagged(self, mask: u32, tag: $index) -> Self {
+                    unsafe { $tagged(self, mask, tag) }
+                }
+                #[inline(always)]
+                unsafe fn least(self) -> (f32, u32) {
+                    unsafe { $least(self) }
+                }
+                #[inline(always)]
+                unsafe fn with_lane_of(self, lane: u32, other: Self) -> Self {
+                    unsafe { $with_lane(self, lane, other) }
+                }
             }
         };
     }
@@ -235,6 +300,62 @@ mod x86 {
         }
     }
 
+    #[inline(always)]
+    unsafe fn tagged_512(value: __m512, mask: u32, tag: __m512i) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe {
+            let kept = _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(mask as i32));
+            _mm512_castsi512_ps(_mm512_or_si512(kept, tag))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tagged_256(value: __m256, mask: u32, tag: __m256i) -> __m256 {
+        // SAFETY: the caller's.
+        unsafe {
+            let kept = _mm256_and_ps(value, _mm256_castsi256_ps(_mm256_set1_epi32(mask as i32)));
+            _mm256_or_ps(kept, _mm256_castsi256_ps(tag))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn least_512(value: __m512) -> (f32, u32) {
+        // SAFETY: the caller's.
+        unsafe {
+            let least = _mm512_reduce_min_ps(value);
+            let lanes = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(value, _mm512_set1_ps(least));
+            (least, u32::from(lanes).trailing_zeros())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn least_256(value: __m256) -> (f32, u32) {
+        // SAFETY: the caller's. The least is in all lanes in the end.
+        unsafe {
+            let halves = _mm256_min_ps(value, _mm256_permute2f128_ps::<1>(value, value));
+            let quarters = _mm256_min_ps(halves, _mm256_permute_ps::<0b0100_1110>(halves));
+            let least = _mm256_min_ps(quarters, _mm256_permute_ps::<0b1011_0001>(quarters));
+            let lanes = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(value, least)) as u32;
+            (_mm256_cvtss_f32(least), lanes.trailing_zeros())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn with_lane_512(value: __m512, lane: u32, other: __m512) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { _mm512_mask_mov_ps(value, 1u16.unbounded_shl(lane), other) }
+    }
+
+    #[inline(always)]
+    unsafe fn with_lane_256(value: __m256, lane: u32, other: __m256) -> __m256 {
+        // SAFETY: the caller's.
+        unsafe {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let chosen = _mm256_cmpeq_epi32(lanes, _mm256_set1_epi32(lane as i32));
+            _mm256_blendv_ps(value, other, _mm256_castsi256_ps(chosen))
+        }
+    }
+
     vector!(
         __m512,
         __m512i,
@@ -251,7 +372,10 @@ mod x86 {
         _mm512_set1_epi32,
         _mm512_loadu_si512,
         _mm512_storeu_si512,
-        keep_512
+        keep_512,
+        tagged_512,
+        least_512,
+        with_lane_512
     );
     vector!(
         __m256,
@@ -269,7 +393,10 @@ mod x86 {
         _mm256_set1_epi32,
         _mm256_loadu_si256,
         _mm256_storeu_si256,
-        keep_256
+        keep_256,
+        tagged_256,
+        least_256,
+        with_lane_256
     );
 }
 
@@ -338,6 +465,24 @@ mod neon {
             unsafe {
                 let less = vcltq_f32(new.0, best.0);
                 (vbslq_f32(less, new.0, best.0), vbslq_u32(less, new.1, best.1))
+            }
+        }
+        #[inline(always)]
+        unsafe fn tagged(self, mask: u32, tag: uint32x4_t) -> Self {
+            unsafe { vreinterpretq_f32_u32(vorrq_u32(vandq_u32(vreinterpretq_u32_f32(self), vdupq_n_u32(mask)), tag)) }
+        }
+        #[inline(always)]
+        unsafe fn least(self) -> (f32, u32) {
+            let mut lanes = [0f32; 4];
+            unsafe { self.store(lanes.as_mut_ptr()) };
+            super::first_least(&lanes)
+        }
+        #[inline(always)]
+        unsafe fn with_lane_of(self, lane: u32, other: Self) -> Self {
+            unsafe {
+                let lanes = [0u32, 1, 2, 3];
+                let chosen = vceqq_u32(vld1q_u32(lanes.as_ptr()), vdupq_n_u32(lane));
+                vbslq_f32(chosen, other, self)
             }
         }
     }

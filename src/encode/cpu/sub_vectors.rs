@@ -35,13 +35,20 @@ impl SubVectorCodewords {
         mut tell: impl FnMut(usize, u32, bool),
     ) {
         let width = self.center.len();
-        self.ranked.nearest_of_parts(rows, stride, found);
+        let tagged = self.ranked.can_tag();
+        let doubt = if tagged {
+            self.ranked.nearest_of_parts_tagged(rows, stride, found);
+            self.ranked.doubt_tagged()
+        } else {
+            self.ranked.nearest_of_parts(rows, stride, found);
+            DOUBT
+        };
         for (row, found) in found.iter_mut().enumerate() {
             let sub_vector = &rows[row * stride..][..width];
             let length = square(sub_vector).sqrt();
             let second = found.second + square_between(sub_vector, &self.center);
-            let blur = DOUBT * (self.ranked.magnitude(length) + second) + beyond(length, second);
-            let mut certain = found.second - found.distance > blur;
+            let blur = doubt * (self.ranked.magnitude(length) + second) + beyond(length, second);
+            let mut certain = found.second - found.distance > blur && (!tagged || self.ranked.tags(length));
             if !certain {
                 self.exact.nearest_of_parts(sub_vector, width, std::slice::from_mut(found));
                 // Lance's kernel gives the same bits for codebooks of this form; others are summed in another order, or type.

@@ -9,6 +9,7 @@ use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 
 use super::super::nearest::{Codewords, Form, Nearest};
+use super::super::simd::add;
 use super::members::Members;
 use super::points::{AHEAD, Points};
 use crate::error::Result;
@@ -101,10 +102,7 @@ impl Lloyd {
             // Small enough for the cache: in one pass, in order.
             let mut sums = vec![0f64; centroids.len()];
             for (vector, label) in vectors.chunks_exact(dimension).zip(labels) {
-                let sum = &mut sums[*label as usize * dimension..][..dimension];
-                for (sum, value) in sum.iter_mut().zip(vector) {
-                    *sum += f64::from(*value);
-                }
+                add(&mut sums[*label as usize * dimension..][..dimension], vector);
             }
             for ((centroid, sum), size) in centroids.chunks_exact_mut(dimension).zip(sums.chunks_exact(dimension)).zip(&sizes) {
                 mean(centroid, sum, *size);
@@ -116,12 +114,7 @@ impl Lloyd {
             centroids.par_chunks_exact_mut(dimension).enumerate().for_each(|(cluster, centroid)| {
                 let members = members.of_cluster(cluster);
                 let mut sum = vec![0f64; dimension];
-                for (i, member) in members.iter().enumerate() {
-                    points.prefetch(members.get(i + AHEAD));
-                    for (sum, value) in sum.iter_mut().zip(points.get(*member)) {
-                        *sum += f64::from(*value);
-                    }
-                }
+                add_up(points, members, &mut sum);
                 mean(centroid, &sum, members.len());
             });
         }
@@ -168,7 +161,16 @@ impl Moments {
     }
 }
 
-fn mean(centroid: &mut [f32], sum: &[f64], members: usize) {
+/// Add some vectors to a sum, in order.
+pub fn add_up(points: Points<'_>, rows: &[u32], sum: &mut [f64]) {
+    for (i, row) in rows.iter().enumerate() {
+        points.prefetch(rows.get(i + AHEAD));
+        add(sum, points.get(*row));
+    }
+}
+
+/// Without members it stays.
+pub fn mean(centroid: &mut [f32], sum: &[f64], members: usize) {
     if members > 0 {
         for (value, sum) in centroid.iter_mut().zip(sum) {
             *value = (sum / members as f64) as f32;
@@ -205,14 +207,18 @@ pub fn normalise(vectors: &mut [f32], dimension: usize) {
     }
 }
 
-/// The nearest codeword of each vector. Returns the sum of distances.
+/// The nearest codeword of each vector, of nearly equal ones any. Returns the sum of distances. Samples are far from the ends of float32.
 pub fn assign(vectors: &[f32], dimension: usize, codewords: &Codewords, labels: &mut [u32]) -> f64 {
     let sums: Vec<f64> = vectors
         .par_chunks(TASK_ROWS * dimension)
         .zip(labels.par_chunks_mut(TASK_ROWS))
         .map(|(vectors, labels)| {
             let mut found = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; labels.len()];
-            codewords.only_nearest(vectors, &mut found);
+            if codewords.can_tag() {
+                codewords.only_nearest_tagged(vectors, &mut found);
+            } else {
+                codewords.only_nearest(vectors, &mut found);
+            }
             let mut sum = 0.0;
             for (label, found) in labels.iter_mut().zip(&found) {
                 // Where every distance overflowed any label will do.

@@ -15,9 +15,9 @@ use super::rough;
 use crate::error::Result;
 
 /// So few clusters are found with full iterations only: nearly all would be neighbours.
-const FEW: usize = 128;
+pub const FEW: usize = 128;
 /// Centroids beside its own that a vector is compared with.
-const NEIGHBOURS: usize = 64;
+pub const NEIGHBOURS: usize = 64;
 /// So many are found at once; of more each is a part of one of these.
 const AT_ONCE: usize = 8192;
 /// Vectors for each cluster that are needed to place it, and to find its mean.

@@ -33,6 +33,11 @@ pub fn neighbours(centroids: Points<'_>, each: usize, seed: u64) -> Result<Neigh
 }
 
 impl Groups {
+    /// In which [`Self::place`] looks.
+    pub fn to_place(centroids: Points<'_>, seed: u64) -> Result<Self> {
+        Self::of(centroids, NEAR, seed)
+    }
+
     fn of(centroids: Points<'_>, near: usize, seed: u64) -> Result<Self> {
         // A vector meets the groups, and the centroids of a few.
         let groups = ((2.0 * (centroids.len() as f64).sqrt()) as usize).clamp(1, centroids.len());
@@ -49,7 +54,8 @@ impl Groups {
         self.near.of_centroid(group).iter().flat_map(|g| self.members.of_cluster(*g as usize)).copied().collect()
     }
 
-    fn place(&self, points: Points<'_>, centroids: Points<'_>) -> Vec<u32> {
+    /// Labels of points that have none.
+    pub fn place(&self, points: Points<'_>, centroids: Points<'_>) -> Vec<u32> {
         let centers = Points::new(&self.centers, points.dimension);
         let mut labels = vec![0; points.len()];
         assign(points.values, points.dimension, &Codewords::new(&self.centers, points.dimension, Form::L2), &mut labels);
@@ -68,7 +74,7 @@ impl Groups {
 
 /// Labels of points that have none.
 pub fn place(points: Points<'_>, centroids: Points<'_>, seed: u64) -> Result<Vec<u32>> {
-    Ok(Groups::of(centroids, NEAR, seed)?.place(points, centroids))
+    Ok(Groups::to_place(centroids, seed)?.place(points, centroids))
 }
 
 #[cfg(test)]

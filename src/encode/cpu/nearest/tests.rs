@@ -127,3 +127,46 @@ fn all_distances_and_those_around_an_origin() {
         }
     }
 }
+
+#[test]
+fn tagged_distances_find_the_same_but_where_it_is_close() {
+    for isa in isas() {
+        for (rows, count, dimension) in [(1, 1, 1), (7, 5, 3), (100, 256, 8), (101, 250, 8), (50, 16, 16), (33, 256, 2), (40, 65, 24)] {
+            let stride = dimension + 3;
+            let (vectors, codewords) = (random(rows * stride, 1), random(count * dimension, 2));
+            let codewords = Codewords::with_isa(&codewords, dimension, Form::L2, isa);
+            assert!(codewords.can_tag());
+            let none = Nearest { index: 0, distance: 0.0, second: 0.0 };
+            let (mut plain, mut tagged, mut only) = (vec![none; rows], vec![none; rows], vec![none; rows]);
+            codewords.nearest_of_parts(&vectors, stride, &mut plain);
+            codewords.nearest_of_parts_tagged(&vectors, stride, &mut tagged);
+            let gathered: Vec<f32> = vectors.chunks(stride).flat_map(|v| &v[..dimension]).copied().collect();
+            codewords.only_nearest_tagged(&gathered, &mut only);
+            let mut certain = 0;
+            for ((vector, plain), (tagged, only)) in vectors.chunks(stride).zip(&plain).zip(tagged.iter().zip(&only)) {
+                let blur = codewords.doubt_tagged() * codewords.magnitude(crate::encode::cpu::simd::square(&vector[..dimension]).sqrt());
+                assert!((tagged.distance - plain.distance).abs() <= blur / 2.0 && tagged.index == only.index, "{isa:?}");
+                assert!(count == 1 || (tagged.second - plain.second).abs() <= blur / 2.0, "{isa:?}: {tagged:?} {plain:?}");
+                if tagged.second - tagged.distance > blur {
+                    certain += 1;
+                    assert_eq!(tagged.index, plain.index, "{isa:?}");
+                }
+            }
+            assert!(certain > rows * 9 / 10, "{certain} of {rows}");
+        }
+    }
+    let many = random(257 * 4, 3);
+    assert!(!Codewords::new(&many, 4, Form::L2).can_tag() && !Codewords::new(&many[..64], 4, Form::Exact).can_tag());
+    assert!(!Codewords::new(&[1.0, 2.0, -1.0, 3.0], 2, Form::L2).tags(1e38) && !Codewords::new(&[1.0, 3e38], 1, Form::L2).tags(1.0));
+}
+
+#[test]
+fn nothing_that_can_be_tagged_is_found_beyond_the_codewords() {
+    for isa in isas() {
+        let codewords = Codewords::with_isa(&random(5 * 2, 1), 2, Form::L2, isa);
+        let mut out = [Nearest { index: 0, distance: 0.0, second: 0.0 }; 5];
+        let far = [1e30, 1.0, -1e30, 1e30, f32::MAX, -f32::MAX, f32::NAN, 0.0, f32::INFINITY, 1.0];
+        codewords.nearest_of_parts_tagged(&far, 2, &mut out);
+        assert!(out[..2].iter().all(|found| found.index < 5) && out[2..].iter().all(|found| found.index < 5 || found.index == u32::MAX));
+    }
+}
