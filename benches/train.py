@@ -1,9 +1,9 @@
-"""Training centroids alone, against stock pylance and faiss: time, and what searches find with them.
+"""Training centroids alone, against stock pylance, faiss and SuperKMeans: time, and what searches find with them.
 
-`just bench train [--rows N --dim D --partitions K --runs N --faiss-iterations N --skip faiss]`
+`just bench train [--vectors patches|text --rows N --dim D --partitions K --runs N --faiss-iterations N --skip faiss]`
 
-The same vectors and sample_rate=256. Ours and stock draw their samples from the table, which is part of their time; faiss gets one in
-memory. faiss compares every vector of the sample with every centroid in each iteration: give a few, and multiply. Centroids are judged
+The same vectors and sample_rate=256. Ours and stock draw their samples from the table, which is part of their time; the others get one in
+memory. SuperKMeans has its own defaults (two levels, float32). faiss compares every vector of the sample with every centroid in each iteration: give a few, and multiply. Centroids are judged
 alike: mean squared distance, variation of the partitions' rows, and the share of the ten nearest rows of 200 queries whose partitions are
 among those with 1, 3 and 10 % of the rows. Prints a table and writes train.json.
 """
@@ -24,21 +24,10 @@ import pyarrow as pa
 import _common
 import build
 import quality
+import real
 
 ROWS, DIM, PARTITIONS, RATE, ITERATIONS = 4_200_000, 128, 16_384, 256, 50
 JUDGED, AT_ONCE = 1_000_000, 100_000
-
-
-def prepare(folder: str, rows: int, dim: int) -> dict[str, Any]:
-    array, queries = build.vectors(rows, dim), build.block(-1, build.QUERIES, dim, "float32")
-    build.write(folder, array)
-    squares = (array**2).sum(1)
-    nearest = [
-        np.argpartition(squares - 2 * query @ array.T, build.NEIGHBOURS)[: build.NEIGHBOURS]
-        for query in queries
-    ]
-    np.savez(f"{folder}/queries.npz", queries=queries, truth=np.array(nearest))
-    return {}
 
 
 def ours(folder: str, k: int, seed: int) -> dict[str, Any]:
@@ -99,6 +88,21 @@ def faiss(folder: str, k: int, seed: int, iterations: int) -> dict[str, Any]:
     return {"seconds": peak.seconds, "bytes": peak.bytes}
 
 
+def superkmeans(folder: str, k: int, seed: int) -> dict[str, Any]:
+    import lance
+    from superkmeans import SuperKMeans
+
+    from lance_artifact._dataset import Handle
+
+    ds = lance.dataset(f"{folder}/vectors.lance")
+    sample = Handle.of(ds).vectors("vector").sample(RATE * k, "l2", seed)
+    array = np.asarray(sample.flatten()).reshape(len(sample), -1)
+    with _common.Peak() as peak:
+        centroids = SuperKMeans(n_clusters=k, dimensionality=array.shape[1], seed=seed + 1).train(array)
+    save(folder, "superkmeans", centroids)
+    return {"seconds": peak.seconds, "bytes": peak.bytes}
+
+
 def save(folder: str, who: str, centroids: np.ndarray) -> None:
     np.save(f"{folder}/{who}.npy", centroids.astype("f4"))
 
@@ -141,10 +145,15 @@ def judge(folder: str, who: str, k: int) -> dict[str, Any]:
     return {"loss": loss / sizes.sum(), "variation": quality.variation(sizes), "found": found}
 
 
-def measure(rows: int, dim: int, k: int, runs: int, iterations: int, who: list[str]) -> list[dict[str, Any]]:
+def measure(
+    rows: int, dim: int, k: int, runs: int, iterations: int, who: list[str], what: str = "made"
+) -> list[dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in who}
     with tempfile.TemporaryDirectory(prefix="train-") as folder:
-        _common.in_process(__file__, "prepare", folder=folder, rows=rows, dim=dim)
+        made = _common.in_process(
+            __file__, "prepare", folder=folder, what=what, rows=rows, dim=dim, metric="l2", dtype="f4"
+        )
+        rows, dim = made["rows"], made["dim"]
         for run in range(runs):
             for name in who:
                 if name == "faiss" and run:
@@ -154,7 +163,8 @@ def measure(rows: int, dim: int, k: int, runs: int, iterations: int, who: list[s
                     _common.in_process(__file__, name, folder=folder, k=k, seed=run, **more)
                     | _common.in_process(__file__, "judge", folder=folder, who=name, k=k)
                 )
-    print(f"\n{rows:,} x {dim} float32, L2, K={k}, sample_rate={RATE}, {runs} runs, interleaved\n")
+    of = f"{rows:,} x {dim}, K={k}" + (f" ({what})" if what != "made" else "")
+    print(f"\n{of}, float32, L2, sample_rate={RATE}, {runs} runs, interleaved\n")
     shares = " | ".join(f"found in {share:.0%} of the rows" for share in quality.SHARES)
     print(
         f"| | seconds (each run) | times as fast | mean squared distance | variation | {shares} | peak memory, MiB |"
@@ -165,21 +175,25 @@ def measure(rows: int, dim: int, k: int, runs: int, iterations: int, who: list[s
         last = each[-1]
         times = ", ".join(f"{r['seconds']:.1f}" for r in each)
         work = " | ".join(f"{value:.3f}" for value in np.mean([r["found"] for r in each], axis=0))
-        what = f"{name}, {iterations} iterations" if name == "faiss" else name
+        named = f"{name}, {iterations} iterations" if name == "faiss" else name
         print(
-            f"| {what} | {times} | {medians[name] / medians['ours']:.2f} | {last['loss']:.4g} | {last['variation']:.2f} | {work} "
+            f"| {named} | {times} | {medians[name] / medians['ours']:.2f} | {last['loss']:.4g} | {last['variation']:.2f} | {work} "
             f"| {last['bytes'] / 2**20:.0f} |"
         )
     rows_out = []
-    for peer, goal in (("stock", "at least 4 times as fast"), ("faiss", f"at least 5 times as fast as {iterations} iterations")):  # fmt: skip
+    goals = {
+        "stock": "at least 4 times as fast",
+        "faiss": f"at least 5 times as fast as {iterations} iterations",
+    }
+    for peer, goal in (goals | {"superkmeans": "as it is"}).items():
         if peer in found:
-            what = f"training against {peer}, {rows:,} x {dim}, K={k}"
+            against = f"training against {peer}, {of}"
             last = {
                 name: np.mean([r["found"] for r in found[name]], axis=0).tolist() for name in ("ours", peer)
             }
             rows_out += [
-                _common.row(f"{what}, {goal}", medians["ours"], medians[peer], medians[peer] / medians["ours"], "s"),
-                _common.row(f"found in 10 % of the rows, {what}, at most 0.005 less", last["ours"][2], last[peer][2],
+                _common.row(f"{against}, {goal}", medians["ours"], medians[peer], medians[peer] / medians["ours"], "s"),
+                _common.row(f"found in 10 % of the rows, {against}, at most 0.005 less", last["ours"][2], last[peer][2],
                             last["ours"][2] - last[peer][2], "difference"),
             ]  # fmt: skip
     return rows_out
@@ -189,19 +203,26 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--vectors", default="made", choices=["made", *real.SETS])
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--dim", type=int, default=DIM)
     parser.add_argument("--partitions", type=int, default=PARTITIONS)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--faiss-iterations", type=int, default=10)
-    parser.add_argument("--skip", action="append", default=[], choices=["stock", "faiss"])
+    parser.add_argument("--skip", action="append", default=[], choices=["stock", "faiss", "superkmeans"])
     parser.add_argument("--json", type=Path, default=Path("train.json"))
     a = parser.parse_args(arguments)
-    there = ["ours", "stock"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
+    there = ["ours", "stock", *(name for name in ("faiss", "superkmeans") if importlib.util.find_spec(name))]
     who = [name for name in there if name not in a.skip]
     print(f"{_common.machine()}\n{_common.versions()}")
-    _common.report(measure(a.rows, a.dim, a.partitions, a.runs, a.faiss_iterations, who), a.json)
+    _common.report(measure(a.rows, a.dim, a.partitions, a.runs, a.faiss_iterations, who, a.vectors), a.json)
 
 
 if __name__ == "__main__":
-    _common.dispatch({"prepare": prepare, "ours": ours, "stock": stock, "faiss": faiss, "judge": judge}, main)
+    _common.dispatch(
+        {
+            "prepare": build.prepare, "ours": ours, "stock": stock, "faiss": faiss, "superkmeans": superkmeans,
+            "judge": judge,
+        },
+        main,
+    )  # fmt: skip

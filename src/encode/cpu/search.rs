@@ -1,12 +1,13 @@
 //! The nearest of centroids, by the search that is quickest for them.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
 use super::grouped::Grouped;
 use super::nearest::{Codewords, Form, Nearest};
-use super::pruned::{Pruned, can_prune};
+use super::pruned::{Head, Pruned, can_prune};
 use crate::artifact::Groups;
 use crate::error::Result;
 
@@ -22,6 +23,8 @@ const PRUNED_FROM: usize = 8192;
 const PRUNES: u64 = 64;
 /// After so many vectors that shows.
 const TRIED: u64 = 4096;
+/// After so many, times centroids, a first look along few axes is made, which takes up to a second.
+const LOOKED_AFTER: u64 = 1 << 27;
 
 pub struct Search {
     by: By,
@@ -29,7 +32,7 @@ pub struct Search {
 
 enum By {
     Full(Codewords),
-    Pruned(Pruned),
+    Pruned(Looked),
     Either(Either),
     Grouped(Grouped),
 }
@@ -37,10 +40,31 @@ enum By {
 /// Which is quicker depends on the vectors, and shows.
 struct Either {
     full: Codewords,
-    pruned: Pruned,
+    pruned: Looked,
     /// Vectors that were searched for by the pruned one, and distances that it computed.
     tried: AtomicU64,
     computed: AtomicU64,
+}
+
+/// A pruned search, with a first look once it is worth making one.
+struct Looked {
+    pruned: Pruned,
+    head: OnceLock<Option<Head>>,
+    searched: AtomicU64,
+}
+
+impl Looked {
+    fn new(values: &[f32], dimension: usize, form: Form) -> Self {
+        Self { pruned: Pruned::new(values, dimension, form), head: OnceLock::new(), searched: AtomicU64::new(0) }
+    }
+
+    /// As [`Pruned::nearest`]. What it finds does not depend on what was searched for before.
+    fn nearest(&self, vectors: &[f32], doubt: impl Fn(f32) -> f32, out: &mut [Nearest]) -> usize {
+        let searched = self.searched.fetch_add(out.len() as u64, Ordering::Relaxed);
+        let few = searched * (self.pruned.count() as u64) < LOOKED_AFTER;
+        let head = if few { None } else { self.head.get_or_init(|| Head::of(&self.pruned)).as_ref() };
+        self.pruned.nearest_by(head, vectors, doubt, out)
+    }
 }
 
 impl Either {
@@ -55,7 +79,7 @@ impl Either {
 
     /// Whether few distances are left to be computed.
     fn prunes(&self, computed: u64, tried: u64) -> bool {
-        computed * PRUNES < tried * self.pruned.count() as u64
+        computed * PRUNES < tried * self.pruned.pruned.count() as u64
     }
 }
 
@@ -63,7 +87,7 @@ impl Either {
 /// what is known of each, or both. In groups, which are filled up to whole panels, they take some more.
 pub fn table_bytes(count: usize, dimension: usize) -> usize {
     let float32 = count * dimension * size_of::<f32>();
-    let rounded = float32 + count * (dimension.next_multiple_of(16) * 5 / 4 + 32);
+    let rounded = float32 + count * (dimension.next_multiple_of(16) * 5 / 4 + 32) + Head::bytes(count, dimension);
     let searched = match count {
         _ if count * dimension <= FULL_TO => float32,
         ..PRUNED_FROM => float32 + rounded,
@@ -78,9 +102,9 @@ impl Search {
         let by = if !can_prune(dimension) || values.len() <= FULL_TO || count < FULL_OF {
             By::Full(Codewords::new(values, dimension, form))
         } else if count >= PRUNED_FROM {
-            By::Pruned(Pruned::new(values, dimension, form))
+            By::Pruned(Looked::new(values, dimension, form))
         } else {
-            let (full, pruned) = (Codewords::new(values, dimension, form), Pruned::new(values, dimension, form));
+            let (full, pruned) = (Codewords::new(values, dimension, form), Looked::new(values, dimension, form));
             By::Either(Either { full, pruned, tried: AtomicU64::new(0), computed: AtomicU64::new(0) })
         };
         Self { by }
@@ -95,7 +119,7 @@ impl Search {
     pub fn count(&self) -> usize {
         match &self.by {
             By::Full(codewords) => codewords.count(),
-            By::Pruned(codewords) | By::Either(Either { pruned: codewords, .. }) => codewords.count(),
+            By::Pruned(looked) | By::Either(Either { pruned: looked, .. }) => looked.pruned.count(),
             By::Grouped(codewords) => codewords.count(),
         }
     }
@@ -104,7 +128,7 @@ impl Search {
     pub fn magnitude(&self, length: f32) -> f32 {
         match &self.by {
             By::Full(codewords) => codewords.magnitude(length),
-            By::Pruned(codewords) | By::Either(Either { pruned: codewords, .. }) => codewords.magnitude(length),
+            By::Pruned(looked) | By::Either(Either { pruned: looked, .. }) => looked.pruned.magnitude(length),
             By::Grouped(codewords) => codewords.magnitude(length),
         }
     }
@@ -136,7 +160,7 @@ impl Search {
         let full = |codewords: &Codewords, vectors: &[f32], labels: &mut [u32]| {
             label(vectors, dimension, labels, |vectors, found| codewords.only_nearest(vectors, found));
         };
-        let pruned = |codewords: &Pruned, vectors: &[f32], labels: &mut [u32]| {
+        let pruned = |codewords: &Looked, vectors: &[f32], labels: &mut [u32]| {
             let counts = label(vectors, dimension, labels, |vectors, found| codewords.nearest(vectors, |_| 0.0, found));
             counts.into_iter().sum::<usize>() as u64
         };

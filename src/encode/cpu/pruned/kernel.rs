@@ -1,9 +1,9 @@
 //! Bounds of the distances between rounded vectors and the codewords of a panel.
 
-use super::rounded::{BLOCK, CHUNK, LANES, PANEL, Pruned, REGISTERS, Rounded};
+use super::rounded::{BLOCK, CHUNK, HOLE, LANES, PANEL, Pruned, REGISTERS, Rounded};
 
 /// Vectors that meet a panel at once.
-const TILE: usize = 3;
+pub const TILE: usize = 3;
 
 /// Vectors on their way past panels, and what is known of each so far.
 pub struct Passing<'a> {
@@ -12,23 +12,11 @@ pub struct Passing<'a> {
     pub(super) rounded: &'a [Rounded],
     /// The smallest upper bound of each.
     pub(super) upper: &'a mut [f32],
+    /// The smallest lower bound of each.
+    pub(super) lower: &'a mut [f32],
     /// What may be nearest to one of them.
     pub(super) candidates: &'a mut Vec<Candidate>,
-}
-
-impl Passing<'_> {
-    /// Those of a panel that may be nearest, after all of their upper bounds.
-    #[inline(always)]
-    fn keep(&mut self, row: usize, panel: usize, lower: &[f32; PANEL], upper: &[f32; PANEL]) {
-        let least = &mut self.upper[row];
-        *least = upper.iter().fold(*least, |least, upper| least.min(*upper));
-        let limit = *least + self.rounded[row].slack;
-        for (place, bound) in (panel * PANEL..).zip(lower) {
-            if *bound <= limit {
-                self.candidates.push(Candidate { row: row as u32, place: place as u32, bound: *bound });
-            }
-        }
-    }
+    pub(super) vectors: &'a [f32],
 }
 
 #[derive(Clone, Copy)]
@@ -59,6 +47,27 @@ impl Pruned {
         }
     }
 
+    /// Those of a panel that may be nearest, after all of their upper bounds. One that seems nearer than any before is met at once:
+    /// its distance is the best of upper bounds.
+    #[inline(always)]
+    fn keep(&self, row: usize, panel: usize, lower: &[f32; PANEL], upper: &[f32; PANEL], passing: &mut Passing<'_>) {
+        let mut least = upper.iter().fold(passing.upper[row], |least, upper| least.min(*upper));
+        for (place, bound) in (panel * PANEL..).zip(lower) {
+            if *bound < passing.lower[row] && self.places[place] != HOLE {
+                passing.lower[row] = *bound;
+                let vector = &passing.vectors[row * self.dimension..][..self.dimension];
+                least = least.min(self.distance(vector, self.places[place] as usize));
+            }
+        }
+        passing.upper[row] = least;
+        let limit = least + passing.rounded[row].slack;
+        for (place, bound) in (panel * PANEL..).zip(lower) {
+            if *bound <= limit {
+                passing.candidates.push(Candidate { row: row as u32, place: place as u32, bound: *bound });
+            }
+        }
+    }
+
     /// One vector, without instructions of its own.
     fn plain(&self, panel: usize, row: usize, passing: &mut Passing<'_>) {
         let width = self.chunks * CHUNK;
@@ -79,7 +88,7 @@ impl Pruned {
             let off = self.known.length[at] * (self.factor * x.error) + self.known.error[at] * (self.factor * x.length);
             (lower[i], upper[i]) = (about - off, about + off);
         }
-        passing.keep(row, panel, &lower, &upper);
+        self.keep(row, panel, &lower, &upper, passing);
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -98,10 +107,16 @@ impl Pruned {
         }
     }
 
+    /// The products of some vectors' numbers with a panel's.
     #[cfg(target_arch = "x86_64")]
     #[allow(clippy::needless_range_loop)] // indices that the compiler unrolls, for registers
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn tile<const S: usize>(&self, panel: usize, rows: &[u32; S], passing: &mut Passing<'_>) {
+    pub(super) unsafe fn sums<const S: usize>(
+        &self,
+        panel: usize,
+        rows: &[u32; S],
+        bytes: &[u8],
+    ) -> [[std::arch::x86_64::__m256i; REGISTERS]; S] {
         use std::arch::x86_64::*;
         let width = self.chunks * CHUNK;
         // SAFETY: the caller's: `S` rows of `width` bytes, and a panel of as many codes for each of its codewords.
@@ -109,7 +124,7 @@ impl Pruned {
             let ones = _mm256_set1_epi16(1);
             let mut sums = [[_mm256_setzero_si256(); REGISTERS]; S];
             let mut codes = self.codes.as_ptr().add(panel * width * PANEL).cast::<__m256i>();
-            let mut values = [passing.bytes.as_ptr(); S];
+            let mut values = [bytes.as_ptr(); S];
             for s in 0..S {
                 values[s] = values[s].add(rows[s] as usize * width);
             }
@@ -135,6 +150,18 @@ impl Pruned {
                 }
                 codes = codes.add(CHUNK / 4 * REGISTERS);
             }
+            sums
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[allow(clippy::needless_range_loop)] // indices that the compiler unrolls, for registers
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn tile<const S: usize>(&self, panel: usize, rows: &[u32; S], passing: &mut Passing<'_>) {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller's: rows and panel are there.
+        unsafe {
+            let sums = self.sums(panel, rows, passing.bytes);
             for s in 0..S {
                 let row = rows[s] as usize;
                 let x = &passing.rounded[row];
@@ -166,7 +193,7 @@ impl Pruned {
                     _mm256_storeu_ps(upper.as_mut_ptr().add(r * LANES), _mm256_add_ps(about[r], off[r]));
                     _mm256_storeu_ps(lower.as_mut_ptr().add(r * LANES), _mm256_sub_ps(about[r], off[r]));
                 }
-                passing.keep(row, panel, &lower, &upper);
+                self.keep(row, panel, &lower, &upper, passing);
             }
         }
     }

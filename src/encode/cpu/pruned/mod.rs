@@ -5,12 +5,14 @@
 //! whose distance is at least the upper bound of another's is not the nearest. Of the few that are left, distances are computed in
 //! float32. So the answer is that of a search through all of them.
 //!
-//! [`rounded`]: both, rounded. [`kernel`]: bounds of the distances. [`search`]: what they leave.
+//! [`rounded`]: both, rounded. [`kernel`]: bounds of the distances. [`head`]: bounds along few axes, before those. [`search`]: what they leave.
 
+mod head;
 mod kernel;
 mod rounded;
 mod search;
 #[cfg(test)]
 mod tests;
 
+pub use head::Head;
 pub use rounded::{Pruned, can_prune};

@@ -189,6 +189,14 @@ impl Pruned {
         self.largest.0 + 2.0 * length * self.largest.1
     }
 
+    /// Of the bounds, whose parts are computed in float32, and of the distances that are compared in the end, of a vector of some
+    /// length from the center.
+    #[inline(always)]
+    pub fn rounding(&self, own: f32) -> f32 {
+        let largest = self.largest.1;
+        2.0 * ROUNDING * (largest * largest + self.factor * own * largest)
+    }
+
     /// Loops, not closures, which would not be compiled for the instructions.
     #[inline(always)]
     fn round_all(&self, vectors: &[f32], doubt: &impl Fn(f32) -> f32, bytes: &mut [u8], rounded: &mut [Rounded]) {
@@ -210,10 +218,7 @@ impl Pruned {
                 off += (y - whole * scale) * (y - whole * scale);
                 own += y * y;
             }
-            let largest = self.largest.1;
-            // Of the bounds, whose parts are computed in float32, and of the distances that are compared in the end.
-            let rounding = ROUNDING * (largest * largest + self.factor * own.sqrt() * largest);
-            let slack = doubt(square.sqrt()) + 2.0 * rounding;
+            let slack = doubt(square.sqrt()) + self.rounding(own.sqrt());
             rounded[row] = Rounded { scale, length: length.sqrt() * scale * LOOSE, error: off.sqrt() * LOOSE, slack };
         }
     }

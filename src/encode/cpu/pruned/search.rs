@@ -1,5 +1,6 @@
 //! Of the codewords that bounds leave, the nearest.
 
+use super::head::{Along, Head};
 use super::kernel::{Candidate, IN_ORDER, Passing};
 use super::rounded::{BLOCK, CHUNK, HOLE, PANEL, Pruned, Rounded, ZERO};
 use crate::encode::cpu::nearest::Nearest;
@@ -9,13 +10,75 @@ impl Pruned {
     /// `doubt(length of the vector)`; where there is none, `second` is just beyond that. Where distances are infinite or NaN the
     /// index is `u32::MAX`. Returns how many distances were computed in float32.
     pub fn nearest(&self, vectors: &[f32], doubt: impl Fn(f32) -> f32, out: &mut [Nearest]) -> usize {
+        self.nearest_by(None, vectors, doubt, out)
+    }
+
+    /// The same, after a first look that was made of these codewords.
+    pub fn nearest_by(&self, head: Option<&Head>, vectors: &[f32], doubt: impl Fn(f32) -> f32, out: &mut [Nearest]) -> usize {
         let mut room = Room::new(self, BLOCK.min(out.len()));
+        let mut along = Along::default();
         let mut computed = 0;
         for (vectors, out) in vectors.chunks(BLOCK * self.dimension).zip(out.chunks_mut(BLOCK)) {
-            let all = 0..self.known.base.len() / PANEL;
-            computed += room.search(self, vectors, &doubt, out, |passing| self.panels(all, &IN_ORDER[..passing.rounded.len()], passing));
+            let (panels, rows) = (self.known.base.len() / PANEL, &IN_ORDER[..out.len()]);
+            computed += match head.filter(|head| head.is_worth_it()) {
+                None => room.search(self, vectors, &doubt, out, |passing| self.panels(0..panels, rows, passing)),
+                Some(head) => {
+                    head.look(self, vectors, &mut along);
+                    head.bounds(panels, &mut along);
+                    room.search(self, vectors, &doubt, out, |passing| self.panels_left(head, &along, rows, passing))
+                }
+            };
         }
         computed
+    }
+
+    /// The vectors past the panels that a first look leaves. Loops by index, which need no calls.
+    fn panels_left(&self, head: &Head, along: &Along, rows: &[u32], passing: &mut Passing<'_>) {
+        let count = rows.len();
+        // First the one that seems nearest, so that it is known how near.
+        let (mut least, mut first) = ([f32::INFINITY; BLOCK], [0u32; BLOCK]);
+        for (panel, lowest) in (0..).zip(along.lowest.chunks_exact(BLOCK)) {
+            for i in 0..BLOCK {
+                let nearer = lowest[i] < least[i];
+                least[i] = if nearer { lowest[i] } else { least[i] };
+                first[i] = if nearer { panel } else { first[i] };
+            }
+        }
+        let mut limit = [f32::NEG_INFINITY; BLOCK];
+        let limit_of = |passing: &Passing<'_>, i: usize| passing.upper[i] + passing.rounded[i].slack + along.off[i].1;
+        for (i, row) in rows.iter().enumerate() {
+            let panel = first[i] as usize;
+            self.panels(panel..panel + 1, &[*row], passing);
+            limit[i] = limit_of(passing, i);
+        }
+        let mut passed = 0;
+        let mut left = Vec::with_capacity(count);
+        for (panel, lowest) in along.lowest.chunks_exact(BLOCK).enumerate() {
+            let mut any = false;
+            for i in 0..BLOCK {
+                // Also where nothing is a number.
+                let further = lowest[i] > limit[i];
+                any |= !further;
+            }
+            if !any {
+                continue;
+            }
+            left.clear();
+            for (i, row) in rows.iter().enumerate() {
+                let further = lowest[i] > limit[i];
+                if !further && first[i] as usize != panel {
+                    left.push(*row);
+                }
+            }
+            if !left.is_empty() {
+                passed += left.len() as u64;
+                self.panels(panel..panel + 1, &left, passing);
+                for row in &left {
+                    limit[*row as usize] = limit_of(passing, *row as usize);
+                }
+            }
+        }
+        head.count((along.lowest.len() / BLOCK * count) as u64, passed);
     }
 
     /// The same among the codewords of some groups, which `pass` shows the vectors to by [`Self::panels`].
@@ -74,7 +137,7 @@ impl Pruned {
     }
 
     #[inline(always)]
-    fn distance(&self, vector: &[f32], index: usize) -> f32 {
+    pub(super) fn distance(&self, vector: &[f32], index: usize) -> f32 {
         let row = &self.rows[index * self.dimension..][..self.dimension];
         let mut sums = [0f32; 32];
         let (vectors, rows) = (vector.chunks_exact(32), row.chunks_exact(32));
@@ -110,13 +173,14 @@ struct Room {
     bytes: Vec<u8>,
     rounded: Vec<Rounded>,
     upper: Vec<f32>,
+    lower: Vec<f32>,
     candidates: Vec<Candidate>,
 }
 
 impl Room {
     fn new(codewords: &Pruned, rows: usize) -> Self {
         let bytes = vec![ZERO as u8; rows * codewords.chunks * CHUNK];
-        Self { bytes, rounded: vec![Rounded::default(); rows], upper: vec![f32::INFINITY; rows], candidates: Vec::new() }
+        Self { bytes, rounded: vec![Rounded::default(); rows], upper: vec![0.0; rows], lower: vec![0.0; rows], candidates: Vec::new() }
     }
 
     fn search(
@@ -130,9 +194,11 @@ impl Room {
         let rows = out.len();
         let (bytes, rounded) = (&mut self.bytes[..rows * codewords.chunks * CHUNK], &mut self.rounded[..rows]);
         codewords.round_rows(vectors, doubt, bytes, rounded);
-        self.upper[..rows].fill(f32::INFINITY);
+        let (upper, lower) = (&mut self.upper[..rows], &mut self.lower[..rows]);
+        upper.fill(f32::INFINITY);
+        lower.fill(f32::INFINITY);
         self.candidates.clear();
-        pass(&mut Passing { bytes, rounded, upper: &mut self.upper[..rows], candidates: &mut self.candidates });
+        pass(&mut Passing { bytes, rounded, upper, lower, candidates: &mut self.candidates, vectors });
         codewords.decide_rows(vectors, rounded, &self.candidates, out)
     }
 }

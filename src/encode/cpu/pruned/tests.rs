@@ -1,6 +1,7 @@
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use super::head::Head;
 use super::rounded::{PANEL, Pruned};
 use crate::encode::cpu::nearest::{Codewords, Form, Nearest};
 
@@ -17,17 +18,21 @@ fn agrees(codewords: &[f32], vectors: &[f32], dimension: usize, form: Form) -> u
     let (grouped, ends) = Pruned::in_groups(codewords, dimension, form, &groups);
     assert_eq!(ends.last().map(|end| end * PANEL), Some(grouped.places.len()));
     let plain = Pruned { wide: false, ..Pruned::new(codewords, dimension, form) };
-    let uncertain: Vec<usize> = [&one, &grouped, &plain].map(|pruned| agrees_with_full(pruned, codewords, vectors, dimension, form)).into();
+    let uncertain: Vec<usize> =
+        [&one, &grouped, &plain].map(|pruned| agrees_with_full(pruned, None, codewords, vectors, dimension, form)).into();
+    if let Some(head) = Head::of(&one) {
+        assert_eq!(agrees_with_full(&one, Some(&head), codewords, vectors, dimension, form), uncertain[0]);
+    }
     uncertain[0]
 }
 
-fn agrees_with_full(pruned: &Pruned, codewords: &[f32], vectors: &[f32], dimension: usize, form: Form) -> usize {
+fn agrees_with_full(pruned: &Pruned, head: Option<&Head>, codewords: &[f32], vectors: &[f32], dimension: usize, form: Form) -> usize {
     let full = Codewords::new(codewords, dimension, form);
     let none = Nearest { index: 7, distance: 0.0, second: 0.0 };
     let (mut expected, mut found) = (vec![none; vectors.len() / dimension], vec![none; vectors.len() / dimension]);
     full.nearest(vectors, &mut expected);
     let doubt = |length: f32| 4e-6 * full.magnitude(length);
-    pruned.nearest(vectors, doubt, &mut found);
+    pruned.nearest_by(head, vectors, doubt, &mut found);
     let mut uncertain = 0;
     for (row, (expected, found)) in expected.iter().zip(&found).enumerate() {
         let length = vectors[row * dimension..][..dimension].iter().map(|v| v * v).sum::<f32>().sqrt();
@@ -101,4 +106,41 @@ fn numbers_of_all_sizes() {
     let mut found = [Nearest { index: 7, distance: 0.0, second: 0.0 }; 2];
     pruned.nearest(&vec![3e38; 2 * dimension], |_| 0.0, &mut found);
     assert!(found.iter().all(|n| n.index == u32::MAX), "{found:?}");
+}
+
+/// Where codewords lie along few directions a first look leaves few panels, and nothing else changes.
+#[test]
+fn a_first_look_along_few_axes() {
+    let mut rng = SmallRng::seed_from_u64(8);
+    let (count, dimension, rows) = (1100, 128, 500);
+    let directions = numbers(&mut rng, 20 * dimension, 0.0);
+    let mut lie_along = |count: usize| {
+        let mut values = numbers(&mut rng, count * dimension, 0.0).iter().map(|v| v * 0.05 + 2.0).collect::<Vec<f32>>();
+        for value in values.chunks_exact_mut(dimension) {
+            for direction in directions.chunks_exact(dimension) {
+                let weight = rng.random_range(-1.0f32..1.0);
+                value.iter_mut().zip(direction).for_each(|(value, direction)| *value += weight * direction);
+            }
+        }
+        values
+    };
+    let (codewords, vectors) = (lie_along(count), lie_along(rows));
+    for form in [Form::L2, Form::Dot] {
+        let pruned = Pruned::new(&codewords, dimension, form);
+        let none = Nearest { index: 7, distance: 0.0, second: 0.0 };
+        let (mut plain, mut looked) = (vec![none; rows], vec![none; rows]);
+        pruned.nearest(&vectors, |_| 1e-3, &mut plain);
+        let Some(head) = Head::of(&pruned) else { return };
+        pruned.nearest_by(Some(&head), &vectors, |_| 1e-3, &mut looked);
+        for (plain, looked) in plain.iter().zip(&looked) {
+            assert_eq!((plain.index, plain.distance, plain.second), (looked.index, looked.distance, looked.second));
+        }
+        let (met, passed) = head.counted();
+        assert_eq!(met, (rows * count.div_ceil(PANEL)) as u64);
+        assert!(form == Form::Dot || passed * 4 < met, "{passed} of {met}");
+    }
+    // Fewer directions than axes, and none at all.
+    let few = [&codewords[..dimension], &codewords[dimension..2 * dimension]].concat().repeat(300);
+    agrees(&few, &vectors, dimension, Form::L2);
+    agrees(&vec![1.0; 600 * dimension], &vectors[..50 * dimension], dimension, Form::L2);
 }
