@@ -93,7 +93,7 @@ def train(
     memory_limit : int, optional
         Bytes that the call may hold, beside what the process had before; default half of the memory that this machine, or its
         container, has free. A sample that is larger comes in parts: centroids are trained on one that fits, and then each goes to the
-        mean of its vectors in all of them, a warning says so. Other backends than the CPU's train on what fits.
+        mean of its vectors in all of them; a warning says so. Other backends than the CPU's train on what fits.
     progress : bool or callable, default False
         True: a tqdm bar on a terminal. A callable gets `lance.progress.IndexProgress`; what it raises ends the call.
     progress_callback : callable, optional

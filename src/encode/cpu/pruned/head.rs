@@ -24,8 +24,9 @@ const FEW: usize = 256;
 const TOLD: usize = 2048;
 const STEPS: usize = 4;
 const SEED: u64 = 0x6178_6573;
-/// Of the square of a vector what is taken to be off the axes too, for it is a difference.
-const ROUNDED_OFF: f32 = 1e-5;
+/// Of the square of a vector what is taken to be off the axes too: it is a difference of sums of hundreds of squares, whose rounding
+/// must not make it too small.
+const ROUNDED_OFF: f32 = 1e-4;
 /// What axes are off a right angle, as a part of both lengths; by far.
 const ASKEW: f32 = 1e-5;
 /// Panels that vectors met until it shows whether a first look is worth it, and the part that it may let pass.
