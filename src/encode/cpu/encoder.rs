@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::nearest::{DOUBT, Form, Nearest};
 use super::partitions::Partitions;
-use super::simd::{dot, square};
+use super::simd::{difference, dot, square};
 use super::sub_vectors::SubVectorCodewords;
 use crate::artifact::{Assignment, Groups};
 use crate::encode::encoder::{Checked, Encoded, Encoder};
@@ -82,13 +82,11 @@ impl CpuEncoder {
     fn encode_block(&self, vectors: &FixedSizeListArray) -> Result<Encoded> {
         let float32 = as_float32(vectors);
         let (part_ids, checked) = self.assign(vectors, &float32)?;
-        let (loss, residuals) = if self.model.metric().encodes_residuals() {
-            let residuals: ScalarBuffer<f32> = self.residuals(vectors, &float32, &part_ids).into();
-            (residuals.chunks_exact(self.model.dimension()).map(|r| f64::from(square(r))).sum(), residuals)
-        } else {
-            (self.dot_loss(&float32, &part_ids), float32)
-        };
-        let codes = self.quantize(vectors, &residuals, &part_ids)?;
+        let residual = self.model.metric().encodes_residuals();
+        let encoded = if residual { self.residuals(vectors, &float32, &part_ids).into() } else { float32.clone() };
+        let squares: Vec<f32> = encoded.chunks_exact(self.model.dimension()).map(square).collect();
+        let codes = self.quantize(vectors, &encoded, &squares, &part_ids)?;
+        let loss = if residual { squares.iter().map(|s| f64::from(*s)).sum() } else { self.dot_loss(&float32, &part_ids) };
         Ok(Encoded { part_ids, codes, loss, checked })
     }
 
@@ -145,23 +143,22 @@ impl CpuEncoder {
             }
             return out;
         }
-        let rounded = self.model.element_type() == ElementType::Float16;
-        for (vector, part_id) in float32.chunks_exact(dimension).zip(part_ids) {
-            let differences = vector.iter().zip(&self.centroids[rows(part_id)]).map(|(v, c)| v - c);
-            if rounded {
-                out.extend(differences.map(|d| f16::from_f32(d).to_f32()));
-            } else {
-                out.extend(differences);
-            }
+        out.resize(float32.len(), 0.0);
+        for ((vector, part_id), out) in float32.chunks_exact(dimension).zip(part_ids).zip(out.chunks_exact_mut(dimension)) {
+            difference(vector, &self.centroids[rows(part_id)], out);
+        }
+        if self.model.element_type() == ElementType::Float16 {
+            out.iter_mut().for_each(|d| *d = f16::from_f32(*d).to_f32());
         }
         out
     }
 
-    /// Codes of residuals (of vectors for dot). Lance decides where it is close.
-    fn quantize(&self, vectors: &FixedSizeListArray, residuals: &[f32], part_ids: &[u32]) -> Result<Vec<u8>> {
+    /// Codes of residuals (of vectors for dot), of which the squared lengths are given. Lance decides where it is close.
+    fn quantize(&self, vectors: &FixedSizeListArray, residuals: &[f32], squares: &[f32], part_ids: &[u32]) -> Result<Vec<u8>> {
         let (rows, dimension, code_width) = (part_ids.len(), self.model.dimension(), self.model.code_width());
         let width = dimension / self.model.num_sub_vectors();
         let mut codes = vec![0u8; rows * code_width];
+        let lengths: Vec<f32> = squares.iter().map(|square| square.sqrt()).collect();
         let mut found = vec![NONE; rows];
         let mut doubtful = vec![false; rows];
         let rounded = self.model.element_type() == ElementType::Float64;
@@ -173,7 +170,7 @@ impl CpuEncoder {
                 let moved = if rounded { ROUNDING * (length + largest) } else { 0.0 };
                 4.0 * moved * (second.max(0.0).sqrt() + moved)
             };
-            codewords.codes(&residuals[m * width..], dimension, &mut found, beyond, |row, index, certain| {
+            codewords.codes(&residuals[m * width..], dimension, &lengths, &mut found, beyond, |row, index, certain| {
                 doubtful[row] |= !certain;
                 let code = index as u8;
                 if four_bits {

@@ -175,6 +175,7 @@ impl Codewords {
     }
 
     /// The size of the numbers that a distance to a vector of some length is the sum of: its rounding is a part of that.
+    #[inline]
     pub fn magnitude(&self, length: f32) -> f32 {
         self.largest.0 + 2.0 * length * self.largest.1
     }

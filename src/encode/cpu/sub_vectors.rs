@@ -4,6 +4,9 @@ use super::distinct::distinct;
 use super::nearest::{Codewords, DOUBT, Form, Nearest};
 use super::simd::{square, square_between};
 
+/// By more than rounding a sum of squares makes a length shorter.
+const LONGER: f32 = 1.0 + 1e-3;
+
 /// The codewords of a sub-vector, of which no two are equal in the column's type.
 pub struct SubVectorCodewords {
     /// Ranked by one multiplication and addition for each number; where that is close, as Lance computes it, by three operations.
@@ -11,6 +14,8 @@ pub struct SubVectorCodewords {
     exact: Codewords,
     /// What `ranked` leaves out is the squared distance to this.
     center: Vec<f32>,
+    /// How long that is, or a little longer.
+    center_length: f32,
     /// The index that each has among all; empty where all are distinct.
     first: Vec<u32>,
 }
@@ -20,16 +25,19 @@ impl SubVectorCodewords {
     pub fn new(values: &[f32], bytes: &[u8], dimension: usize) -> Self {
         let (kept, first) = distinct(values, bytes, dimension);
         let ranked = Codewords::new(&kept, dimension, Form::L2);
-        let center = ranked.center().iter().map(|v| *v as f32).collect();
-        Self { ranked, exact: Codewords::new(&kept, dimension, Form::Exact), center, first }
+        let center: Vec<f32> = ranked.center().iter().map(|v| *v as f32).collect();
+        let center_length = square(&center).sqrt() * LONGER;
+        Self { ranked, exact: Codewords::new(&kept, dimension, Form::Exact), center, center_length, first }
     }
 
     /// The code of the sub-vector that begins each of `rows (n, stride)`, which `tell` gets, and whether it is certain. `beyond` of
-    /// length and distance: by how much another type than float32 blurs that distance.
+    /// length and distance: by how much another type than float32 blurs that distance; it grows with both. `lengths`: of each row's
+    /// vector, of which none of its sub-vectors is longer.
     pub fn codes(
         &self,
         rows: &[f32],
         stride: usize,
+        lengths: &[f32],
         found: &mut [Nearest],
         beyond: impl Fn(f32, f32) -> f32,
         mut tell: impl FnMut(usize, u32, bool),
@@ -43,7 +51,15 @@ impl SubVectorCodewords {
             self.ranked.nearest_of_parts(rows, stride, found);
             DOUBT
         };
-        for (row, found) in found.iter_mut().enumerate() {
+        for (row, (found, length)) in found.iter_mut().zip(lengths).enumerate() {
+            // Nearly always the whole vector's length tells already that its part is certain.
+            let longest = length * LONGER;
+            let furthest = found.second + (longest + self.center_length) * (longest + self.center_length);
+            let blur = doubt * (self.ranked.magnitude(longest) + furthest) + beyond(longest, furthest);
+            if found.second - found.distance > blur && (!tagged || self.ranked.tags(longest)) {
+                tell(row, self.index(found.index), true);
+                continue;
+            }
             let sub_vector = &rows[row * stride..][..width];
             let length = square(sub_vector).sqrt();
             let second = found.second + square_between(sub_vector, &self.center);
@@ -56,8 +72,13 @@ impl SubVectorCodewords {
                 certain = found.second - found.distance > blur || found.second == f32::INFINITY;
                 certain &= found.index != u32::MAX;
             }
-            tell(row, self.first.get(found.index as usize).copied().unwrap_or(found.index), certain);
+            tell(row, self.index(found.index), certain);
         }
+    }
+
+    #[inline]
+    fn index(&self, of_distinct: u32) -> u32 {
+        if self.first.is_empty() { of_distinct } else { self.first.get(of_distinct as usize).copied().unwrap_or(of_distinct) }
     }
 
     /// The length of the longest.

@@ -32,6 +32,7 @@ impl Codewords {
     }
 
     /// Whether the distances to a vector of some length are numbers that can be tagged.
+    #[inline]
     pub fn tags(&self, length: f32) -> bool {
         self.magnitude(length) < MOST_DISTANCE
     }

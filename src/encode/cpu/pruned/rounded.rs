@@ -17,6 +17,8 @@ const MOST_VALUE: f32 = 31.0;
 pub const ZERO: f32 = 32.0;
 /// What bounds that are computed in float32 may be too small by, as a part.
 const LOOSE: f32 = 1.0 + 1e-5;
+/// Added to a number between `-2^22` and `2^22` it rounds it to a whole one.
+const WHOLE: f32 = 12_582_912.0;
 /// What is computed in float32 may be off by this part of the numbers it is summed of.
 const ROUNDING: f32 = 4e-6;
 
@@ -197,28 +199,33 @@ impl Pruned {
         2.0 * ROUNDING * (largest * largest + self.factor * own * largest)
     }
 
-    /// Loops, not closures, which would not be compiled for the instructions.
+    /// Loops over arrays, not closures, which would not be compiled for the instructions.
     #[inline(always)]
     fn round_all(&self, vectors: &[f32], doubt: &impl Fn(f32) -> f32, bytes: &mut [u8], rounded: &mut [Rounded]) {
         let width = self.chunks * CHUNK;
+        let (centers, last_center) = self.center.as_chunks();
+        let last_center = filled(last_center);
         for (row, vector) in vectors.chunks_exact(self.dimension).enumerate() {
-            let bytes = &mut bytes[row * width..][..width];
-            let (mut most, mut square) = (0f32, 0f32);
-            for (value, center) in vector.iter().zip(&self.center) {
-                most = most.max((value - center).abs());
-                square += value * value;
+            let (values, last) = vector.as_chunks();
+            let last_value = filled(last);
+            let (bytes, _) = bytes[row * width..][..width].as_chunks_mut();
+            let mut most = Most::default();
+            for i in 0..values.len() {
+                most.meet(&values[i], &centers[i]);
             }
-            let scale = if most > 0.0 { most / MOST_VALUE } else { 1.0 };
-            let (mut length, mut off, mut own) = (0f32, 0f32, 0f32);
-            for ((value, center), byte) in vector.iter().zip(&self.center).zip(bytes) {
-                let y = value - center;
-                let whole = (y / scale).round_ties_even().clamp(-MOST_VALUE, MOST_VALUE);
-                *byte = (whole + ZERO) as u8;
-                length += whole * whole;
-                off += (y - whole * scale) * (y - whole * scale);
-                own += y * y;
+            most.meet(&last_value, &last_center);
+            let most_of_all = most.of_all();
+            let scale = if most_of_all > 0.0 { most_of_all / MOST_VALUE } else { 1.0 };
+            let mut sums = Sums::default();
+            for i in 0..values.len() {
+                bytes[i] = sums.round(&values[i], &centers[i], scale);
             }
-            let slack = doubt(square.sqrt()) + self.rounding(own.sqrt());
+            if !last.is_empty() {
+                // What is beyond the dimensions is no difference, and stands for nothing.
+                bytes[values.len()] = sums.round(&last_value, &last_center, scale);
+            }
+            let (length, off, own) = (total(&sums.lengths), total(&sums.off), total(&sums.own));
+            let slack = doubt(total(&most.squares).sqrt()) + self.rounding(own.sqrt());
             rounded[row] = Rounded { scale, length: length.sqrt() * scale * LOOSE, error: off.sqrt() * LOOSE, slack };
         }
     }
@@ -238,4 +245,79 @@ impl Pruned {
     fn round_wide(&self, vectors: &[f32], doubt: &impl Fn(f32) -> f32, bytes: &mut [u8], rounded: &mut [Rounded]) {
         self.round_all(vectors, doubt, bytes, rounded);
     }
+}
+
+/// The largest differences to the center, and squares of the numbers, lane by lane.
+#[derive(Default)]
+struct Most {
+    differences: [f32; LANES],
+    squares: [f32; LANES],
+}
+
+impl Most {
+    #[inline(always)]
+    fn meet(&mut self, values: &[f32; LANES], centers: &[f32; LANES]) {
+        for i in 0..LANES {
+            let y = (values[i] - centers[i]).abs();
+            self.differences[i] = if y > self.differences[i] { y } else { self.differences[i] };
+            self.squares[i] += values[i] * values[i];
+        }
+    }
+
+    #[inline(always)]
+    fn of_all(&self) -> f32 {
+        let mut most = 0f32;
+        for y in self.differences {
+            most = if y > most { y } else { most };
+        }
+        most
+    }
+}
+
+/// Squares of the whole numbers, of what was rounded off, and of the differences, lane by lane.
+#[derive(Default)]
+struct Sums {
+    lengths: [f32; LANES],
+    off: [f32; LANES],
+    own: [f32; LANES],
+}
+
+impl Sums {
+    #[inline(always)]
+    fn round(&mut self, values: &[f32; LANES], centers: &[f32; LANES], scale: f32) -> [u8; LANES] {
+        let mut numbers = [0u8; LANES];
+        for i in 0..LANES {
+            let y = values[i] - centers[i];
+            let part = y / scale;
+            let part = if part < MOST_VALUE { part } else { MOST_VALUE };
+            let part = if part > -MOST_VALUE { part } else { -MOST_VALUE };
+            // Adding a number that leaves no room for fractions rounds to the nearest whole one, which is then in the lowest bits.
+            let rounded = part + WHOLE;
+            let whole = rounded - WHOLE;
+            numbers[i] = (rounded.to_bits() as u8).wrapping_add(ZERO as u8);
+            self.lengths[i] += whole * whole;
+            self.off[i] += (y - whole * scale) * (y - whole * scale);
+            self.own[i] += y * y;
+        }
+        numbers
+    }
+}
+
+/// The numbers, and zeros after them.
+#[inline(always)]
+fn filled(values: &[f32]) -> [f32; LANES] {
+    let mut found = [0f32; LANES];
+    for i in 0..values.len() {
+        found[i] = values[i];
+    }
+    found
+}
+
+#[inline(always)]
+fn total(lanes: &[f32; LANES]) -> f32 {
+    let mut sum = 0f32;
+    for i in 0..LANES {
+        sum += lanes[i];
+    }
+    sum
 }
