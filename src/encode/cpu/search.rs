@@ -1,7 +1,7 @@
 //! The nearest of centroids, by the search that is quickest for them.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
@@ -14,7 +14,7 @@ use crate::error::Result;
 /// Vectors searched for by one task.
 const TASK_ROWS: usize = 4096;
 /// Of so few numbers and fewer a full search is quicker than a pruned one.
-const FULL_TO: usize = 1 << 17;
+const FULL_TO: usize = 1 << 16;
 /// And of so few centroids.
 const FULL_OF: usize = 384;
 /// From so many on a pruned search is the quicker one whatever the vectors are, and two tables would take much memory.
@@ -50,20 +50,31 @@ struct Either {
 struct Looked {
     pruned: Pruned,
     head: OnceLock<Option<Head>>,
+    /// One task has begun to make it.
+    begun: AtomicBool,
     searched: AtomicU64,
 }
 
 impl Looked {
     fn new(values: &[f32], dimension: usize, form: Form) -> Self {
-        Self { pruned: Pruned::new(values, dimension, form), head: OnceLock::new(), searched: AtomicU64::new(0) }
+        Self {
+            pruned: Pruned::new(values, dimension, form),
+            head: OnceLock::new(),
+            begun: AtomicBool::new(false),
+            searched: AtomicU64::new(0),
+        }
     }
 
     /// As [`Pruned::nearest`]. What it finds does not depend on what was searched for before.
     fn nearest(&self, vectors: &[f32], doubt: impl Fn(f32) -> f32, out: &mut [Nearest]) -> usize {
         let searched = self.searched.fetch_add(out.len() as u64, Ordering::Relaxed);
-        let few = searched * (self.pruned.count() as u64) < LOOKED_AFTER;
-        let head = if few { None } else { self.head.get_or_init(|| Head::of(&self.pruned)).as_ref() };
-        self.pruned.nearest_by(head, vectors, doubt, out)
+        let enough = searched * self.pruned.count() as u64 >= LOOKED_AFTER;
+        // Nobody waits for who makes it: its own tasks may bring that one here again.
+        if enough && !self.begun.swap(true, Ordering::Relaxed) {
+            // Set by this task only.
+            let _ = self.head.set(Head::of(&self.pruned));
+        }
+        self.pruned.nearest_by(self.head.get().and_then(Option::as_ref), vectors, doubt, out)
     }
 }
 
@@ -199,4 +210,46 @@ fn label<T: Send>(vectors: &[f32], dimension: usize, labels: &mut [u32], search:
         told
     });
     told.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    /// Tasks of one pool meet the search while one of them makes the first look, by tasks of the same pool: while it waits for those
+    /// it may be given one of the others.
+    #[test]
+    fn a_first_look_is_made_while_others_search() {
+        let (dimension, count, rows) = (64, 1024, 16);
+        let mut random = SmallRng::seed_from_u64(5);
+        let values: Vec<f32> = (0..count * dimension).map(|_| random.random_range(-1.0..1.0)).collect();
+        if !can_prune(dimension) {
+            return;
+        }
+        let (told, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+            for _ in 0..6 {
+                let looked = Looked::new(&values, dimension, Form::L2);
+                // Some tasks are on their way already when the first look is made.
+                looked.searched.store(LOOKED_AFTER / count as u64 - 3 * rows as u64, Ordering::Relaxed);
+                let search = || {
+                    for vectors in values.chunks(rows * dimension) {
+                        let mut found = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; rows];
+                        pool.install(|| looked.nearest(vectors, |_| 0.0, &mut found));
+                    }
+                };
+                std::thread::scope(|scope| (0..6).for_each(|_| drop(scope.spawn(search))));
+                assert!(looked.head.get().is_some());
+            }
+            told.send(()).unwrap();
+        });
+        ended.recv_timeout(Duration::from_secs(60)).expect("the search hangs");
+    }
 }

@@ -307,17 +307,15 @@ impl Sums {
 #[inline(always)]
 fn filled(values: &[f32]) -> [f32; LANES] {
     let mut found = [0f32; LANES];
-    for i in 0..values.len() {
-        found[i] = values[i];
-    }
+    found[..values.len()].copy_from_slice(values);
     found
 }
 
 #[inline(always)]
 fn total(lanes: &[f32; LANES]) -> f32 {
     let mut sum = 0f32;
-    for i in 0..LANES {
-        sum += lanes[i];
+    for lane in lanes {
+        sum += lane;
     }
     sum
 }
