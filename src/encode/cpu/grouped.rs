@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::kmeans::{Lloyd, Members, assign};
 use super::nearest::{Codewords, Form, Nearest};
-use super::pruned::Pruned;
+use super::pruned::{Head, Pruned};
 use super::simd::square_between;
 use super::smallest::least;
 use crate::artifact::Groups;
@@ -37,7 +37,7 @@ const GROUP_COST: f64 = 3.0;
 const LOOK_COST: f64 = 8.0;
 /// Sampled vectors that tell how many centroids are in groups that are looked at.
 const COUNTED: usize = 1000;
-/// Of the centroids at most this part is looked at, or all are.
+/// Where that takes more than this part of what looking at all takes, all are.
 const WORTH: f64 = 0.75;
 
 pub struct Grouped {
@@ -58,12 +58,11 @@ impl Grouped {
     pub fn calibrated(codewords: &[f32], dimension: usize, form: Form, sample: &[f32]) -> Result<Option<(Self, Groups)>> {
         let (count, rows) = (codewords.len() / dimension, sample.len() / dimension);
         let Some(allowed) = most_misses(rows).filter(|_| count >= LEAST) else { return Ok(None) };
-        let mut nearest: Option<Vec<u32>> = None;
+        let (nearest, cost_of_all) = nearest_of_all(codewords, dimension, form, sample);
         let mut best: Option<(Cost, Self, Vec<f32>)> = None;
         for roots in ROOTS {
             let mut made = Self::new(codewords, dimension, form, (roots * (count as f64).sqrt()) as usize)?;
-            let nearest = nearest.get_or_insert_with(|| made.nearest_of_sample(sample));
-            let mut needed = made.needed(sample, nearest);
+            let mut needed = made.needed(sample, &nearest);
             needed.sort_unstable_by(f32::total_cmp);
             made.within = needed[rows - 1 - allowed];
             let cost = made.cost(&sample[..rows.min(COUNTED) * dimension]);
@@ -71,7 +70,7 @@ impl Grouped {
                 best = Some((cost, made, needed));
             }
         }
-        let Some((cost, made, needed)) = best.filter(|(cost, ..)| cost.bounds < WORTH * count as f64) else { return Ok(None) };
+        let Some((cost, made, needed)) = best.filter(|(cost, ..)| cost.bounds < WORTH * cost_of_all) else { return Ok(None) };
         let missed = needed.iter().filter(|needed| **needed > made.within).count();
         let told = Groups {
             groups: made.ends.len(),
@@ -185,16 +184,6 @@ impl Grouped {
         }
     }
 
-    /// The nearest of all codewords to each vector.
-    fn nearest_of_sample(&self, vectors: &[f32]) -> Vec<u32> {
-        let tasks = vectors.par_chunks(TASK_ROWS * self.dimension).map(|vectors| {
-            let mut found = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; vectors.len() / self.dimension];
-            self.nearest_of_all(vectors, |_| 0.0, &mut found);
-            found.into_iter().map(|found| found.index).collect::<Vec<_>>()
-        });
-        tasks.flatten().collect()
-    }
-
     /// For each vector how much further away than the nearest group that of its nearest codeword seems.
     fn needed(&self, vectors: &[f32], nearest: &[u32]) -> Vec<f32> {
         let homes = self.homes();
@@ -219,6 +208,27 @@ impl Grouped {
         }
         homes
     }
+}
+
+/// The nearest of all codewords to each vector, and what finding one takes, in bounds of codewords.
+fn nearest_of_all(codewords: &[f32], dimension: usize, form: Form, vectors: &[f32]) -> (Vec<u32>, f64) {
+    let count = codewords.len() / dimension;
+    let pruned = Pruned::new(codewords, dimension, form);
+    let head = Head::of(&pruned);
+    let search = |head: Option<&Head>, vectors: &[f32]| {
+        let tasks = vectors.par_chunks(TASK_ROWS * dimension).map(|vectors| {
+            let mut found = vec![Nearest { index: 0, distance: 0.0, second: 0.0 }; vectors.len() / dimension];
+            pruned.nearest_by(head, vectors, |_| 0.0, &mut found);
+            found.into_iter().map(|found| found.index).collect::<Vec<_>>()
+        });
+        tasks.flatten().collect::<Vec<u32>>()
+    };
+    // So few that the first look is not switched off meanwhile, which would depend on who is first.
+    let counted = COUNTED.min(Head::tried(count)).min(vectors.len() / dimension) * dimension;
+    let mut nearest = search(head.as_ref(), &vectors[..counted]);
+    let cost = head.as_ref().map_or(1.0, Head::cost);
+    nearest.extend(search(head.as_ref().filter(|_| cost < 1.0), &vectors[counted..]));
+    (nearest, cost * count as f64)
 }
 
 /// What a vector takes.

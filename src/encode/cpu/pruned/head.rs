@@ -32,9 +32,12 @@ const ASKEW: f32 = 1e-5;
 /// Panels that vectors met until it shows whether a first look is worth it, and the part that it may let pass.
 const TRIED: u64 = 1 << 21;
 const MOST_PASSED: f64 = 0.15;
+/// What a bound takes beside its products, in products.
+const BOUND_COST: f64 = 200.0;
 
 /// Codewords along the axes.
 pub struct Head {
+    dimension: usize,
     axes: Codewords,
     along: Pruned,
     /// For each place the length of what is off the axes.
@@ -83,7 +86,7 @@ impl Head {
         // Each number along an axis is a sum of as many products as there are dimensions, of a vector and of a codeword.
         let summed = 2.0 * dimension as f32 * f32::EPSILON / 2.0 * (count as f32).sqrt();
         let blur = codewords.factor * codewords.largest.1 * (ASKEW + summed);
-        Some(Self { axes, along, off, blur, met: AtomicU64::new(0), passed: AtomicU64::new(0) })
+        Some(Self { dimension, axes, along, off, blur, met: AtomicU64::new(0), passed: AtomicU64::new(0) })
     }
 
     /// Bytes that it takes, and while it is made, of `count` codewords.
@@ -102,6 +105,21 @@ impl Head {
     pub fn count(&self, met: u64, passed: u64) {
         self.met.fetch_add(met, Ordering::Relaxed);
         self.passed.fetch_add(passed, Ordering::Relaxed);
+    }
+
+    /// So many vectors meet panels of `count` codewords before it may be switched off.
+    pub fn tried(count: usize) -> usize {
+        (TRIED as usize - 1) / count.div_ceil(PANEL).max(1)
+    }
+
+    /// What a search after it takes, as a part of one without, as far as is known; 1 where it is not worth it.
+    pub fn cost(&self) -> f64 {
+        let (met, passed) = (self.met.load(Ordering::Relaxed), self.passed.load(Ordering::Relaxed));
+        let passed = passed as f64 / met.max(1) as f64;
+        if met == 0 || passed >= MOST_PASSED {
+            return 1.0;
+        }
+        passed + (self.along.dimension as f64 + BOUND_COST) / (self.dimension as f64 + BOUND_COST)
     }
 
     #[cfg(test)]
