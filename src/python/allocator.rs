@@ -11,7 +11,7 @@ use tikv_jemallocator::Jemalloc;
 static ALLOCATOR: Reusing = Reusing;
 
 /// Zeroed blocks up to this size are zeroed where they are. Of larger ones it may be that most is never touched.
-const ZEROED_IN_PLACE: usize = 32 << 20;
+const ZEROED_IN_PLACE: usize = 2 << 20;
 
 /// jemalloc, but a zeroed block is a used one that is overwritten. Its own way is to give the pages back to the system and to get
 /// zeroed ones at each first touch: for half a megabyte of scratch, which every task takes, a hundred faults.
