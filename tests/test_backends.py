@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import lance_artifact as la
-from conftest import Gpu, column, leftovers, real_driver, stored, vectors
+from conftest import Gpu, leftovers, real_driver, stored, vectors
 from lance_artifact.backends import DatasetBackend, pylance_cuvs, resolve_accelerator
 
 K, M, DIM, ROWS = 12, 8, 32, 6000
@@ -117,12 +117,12 @@ def test_auto_takes_the_gpu_where_there_is_one(double: Gpu, write: Any) -> None:
 
 @pytest.fixture
 def bridge(double: Gpu, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The double of lance_cuvs, of a version that writes manifests, on a machine without the backend cuvs."""
+    """The double of lance_cuvs on a machine without the backend cuvs."""
     import lance_cuvs
 
     from lance_artifact.backends import cuvs
 
-    monkeypatch.setattr(pylance_cuvs, "_installed_version", lambda: "0.1.0")
+    monkeypatch.setattr(pylance_cuvs, "_installed_version", lambda: "0.1.0b2")
     monkeypatch.setattr(cuvs, "find_spec", lambda name: None)
     lance_cuvs.CALLS.clear()
     return lance_cuvs
@@ -176,28 +176,88 @@ def test_the_bridge_refuses_what_it_would_get_wrong(bridge: Any, write: Any, tmp
     assert leftovers(tmp_path / "a") == []
 
 
-def test_releases_without_a_manifest_are_refused(
-    double: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_what_the_bridge_writes_is_read_by_its_uri(bridge: Any, write: Any, tmp_path: Path) -> None:
+    """With the folder's own model and with the one given, beside an artifact of ours with the same model."""
+    array = vectors(ROWS, DIM)
+    array[[3, 70]] = np.nan
+    ds = write(array)
+    backend = pylance_cuvs.PylanceCuvsBackend()
+    model = la.train(ds, "vector", backend=backend, sample_rate=16, **SHAPE)
+    # A partition in the middle has no rows, and no list in the files.
+    emptied = la.build_artifact(ds, "vector", model, tmp_path / "before", backend="cpu").read_partition(5)
+    ids = [(row >> 32) * 2000 + (row & 0xFFFFFFFF) for row in emptied.read_all()["_rowid"].to_pylist()]
+    ds.delete(f"id in ({', '.join(map(str, ids))})")
+    theirs = la.build_artifact(ds, "vector", model, tmp_path / "theirs", backend=backend)
+    assert (theirs.num_rows, theirs.num_partitions) == (ROWS - 2 - len(ids), K)
+    assert theirs.verify().ok
+    ours = la.build_artifact(ds, "vector", model, tmp_path / "ours", backend="cpu")
+    assert ours.read_partition(5).read_all().num_rows == 0
+    for partition in range(K):
+        expected, found = (a.read_partition(partition).read_all() for a in (ours, theirs))
+        assert found.sort_by("_rowid").equals(expected.sort_by("_rowid"))
+    ds = la.finalize(ds, "vector", ours, name="ours")
+    covered = {"fragment_ids": [f.fragment_id for f in ds.get_fragments()]}
+    ds = ds.create_index(
+        "vector",
+        "IVF_PQ",
+        name="theirs",
+        precomputed_partition_artifact_uri=str(tmp_path / "theirs"),
+        **covered,
+    )
+    assert stored(ds, "theirs") == stored(ds, "ours")
+    la.finalize(ds, "vector", tmp_path / "theirs", model=model, name="with", **covered)
+    assert stored(ds, "with") == stored(ds, "ours")
+    (tmp_path / "theirs/metadata.lance").unlink()
+    with pytest.raises(la.CorruptArtifactError, match="only it says how many there are"):
+        la.finalize(ds, "vector", tmp_path / "theirs", model=model, name="without", **covered)
+
+
+def test_rows_that_the_bridge_lost_are_missed(bridge: Any, write: Any, tmp_path: Path) -> None:
+    ds = write(vectors(ROWS, DIM))
+    backend = pylance_cuvs.PylanceCuvsBackend()
+    model = la.train(ds, "vector", backend=backend, sample_rate=16, **SHAPE)
+    la.build_artifact(ds, "vector", model, tmp_path / "a", backend=backend)
+    partitions = [la.Artifact.open(tmp_path / "a").read_partition(p).read_all() for p in range(K)]
+    longest = max(range(K), key=lambda p: len(partitions[p]))
+    partitions[longest] = partitions[longest].slice(1)
+    bridge.write_sorted(tmp_path / "a/sorted_0.lance", partitions)
+    with pytest.raises(la.ArtifactMismatchError, match=r"1 rows of the fragments .* are in no artifact"):
+        la.finalize(ds, "vector", tmp_path / "a", fragment_ids=[f.fragment_id for f in ds.get_fragments()])
+    assert ds.list_indices() == []
+
+
+def test_an_unfinished_build_of_the_bridge_is_refused(bridge: Any, write: Any, tmp_path: Path) -> None:
+    ds = write(vectors(ROWS, DIM))
+    backend = pylance_cuvs.PylanceCuvsBackend()
+    model = la.train(ds, "vector", backend=backend, sample_rate=16, **SHAPE)
+    la.build_artifact(ds, "vector", model, tmp_path / "a", backend=backend)
+    (tmp_path / "a/unsorted.lance").write_bytes(b"")
+    with pytest.raises(la.ArtifactNotFoundError, match=r"unsorted\.lance is there"):
+        la.Artifact.open(tmp_path / "a")
+    (tmp_path / "a/unsorted.lance").unlink()
+    (tmp_path / "a/sorted_0.lance").unlink()
+    with pytest.raises(
+        la.ArtifactNotFoundError, match=r"metadata\.lance is there: this is a build that has not finished"
+    ):
+        la.Artifact.open(tmp_path / "a")
+
+
+def test_a_training_that_loads_much_is_said_before_it_starts(
+    bridge: Any, write: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import lance
-    import pyarrow as pa
+    ds = write(vectors(ROWS, DIM))
+    backend = pylance_cuvs.PylanceCuvsBackend()
+    la.train(ds, "vector", backend=backend, sample_rate=16, **SHAPE)
+    assert "loads the whole column" not in caplog.text
+    monkeypatch.setattr(pylance_cuvs, "QUIETLY", ROWS * DIM * 4 - 1)
 
-    monkeypatch.setattr(pylance_cuvs, "_installed_version", lambda: "0.1.0b1")
-    missing = la.available_backends()["pylance-cuvs"].missing
-    assert "pylance-cuvs 0.1.0b1 writes artifacts without a manifest.json" in missing[0]
-    assert "newer than 0.1.0b2" in missing[0]
-    # Its artifact: shuffle files, and the model in metadata.lance.
-    from lance.file import LanceFileWriter
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("trained")
 
-    folder = tmp_path / "artifact"
-    folder.mkdir()
-    centroids = column(np.zeros((K, DIM), "f4"))
-    with LanceFileWriter(str(folder / "metadata.lance")) as writer:
-        writer.write_batch(pa.record_batch({"_ivf_centroids": centroids}))
-    (folder / "sorted_0.lance").write_bytes(b"LANC")
-    with pytest.raises(la.ArtifactNotFoundError, match=r"pylance-cuvs 0\.1\.0b1 or 0\.1\.0b2.*must be newer"):
-        la.Artifact.open(folder)
-    assert lance.__version__
+    monkeypatch.setattr(bridge, "train_ivf_pq", refuse)
+    with pytest.raises(RuntimeError, match="trained"):
+        la.train(ds, "vector", backend=backend, sample_rate=16, **SHAPE)
+    assert "loads the whole column 'vector' into memory" in caplog.text
 
 
 def test_the_bridge_calls_by_signature(bridge: Any) -> None:

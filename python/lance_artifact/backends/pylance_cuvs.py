@@ -1,6 +1,7 @@
 """The external `lance_cuvs` loader (the package pylance-cuvs): it reads the dataset, trains and writes an artifact itself.
 
-This file knows it by the signatures that it publishes. Its artifact is finalized as it is.
+This file knows it by the signatures and the files of what it publishes (0.1.0b1 and 0.1.0b2). Its artifact, which is the sorted files of
+Lance's own shuffler, is finalized as it is.
 """
 
 from __future__ import annotations
@@ -11,25 +12,33 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._dataset import branch_of
+import numpy as np
+
+from .._dataset import Handle, branch_of, vector_column
 from .._lance_artifact import Artifact, IvfPqModel
-from ..exceptions import ArtifactMismatchError, BackendUnavailableError, InvalidInputError
+from .._log import LOGGER
+from ..exceptions import (
+    ArtifactMismatchError,
+    BackendUnavailableError,
+    CorruptArtifactError,
+    InvalidInputError,
+)
 from . import _cuda
 from ._protocol import Availability, TrainParams
 
 if TYPE_CHECKING:
     import lance
 
-# Their artifacts are Lance's own shuffle files without a manifest, which say neither where a partition is nor whether the
-# artifact is finished.
-WITHOUT_MANIFEST = ("0.1.0b1", "0.1.0b2")
+# Bytes of a column that its training may load without a word.
+QUIETLY = 1 << 30
 
 
 class PylanceCuvsBackend:
     """Delegates training and the whole artifact to `lance_cuvs`, on the device and with the cuVS that it chooses.
 
-    It takes the newest version of a dataset at a path, all of its fragments, L2 and cosine, 8 bits, and encodes only with a
-    model that it has trained in this process.
+    It takes the newest version of a dataset at a path, all of its fragments, L2 and cosine, 8 bits, writes to local folders, and
+    encodes only with a model that it has trained in this process. Its training loads the whole column into memory, and takes the
+    first of its rows.
     """
 
     name = "pylance-cuvs"
@@ -44,11 +53,6 @@ class PylanceCuvsBackend:
         if find_spec("lance_cuvs") is None:
             missing.append(
                 "package: the Python package lance_cuvs is not installed; pip install pylance-cuvs"
-            )
-        elif installed in WITHOUT_MANIFEST:
-            missing.append(
-                f"package: pylance-cuvs {installed} writes artifacts without a manifest.json, which cannot be read by partition; "
-                f"it takes a release newer than {WITHOUT_MANIFEST[-1]}, whose artifacts have one. The backend 'cuvs' needs no pylance-cuvs"
             )
         cuda = _cuda.probe()
         missing += _cuda.missing(cuda)
@@ -86,6 +90,7 @@ class PylanceCuvsBackend:
             )
         function = self._function("train_ivf_pq")
         options = self._readable(dataset, fragment_ids, function)
+        self._warn_of_size(dataset, column)
         training = function(
             str(dataset.uri),
             column,
@@ -138,12 +143,33 @@ class PylanceCuvsBackend:
             str(dataset.uri), column, training=training, artifact_uri=str(target), filter_nan=True, **options
         )
         self._readable(dataset, fragment_ids, function)
-        artifact = Artifact.open(str(written.artifact_uri))
+        folder = Path(written.artifact_uri)
+        # Of a folder alone nobody can tell whether its last file is there.
+        missing = [name for name in written.files if not (folder / name).is_file()]
+        if missing:
+            raise CorruptArtifactError(
+                f"artifact {folder}: lance_cuvs says that it wrote {missing}, which are not there"
+            )
+        artifact = Artifact.open(str(folder))
         if artifact.model is not None and artifact.model.fingerprint != model.fingerprint:
             raise ArtifactMismatchError(
                 f"artifact {artifact.uri}: its model is not the one it was to be encoded with"
             )
         return artifact
+
+    def _warn_of_size(self, dataset: lance.LanceDataset, column: str) -> None:
+        handle = Handle.of(dataset)
+        path, dimension = vector_column(handle, column)
+        vector_bytes = dimension * np.dtype(handle.vectors(path, None).dtype).itemsize
+        size = handle.count_rows(None) * vector_bytes
+        if size > QUIETLY:
+            LOGGER.warning(
+                "backend %s: its training loads the whole column %r into memory, %.1f GiB, and takes the first of its rows; "
+                "backend='cuvs' draws a sample instead",
+                self.name,
+                column,
+                size / 2**30,
+            )
 
     def _function(self, name: str) -> Any:
         import lance_cuvs

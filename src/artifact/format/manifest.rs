@@ -162,6 +162,13 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// One that was made, as if it had been parsed.
+    pub fn checked(self) -> Result<Self> {
+        self.check()?;
+        self.check_partitions()?;
+        Ok(self)
+    }
+
     /// The file from which partitions are still to be read.
     pub fn unread_partitions(&self) -> Option<&str> {
         self.partitions_file.as_deref().filter(|_| self.partitions.is_empty())

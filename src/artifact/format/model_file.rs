@@ -47,22 +47,31 @@ pub async fn write_model(store: &Store, file: &str, model: &IvfPqModel, sync: bo
     Ok(FileEntry::of(write_row(store, file, &metadata, &batch, sync).await?))
 }
 
+/// A value of the schema's metadata.
+fn told<'a>(metadata: &'a HashMap<String, String>, name: &str) -> Result<&'a String> {
+    metadata.get(&format!("{PREFIX}{name}")).ok_or_else(|| Error::corrupt(format!("schema metadata {PREFIX}{name} is missing")))
+}
+
+fn told_number(metadata: &HashMap<String, String>, name: &str) -> Result<usize> {
+    let text = told(metadata, name)?;
+    text.parse().map_err(|_| Error::corrupt(format!("schema metadata {PREFIX}{name} is {text:?}, expected a number")))
+}
+
+/// How many partitions the model of a file has.
+pub fn told_partitions(metadata: &HashMap<String, String>) -> Result<usize> {
+    told_number(metadata, "num_partitions")
+}
+
 /// The model of the file's only row.
 pub fn parse_model(metadata: &HashMap<String, String>, batch: &RecordBatch) -> Result<IvfPqModel> {
-    let key = |name: &str| {
-        metadata.get(&format!("{PREFIX}{name}")).ok_or_else(|| Error::corrupt(format!("schema metadata {PREFIX}{name} is missing")))
-    };
-    let number = |name: &str| -> Result<usize> {
-        let text = key(name)?;
-        text.parse().map_err(|_| Error::corrupt(format!("schema metadata {PREFIX}{name} is {text:?}, expected a number")))
-    };
+    let number = |name: &str| told_number(metadata, name);
     if number("artifact_version")? != LISTED as usize {
         return Err(Error::corrupt(format!("artifact_version {} is not known, expected {LISTED}", number("artifact_version")?)));
     }
     if batch.num_rows() != 1 {
         return Err(Error::corrupt(format!("{} rows, expected one", batch.num_rows())));
     }
-    let metric: Metric = key("distance_type")?.parse()?;
+    let metric: Metric = told(metadata, "distance_type")?.parse()?;
     let (dimension, num_sub_vectors) = (number("dimension")?, number("num_sub_vectors")?);
     let column = |name: &str| -> Result<FixedSizeListArray> {
         let column = batch.column_by_name(name).ok_or_else(|| Error::corrupt(format!("column {name} is missing")))?;

@@ -324,6 +324,20 @@ impl SmallNumbers {
 }
 
 impl PartitionTable {
+    /// Without checksums, in one file.
+    pub fn of_one_file(file: &str, partitions: Vec<EncodedRanges>) -> Result<Self> {
+        let (mut table, mut known) = (Self::default(), HashMap::new());
+        for encoded in partitions {
+            let bytes = encoded.finish();
+            let ranges: Vec<RowRange> = Ranges { bytes: &bytes, end: 0 }.collect();
+            let num_rows = ranges.iter().map(|range| range.num_rows).sum();
+            let path = (num_rows > 0).then(|| file.to_string());
+            table.push(&mut known, JsonPartition { path, num_rows, ranges, checksum: None })?;
+        }
+        table.shrink();
+        Ok(table)
+    }
+
     /// None yet, in these files.
     pub fn in_files(files: Vec<String>) -> Self {
         Self { files, ..Self::default() }

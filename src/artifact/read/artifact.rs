@@ -11,6 +11,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 
 use super::files::BucketFiles;
 use super::rows::{PartitionRows, WantedRange, merge_adjacent};
+use super::sorted::read_sorted;
 use crate::artifact::format::{
     CHECKSUM_KIND, MANIFEST_FILE, METADATA_FILE, Manifest, PARTITIONS_DIR, parse_model, partition_schema, to_hex,
 };
@@ -38,16 +39,13 @@ pub async fn read_manifest(store: &LanceStore) -> Result<Bytes> {
     if let Some(bytes) = store.read(MANIFEST_FILE).await? {
         return Ok(bytes);
     }
-    let legacy = if store.exists(METADATA_FILE).await? {
-        format!(
-            ". {METADATA_FILE} is there: this is a build that has not finished, or an artifact of pylance-cuvs 0.1.0b1 or \
-             0.1.0b2, which say nowhere which rows belong to which partition; pylance-cuvs must be newer than 0.1.0b2"
-        )
+    let begun = if store.exists(METADATA_FILE).await? {
+        format!(". {METADATA_FILE} is there: this is a build that has not finished")
     } else {
         String::new()
     };
     Err(Error::ArtifactNotFound(format!(
-        "{}: no partition artifact here: {MANIFEST_FILE} does not exist; it appears when a build finishes{legacy}",
+        "{}: no partition artifact here: {MANIFEST_FILE} does not exist; it appears when a build finishes{begun}",
         store.uri()
     )))
 }
@@ -60,7 +58,14 @@ struct ManifestFile {
 
 impl ManifestFile {
     async fn read(store: LanceStore) -> Result<Self> {
-        let bytes = read_manifest(&store).await?;
+        let bytes = match read_manifest(&store).await {
+            // Nothing else is looked at where there is one.
+            Err(none @ Error::ArtifactNotFound(_)) => {
+                let (files, manifest) = read_sorted(store).await?.ok_or(none)?;
+                return Ok(Self { files, manifest });
+            }
+            read => read?,
+        };
         let manifest = Manifest::parse(&bytes).map_err(|e| e.context(store.uri()))?;
         let files = BucketFiles::new(&store, manifest.files.clone().unwrap_or_default());
         let Some(file) = manifest.unread_partitions().map(str::to_string) else {
@@ -237,7 +242,8 @@ impl Artifact {
         let described = |path: &str| self.manifest.files.as_ref().and_then(|files| files.get(path)).map(|file| file.size_bytes);
         let is_there = |path: &&str| listed.get(*path).is_some_and(|size| described(path).is_none_or(|expected| expected == *size));
         let mut checks: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
-        for path in self.manifest.partitions.files().filter(|path| !is_there(path)) {
+        let named = self.manifest.partitions.files().flat_map(|path| self.files.files_of(path));
+        for path in named.filter(|path| !is_there(path)) {
             checks.push(self.check_file(path).boxed());
         }
         futures::stream::iter(checks).buffer_unordered(CONCURRENT_FILES).try_collect::<Vec<()>>().await?;

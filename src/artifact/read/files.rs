@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use arrow_array::cast::AsArray;
+use arrow_array::types::UInt32Type;
 use arrow_array::{Array, FixedSizeListArray, RecordBatch};
 use arrow_schema::{DataType, Field, Schema};
 use futures::future::BoxFuture;
@@ -14,7 +15,7 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use super::flat_file::{FlatFile, Place};
 use crate::artifact::format::{
-    FileEntry, PART_ID_COLUMN, PARTITION_COLUMNS, PQ_CODE_COLUMN, PartitionTable, ROW_ID_COLUMN, add_partitions, from_hex,
+    FileEntry, PART_ID_COLUMN, PARTITION_COLUMNS, PQ_CODE_COLUMN, PartitionTable, ROW_ID_COLUMN, add_partitions, from_hex, told_partitions,
 };
 use crate::error::{Error, Result};
 use crate::io::{Store, files_left};
@@ -22,6 +23,9 @@ use crate::lance::LanceStore;
 use crate::lance::file::{Expected, LanceFile, LanceFiles, local_read_error};
 use crate::model::item_field;
 use crate::sync::locked;
+
+/// Rows of partition ids that are decoded at once.
+const ENDS_AT_ONCE: u32 = 1 << 16;
 
 /// An open bucket file.
 #[derive(Debug)]
@@ -43,6 +47,23 @@ impl BucketFile {
     pub fn num_rows(&self) -> u64 {
         self.num_rows
     }
+}
+
+/// A file whose rows count as some of another's.
+#[derive(Debug)]
+pub struct Part {
+    /// Of the other's rows those that are its own.
+    pub first: u64,
+    pub end: u64,
+    pub file: String,
+    pub bucket: Arc<BucketFile>,
+}
+
+/// Files that count as one.
+#[derive(Debug)]
+struct Joined {
+    name: String,
+    parts: Vec<Part>,
 }
 
 /// Ranges to read of one file.
@@ -92,6 +113,7 @@ pub struct BucketFiles {
     /// What the manifest says of each file.
     entries: BTreeMap<String, FileEntry>,
     open: Mutex<HashMap<String, Slot>>,
+    joined: Option<Joined>,
     /// Bytes of rows read without the scheduler.
     local_bytes: Arc<AtomicU64>,
 }
@@ -99,7 +121,83 @@ pub struct BucketFiles {
 impl BucketFiles {
     /// Call within a Tokio runtime.
     pub fn new(store: &LanceStore, entries: BTreeMap<String, FileEntry>) -> Self {
-        Self { store: store.files.clone(), files: LanceFiles::new(store), entries, open: Mutex::default(), local_bytes: Arc::default() }
+        let (files, open, local_bytes) = (LanceFiles::new(store), Mutex::default(), Arc::default());
+        Self { store: store.files.clone(), files, entries, open, joined: None, local_bytes }
+    }
+
+    /// The same, with files that count as one of a name of its own.
+    pub fn joined(self, name: &str, parts: Vec<Part>) -> Self {
+        let slot = |part: &Part| (part.file.clone(), Arc::new(OnceCell::new_with(Some(part.bucket.clone()))));
+        let open = Mutex::new(parts.iter().map(slot).collect());
+        Self { open, joined: Some(Joined { name: name.to_string(), parts }), ..self }
+    }
+
+    /// The names of the files that `file` is.
+    pub fn files_of<'a>(&'a self, file: &'a str) -> Vec<&'a str> {
+        match &self.joined {
+            Some(joined) if joined.name == file => joined.parts.iter().map(|part| part.file.as_str()).collect(),
+            _ => vec![file],
+        }
+    }
+
+    /// Ranges of rows of a file, sorted and apart, as ranges of the files that it is.
+    fn ranges_of(&self, file: &str, ranges: Vec<Range<u64>>) -> Vec<(String, Vec<Range<u64>>)> {
+        let Some(joined) = self.joined.as_ref().filter(|joined| joined.name == file) else {
+            return vec![(file.to_string(), ranges)];
+        };
+        let within = |part: &Part| {
+            let from = ranges.partition_point(|range| range.end <= part.first);
+            let reached = ranges[from..].iter().take_while(|range| range.start < part.end);
+            let own = reached.map(|range| range.start.max(part.first) - part.first..range.end.min(part.end) - part.first);
+            (part.file.clone(), own.collect::<Vec<_>>())
+        };
+        joined.parts.iter().map(within).filter(|(_, ranges)| !ranges.is_empty()).collect()
+    }
+
+    /// The partition and the number of rows of each list of a file of lists, in order, and the file of those rows.
+    pub async fn open_lists(&self, file: &str) -> Result<(Vec<(u32, u64)>, Arc<BucketFile>)> {
+        let _permit = if self.store.local_root().is_some() { Some(local_permit().await?) } else { None };
+        let (lengths, rows) = self.open(file).await?.into_rows().await?;
+        let corrupt = |what: String| Error::corrupt(format!("{file} of {}: {what}", self.store.uri()));
+        // Which partition a list is of only its rows say: of those without rows there is none. The first and the last row of each.
+        let (mut ends, mut row) = (Vec::<Range<u64>>::new(), 0);
+        let lengths: Vec<u64> = lengths.into_iter().filter(|length| *length > 0).collect();
+        for length in &lengths {
+            for wanted in [row, row + length - 1] {
+                match ends.last_mut() {
+                    Some(last) if last.end >= wanted => last.end = wanted + 1,
+                    _ => ends.push(wanted..wanted + 1),
+                }
+            }
+            row += length;
+        }
+        let read = if ends.is_empty() { Vec::new() } else { rows.decode(ends.into(), vec![PART_ID_COLUMN], ENDS_AT_ONCE, Ok).await? };
+        let mut part_ids = Vec::with_capacity(2 * lengths.len());
+        for batch in &read {
+            let column = batch.column(0).as_primitive_opt::<UInt32Type>();
+            part_ids.extend_from_slice(column.ok_or_else(|| corrupt(format!("column {PART_ID_COLUMN:?} is not uint32")))?.values());
+        }
+        let mut part_ids = part_ids.into_iter();
+        let mut lists = Vec::<(u32, u64)>::with_capacity(lengths.len());
+        for length in lengths {
+            let first = part_ids.next();
+            let last = if length > 1 { part_ids.next() } else { first };
+            let (Some(part_id), true) = (first, first == last) else {
+                return Err(corrupt(format!("the list after that of partition {:?} has rows of {first:?} and {last:?}", lists.last())));
+            };
+            if lists.last().is_some_and(|(before, _)| *before >= part_id) {
+                return Err(corrupt(format!("the list of partition {part_id} comes after that of {:?}", lists.last())));
+            }
+            lists.push((part_id, length));
+        }
+        Ok((lists, Arc::new(self.described(file, rows)?)))
+    }
+
+    /// Of a model's file how many partitions it says that there are.
+    pub async fn told_partitions(&self, file: &str) -> Result<usize> {
+        let _permit = if self.store.local_root().is_some() { Some(local_permit().await?) } else { None };
+        let opened = self.open(file).await?;
+        told_partitions(opened.metadata()).map_err(|e| e.context(format!("{file} of {}", self.store.uri())))
     }
 
     pub fn store(&self) -> &Store {
@@ -167,52 +265,61 @@ impl BucketFiles {
         };
         slot.get_or_try_init(|| async {
             let _permit = if self.store.local_root().is_some() { Some(local_permit().await?) } else { None };
-            let opened = self.open(file).await?;
-            let corrupt = |what: String| Error::corrupt(format!("{file} of {}: {what}", self.store.uri()));
-            let column = |name: &str| opened.schema().column_with_name(name).map(|(_, field)| field);
-            let wrong = |name: &str, field: Option<&Field>, expected: &str| {
-                corrupt(format!(
-                    "column {name:?} is {}, expected {expected}",
-                    field.map_or("missing".to_string(), |f| f.data_type().to_string())
-                ))
-            };
-            match column(ROW_ID_COLUMN) {
-                Some(field) if field.data_type() == &DataType::UInt64 => {}
-                other => return Err(wrong(ROW_ID_COLUMN, other, "uint64")),
-            }
-            let has_part_ids = match column(PART_ID_COLUMN) {
-                None => false,
-                Some(field) if field.data_type() == &DataType::UInt32 => true,
-                other => return Err(wrong(PART_ID_COLUMN, other, "uint32")),
-            };
-            let code_width = match column(PQ_CODE_COLUMN).map(Field::data_type) {
-                Some(DataType::FixedSizeList(item, width)) if item.data_type() == &DataType::UInt8 && *width > 0 => *width as usize,
-                _ => return Err(wrong(PQ_CODE_COLUMN, column(PQ_CODE_COLUMN), "fixed_size_list<uint8>")),
-            };
-            let (num_rows, size) = (opened.num_rows(), opened.size());
-            if num_rows > size.saturating_mul(ROWS_PER_BYTE) {
-                return Err(corrupt(format!("it claims {num_rows} rows in {size} bytes, which cannot hold as many row ids")));
-            }
-            let place = match self.store.local_root() {
-                Some(root) => Place::Local(root.join(file)),
-                None => Place::Store(Box::new(opened.byte_reader())),
-            };
-            let access = match FlatFile::of(place, &opened, code_width, has_part_ids) {
-                Some(flat) => Access::Flat(flat),
-                None => Access::Encoded(Box::new(opened)),
-            };
-            Ok(Arc::new(BucketFile { num_rows, code_width, has_part_ids, access }))
+            Ok(Arc::new(self.described(file, self.open(file).await?)?))
         })
         .await
         .cloned()
+    }
+
+    /// What a bucket file is, by its schema and where its values lie.
+    fn described(&self, file: &str, opened: LanceFile) -> Result<BucketFile> {
+        let corrupt = |what: String| Error::corrupt(format!("{file} of {}: {what}", self.store.uri()));
+        let column = |name: &str| opened.schema().column_with_name(name).map(|(_, field)| field);
+        let wrong = |name: &str, field: Option<&Field>, expected: &str| {
+            corrupt(format!(
+                "column {name:?} is {}, expected {expected}",
+                field.map_or("missing".to_string(), |f| f.data_type().to_string())
+            ))
+        };
+        match column(ROW_ID_COLUMN) {
+            Some(field) if field.data_type() == &DataType::UInt64 => {}
+            other => return Err(wrong(ROW_ID_COLUMN, other, "uint64")),
+        }
+        let has_part_ids = match column(PART_ID_COLUMN) {
+            None => false,
+            Some(field) if field.data_type() == &DataType::UInt32 => true,
+            other => return Err(wrong(PART_ID_COLUMN, other, "uint32")),
+        };
+        let code_width = match column(PQ_CODE_COLUMN).map(Field::data_type) {
+            Some(DataType::FixedSizeList(item, width)) if item.data_type() == &DataType::UInt8 && *width > 0 => *width as usize,
+            _ => return Err(wrong(PQ_CODE_COLUMN, column(PQ_CODE_COLUMN), "fixed_size_list<uint8>")),
+        };
+        let (num_rows, size) = (opened.num_rows(), opened.size());
+        if num_rows > size.saturating_mul(ROWS_PER_BYTE) {
+            return Err(corrupt(format!("it claims {num_rows} rows in {size} bytes, which cannot hold as many row ids")));
+        }
+        let place = match self.store.local_root() {
+            Some(root) => Place::Local(root.join(file)),
+            None => Place::Store(Box::new(opened.byte_reader())),
+        };
+        let access = match FlatFile::of(place, &opened, code_width, has_part_ids) {
+            Some(flat) => Access::Flat(flat),
+            None => Access::Encoded(Box::new(opened)),
+        };
+        Ok(BucketFile { num_rows, code_width, has_part_ids, access })
     }
 
     /// Read ranges of rows of several files, all at once. The ranges of a file must be sorted and apart; they come in as few
     /// batches as the file gives: `_rowid`, `__pq_code`, and `__ivf_part_id` where asked for.
     pub async fn read_ranges(&self, requests: Vec<(&str, Vec<Range<u64>>)>, part_ids: bool) -> Result<Vec<Vec<RecordBatch>>> {
         let mut opening: Vec<BoxFuture<'_, Result<FileRead>>> = Vec::with_capacity(requests.len());
-        for (file, ranges) in requests {
-            opening.push(self.open_ranges(file, ranges).boxed());
+        let mut asked_for = Vec::with_capacity(requests.len());
+        let num_requests = requests.len();
+        for (n, (file, ranges)) in requests.into_iter().enumerate() {
+            for (file, ranges) in self.ranges_of(file, ranges) {
+                opening.push(self.open_ranges(file, ranges).boxed());
+                asked_for.push(n);
+            }
         }
         let reads: Vec<FileRead> = futures::stream::iter(opening).buffered(CONCURRENT_FILES).try_collect().await?;
         let mut read = vec![Vec::new(); reads.len()];
@@ -236,11 +343,15 @@ impl BucketFiles {
                 read[index] = batches;
             }
         }
-        Ok(read)
+        let mut answers = vec![Vec::new(); num_requests];
+        for (n, batches) in asked_for.into_iter().zip(read) {
+            answers[n].extend(batches);
+        }
+        Ok(answers)
     }
 
-    async fn open_ranges(&self, file: &str, ranges: Vec<Range<u64>>) -> Result<FileRead> {
-        let bucket = self.bucket(file).await?;
+    async fn open_ranges(&self, file: String, ranges: Vec<Range<u64>>) -> Result<FileRead> {
+        let bucket = self.bucket(&file).await?;
         if let Some(last) = ranges.last()
             && last.end > bucket.num_rows()
         {
@@ -251,7 +362,7 @@ impl BucketFiles {
                 last.end
             )));
         }
-        Ok(FileRead { file: file.to_string(), bucket, ranges })
+        Ok(FileRead { file, bucket, ranges })
     }
 
     async fn read_local(&self, files: Vec<(usize, FileRead)>, part_ids: bool) -> Result<Vec<FileRows>> {

@@ -57,7 +57,7 @@ struct Request {
 }
 
 impl FlatFile {
-    /// `None` where a column is encoded, or the columns have not the same pages.
+    /// `None` where a column is encoded.
     pub fn of(place: Place, file: &LanceFile, code_width: usize, has_part_ids: bool) -> Option<Self> {
         let mut wanted = vec![(ROW_ID_COLUMN, FlatType::Integer(64)), (PQ_CODE_COLUMN, FlatType::Bytes(code_width))];
         wanted.extend(has_part_ids.then_some((PART_ID_COLUMN, FlatType::Integer(32))));

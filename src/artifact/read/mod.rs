@@ -5,6 +5,7 @@ mod files;
 mod flat_file;
 mod partition_reader;
 mod rows;
+mod sorted;
 mod verify;
 
 pub use artifact::{Artifact, CONCURRENT_ARTIFACTS, read_manifest};

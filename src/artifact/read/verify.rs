@@ -75,32 +75,15 @@ impl Artifact {
             }
         }
         for (path, claimed) in rows_by_file {
-            report.num_files += 1;
-            let described = self.manifest().files.as_ref().and_then(|files| files.get(path));
-            match (self.files().store().size(path).await?, described) {
-                (None, _) => {
-                    report.add(format!("{path} is missing"));
-                    continue;
-                }
-                (Some(size), Some(described)) if described.size_bytes != size => {
-                    report.add(format!("{path} has {size} bytes, the manifest says {}", described.size_bytes));
-                }
-                _ => {}
+            let mut rows = Some(0u64);
+            for file in self.files().files_of(path) {
+                report.num_files += 1;
+                let found = self.verify_file(file, &mut report).await?;
+                rows = rows.zip(found).map(|(rows, found)| rows + found);
             }
-            match self.files().bucket(path).await {
-                Err(error) => report.note(error)?,
-                Ok(file) => {
-                    report.part_ids_checked &= file.has_part_ids;
-                    // Ranges do not overlap (checked when the manifest was read), so a sum tells of a gap.
-                    if file.num_rows() != claimed {
-                        report.add(format!("{path} has {} rows, the manifest's ranges cover {claimed}", file.num_rows()));
-                    }
-                    if let Some(described) = described
-                        && described.num_rows != file.num_rows()
-                    {
-                        report.add(format!("{path} has {} rows, the manifest says {}", file.num_rows(), described.num_rows));
-                    }
-                }
+            // Ranges do not overlap (checked when the manifest was read), so a sum tells of a gap.
+            if let Some(rows) = rows.filter(|rows| *rows != claimed) {
+                report.add(format!("{path} has {rows} rows, the manifest's ranges cover {claimed}"));
             }
         }
         let mut seen = RoaringTreemap::new();
@@ -130,6 +113,35 @@ impl Artifact {
             report.add(format!("{} row ids occur more than once", report.duplicate_row_ids));
         }
         Ok(report)
+    }
+
+    /// Whether a file is as the manifest says; its rows, where it can be opened.
+    async fn verify_file(&self, path: &str, report: &mut VerifyReport) -> Result<Option<u64>> {
+        let described = self.manifest().files.as_ref().and_then(|files| files.get(path));
+        match (self.files().store().size(path).await?, described) {
+            (None, _) => {
+                report.add(format!("{path} is missing"));
+                return Ok(None);
+            }
+            (Some(size), Some(described)) if described.size_bytes != size => {
+                report.add(format!("{path} has {size} bytes, the manifest says {}", described.size_bytes));
+            }
+            _ => {}
+        }
+        let file = match self.files().bucket(path).await {
+            Ok(file) => file,
+            Err(error) => {
+                report.note(error)?;
+                return Ok(None);
+            }
+        };
+        report.part_ids_checked &= file.has_part_ids;
+        if let Some(described) = described
+            && described.num_rows != file.num_rows()
+        {
+            report.add(format!("{path} has {} rows, the manifest says {}", file.num_rows(), described.num_rows));
+        }
+        Ok(Some(file.num_rows()))
     }
 
     /// A partition that is larger than a window, slice by slice. Returns the rows checked so far.

@@ -104,11 +104,6 @@ impl FlatColumn {
         self.pages.last().map_or(0, |(row, _)| *row)
     }
 
-    /// Whether the pages of both columns hold the same rows.
-    pub fn same_pages(&self, other: &Self) -> bool {
-        self.pages.iter().map(|(row, _)| row).eq(other.pages.iter().map(|(row, _)| row))
-    }
-
     /// The bytes of `rows`, which must be rows of this file, page after page.
     pub fn pieces(&self, rows: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let first = self.pages.partition_point(|(row, _)| *row <= rows.start).saturating_sub(1);

@@ -1,6 +1,7 @@
 //! Lance files: written page by page without an encoder, opened without trusting what they say, read by ranges.
 
 mod flat;
+mod lists;
 mod read;
 mod write;
 

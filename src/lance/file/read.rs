@@ -1,6 +1,6 @@
 //! Files as they are read: each opened once, its end looked at before it is decoded, and decoded where nothing it does can do harm.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +10,9 @@ use arrow_schema::Schema;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use lance_core::cache::LanceCache;
-use lance_encoding::decoder::{DecoderPlugins, FilterExpression};
-use lance_file::reader::{FileReader, FileReaderOptions};
+use lance_encoding::decoder::{ColumnInfo, DecoderPlugins, FilterExpression};
+use lance_file::LanceEncodingsIo;
+use lance_file::reader::{CachedFileMetadata, FileReader, FileReaderOptions};
 use lance_io::ReadBatchParams;
 use lance_io::scheduler::{FileScheduler, ScanScheduler};
 use lance_io::utils::CachedFileSize;
@@ -120,12 +121,53 @@ impl LanceFile {
         self.size
     }
 
+    /// For messages.
+    pub fn place(&self) -> String {
+        format!("{} of {}", self.name, self.store.uri())
+    }
+
+    /// What Lance knows of the file.
+    pub fn file_metadata(&self) -> &Arc<CachedFileMetadata> {
+        self.reader.metadata()
+    }
+
+    /// The same bytes as another table: of these columns, which lie in the file, with so many rows.
+    pub async fn seen_as(&self, schema: Schema, columns: Vec<Arc<ColumnInfo>>, num_rows: u64) -> Result<Self> {
+        let (file, metadata, path) = (self.file.clone(), self.reader.metadata().clone(), self.store.path(&self.name)?);
+        let (reader, schema) = panics_caught(&self.name, &self.store, async move {
+            let seen = CachedFileMetadata {
+                file_schema: Arc::new(lance_core::datatypes::Schema::try_from(&schema)?),
+                column_metadatas: Vec::new(),
+                column_infos: columns,
+                num_rows,
+                file_buffers: Vec::new(),
+                num_data_bytes: metadata.num_data_bytes,
+                num_column_metadata_bytes: metadata.num_column_metadata_bytes,
+                num_global_buffer_bytes: metadata.num_global_buffer_bytes,
+                num_footer_bytes: metadata.num_footer_bytes,
+                major_version: metadata.major_version,
+                minor_version: metadata.minor_version,
+                version: metadata.version,
+                file_size_bytes: metadata.file_size_bytes,
+                retained_global_buffers: BTreeMap::new(),
+            };
+            let io = Arc::new(LanceEncodingsIo::new(file));
+            let (plugins, cache) = (Arc::<DecoderPlugins>::default(), LanceCache::no_cache());
+            let options = FileReaderOptions::default();
+            let reader = FileReader::try_open_with_file_metadata(io, path, None, plugins, Arc::new(seen), &cache, options).await?;
+            Ok((reader, schema))
+        })
+        .await?;
+        let (store, name, bytes_read) = (self.store.clone(), self.name.clone(), self.bytes_read.clone());
+        Ok(Self { store, name, file: self.file.clone(), reader, schema, size: self.size, bytes_read })
+    }
+
     pub fn byte_reader(&self) -> ByteReader {
         let (store, name) = (self.store.clone(), self.name.clone());
         ByteReader { store, name, file: self.file.clone(), bytes_read: self.bytes_read.clone() }
     }
 
-    /// Where the values of some columns lie, or `None` where one is encoded, or they have not the same pages.
+    /// Where the values of some columns lie, or `None` where one is encoded.
     pub fn flat_columns(&self, columns: &[(&str, FlatType)]) -> Option<Vec<FlatColumn>> {
         let infos = &self.reader.metadata().column_infos;
         // One column of the file for each field, as long as none has columns of its own.
@@ -134,7 +176,7 @@ impl LanceFile {
         }
         let column = |(name, kind): &(&str, FlatType)| FlatColumn::of(infos.get(self.schema.index_of(name).ok()?)?, *kind, self.size);
         let columns = columns.iter().map(column).collect::<Option<Vec<_>>>()?;
-        columns.iter().all(|c| c.num_rows() == self.num_rows() && c.same_pages(&columns[0])).then_some(columns)
+        columns.iter().all(|c| c.num_rows() == self.num_rows()).then_some(columns)
     }
 
     /// The metadata of its schema.

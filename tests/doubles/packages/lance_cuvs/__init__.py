@@ -1,16 +1,18 @@
-"""A double of the package pylance-cuvs: the signatures of its published wheels, and the artifacts of releases to come.
+"""A double of the package pylance-cuvs: the signatures of its published wheels, and the files that they write.
 
-Held to the wheel by tests/test_doubles.py. It trains and encodes on the CPU, and writes the manifest's required keys only.
+Held to the wheel by tests/test_doubles.py, and its files to Lance's own shuffler by the tests of the reader. It trains and encodes on
+the CPU. Its artifacts are files with one list of rows for each partition, and the model, without a manifest.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
 
 import lance
+import pyarrow as pa
+from lance.file import LanceFileWriter
 
 import lance_artifact as la
 
@@ -73,8 +75,64 @@ def build_ivf_pq_artifact(
         ("build_ivf_pq_artifact", (dataset_uri, column), {"batch_size": batch_size, "filter_nan": filter_nan})
     )
     folder = Path(artifact_uri or tempfile.mkdtemp())
-    la.build_artifact(lance.dataset(dataset_uri), column, training._model, folder, backend="cpu")
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({key: manifest[key] for key in ("version", "num_partitions", "partitions")}))
-    return IvfPqArtifactOutput(str(folder), [p.name for p in folder.rglob("*.lance")])
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as own:
+        written = la.build_artifact(
+            lance.dataset(dataset_uri), column, training._model, Path(own) / "a", backend="cpu"
+        )
+        # Sixteen batches of rows make a file, which is named by the first of them.
+        partitions = [written.read_partition(p).read_all() for p in range(training.num_partitions)]
+    rows = 16 * batch_size
+    lengths = [len(partition) for partition in partitions]
+    files = []
+    for n in range(max(1, -(-max(lengths) // rows))):
+        files.append(f"sorted_{16 * n}.lance")
+        write_sorted(folder / files[-1], [partition.slice(n * rows, rows) for partition in partitions])
+    write_metadata(folder / "metadata.lance", training)
+    return IvfPqArtifactOutput(str(folder), [*files, "metadata.lance"])
+
+
+def write_sorted(path, partitions):
+    """A file of Lance's shuffler: of each partition that has rows one list of them, written by itself."""
+    width = partitions[0].schema.field("__pq_code").type.list_size
+    fields = [
+        pa.field("_rowid", pa.uint64(), nullable=False),
+        pa.field("__ivf_part_id", pa.uint32(), nullable=False),
+        pa.field("__pq_code", pa.list_(pa.field("item", pa.uint8()), width)),
+    ]
+    schema = pa.schema([pa.field("partitions", pa.list_(pa.field("item", pa.struct(fields))))])
+    with LanceFileWriter(str(path), schema, version="2.0") as writer:
+        for n, rows in ((n, rows) for n, rows in enumerate(partitions) if len(rows)):
+            part_ids = pa.array([n] * len(rows), pa.uint32())
+            row_ids, codes = (rows.column(name).combine_chunks() for name in ("_rowid", "__pq_code"))
+            columns = [row_ids, part_ids, codes.cast(fields[2].type)]
+            items = pa.StructArray.from_arrays(columns, fields=fields)
+            lists = pa.ListArray.from_arrays(
+                pa.array([0, len(rows)], pa.int32()), items, type=schema.field(0).type
+            )
+            writer.write_batch(pa.record_batch([lists], schema=schema))
+
+
+def write_metadata(path, training):
+    columns = {"_ivf_centroids": training.ivf_centroids(), "_pq_codebook": training.pq_codebook()}
+    width = training.ivf_centroids().type.list_size // training.num_sub_vectors
+    columns["_pq_codebook"] = pa.FixedSizeListArray.from_arrays(columns["_pq_codebook"].flatten(), width)
+    fields = [
+        pa.field(name, pa.list_(pa.field(f"{name}_item", rows.type, nullable=False)), nullable=False)
+        for name, rows in columns.items()
+    ]
+    with LanceFileWriter(str(path), pa.schema(fields), version="2.2") as writer:
+        for name, value in (
+            ("artifact_version", 1),
+            ("distance_type", training.metric_type.lower()),
+            ("num_partitions", training.num_partitions),
+            ("num_sub_vectors", training.num_sub_vectors),
+            ("num_bits", training.num_bits),
+            ("dimension", training.ivf_centroids().type.list_size),
+        ):
+            writer.add_schema_metadata(f"lance:index_build:{name}", str(value))
+        lists = [
+            pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows, type=field.type)
+            for field, rows in zip(fields, columns.values(), strict=True)
+        ]
+        writer.write_batch(pa.record_batch(lists, schema=pa.schema(fields)))
