@@ -24,6 +24,7 @@ import pyarrow as pa
 import pytest
 
 import lance_artifact as la
+from lance_artifact.backends import _cuvs_calls
 
 
 @pytest.hookimpl(wrapper=True)
@@ -248,6 +249,10 @@ def double(double_driver: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]
     gpu.reset()
     yield gpu
     gpu.reset()
+    # For the rest of a process one context of each device is kept, and its pool.
+    _cuvs_calls._LIMITED.clear()
+    _cuvs_calls._POOLS.clear()
+    _cuvs_calls._KEPT.clear()
     gc.collect()
     live = double_driver.fake_cuda_live()
     _forget(*packages)

@@ -19,7 +19,8 @@ import pytest
 
 import lance_artifact as la
 from conftest import Gpu, column, content, differences, leftovers, stored, vectors
-from lance_artifact.backends.cuvs import CuvsBackend, as_matrix, codebook_array
+from lance_artifact.backends._vectors import as_matrix, codebook_array
+from lance_artifact.backends.cuvs import CuvsBackend
 
 K, M, DIM, ROWS = 12, 8, 32, 6000
 
@@ -236,7 +237,7 @@ def test_an_error_of_cuvs_is_raised_with_its_cause(double: Gpu, write: Any, tmp_
     double.control.fail_at = 3
     with pytest.raises(la.DeviceError, match="cudaErrorLaunchFailure") as caught:
         la.build_artifact(ds, "vector", model, tmp_path / "artifact", backend="cuvs", batch_rows=500)
-    assert type(caught.value.__cause__).__name__ == "CuvsException"
+    assert type(caught.value.__cause__).__name__ == "CuvsCallError"
     assert leftovers(tmp_path / "artifact") == []
 
 
@@ -251,8 +252,8 @@ def test_a_failed_allocation_is_not_always_a_full_device(double: Gpu, write: Any
     double.control.calls = 1
     with pytest.raises(la.DeviceError, match=r"training on .*cudaErrorIllegalAddress"):
         train(ds, "cuvs")
-    # Whoever keeps the exception does not keep the device's memory.
-    assert double.driver.fake_cuda_live() == 0
+    # Whoever keeps the exception does not keep the device's memory; the context is kept for the process.
+    assert double.driver.fake_cuda_live() == 1
 
 
 def test_dot_of_short_vectors_goes_where_the_cpu_puts_them(gpu: Gpu, write: Any, tmp_path: Path) -> None:
@@ -390,19 +391,6 @@ def test_a_cuvs_without_its_c_interface_computes_on_its_own_stream(
     assert content(artifact) == expected
 
 
-def test_a_sample_is_bounded_by_the_devices_memory(
-    double: Gpu, write: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    ds = write(vectors(ROWS, DIM))
-    double.reset(memory=ROWS * DIM * 4)
-    model = train(ds, "cuvs", num_bits=4, sample_rate=300)
-    assert model.num_partitions == K
-    assert "vectors instead of 4800: more do not fit the device's memory" in caplog.text
-    assert 2300 < max(double.control.rows) <= 2400
-    with pytest.raises(la.InvalidInputError, match="does not fit the device's memory"):
-        train(ds, "cuvs", num_partitions=2500)
-
-
 def test_float64_beyond_float32_is_refused(double: Gpu, write: Any, tmp_path: Path) -> None:
     array = vectors(ROWS, DIM, "float64")
     ds = write(array)
@@ -468,7 +456,7 @@ def test_the_example_and_the_benchmark_run(
                  "--folder", str(tmp_path / "bench"), "--json", str(tmp_path / "gpu.json")]  # fmt: skip
     runpy.run_path(str(root / "benches/gpu.py"))["main"](arguments)
     table = {row["goal"]: row for row in json.loads((tmp_path / "gpu.json").read_text())}
-    assert len(table) == 4
+    assert len(table) == 7
     assert table["end to end against stock pylance on the CPU, at least 5 times as fast"]["ours"] > 0
     found = table["recall@10 beside stock pylance on the CPU, at most 0.01 lower"]
     assert found["ours"] > found["peer"] - 0.1

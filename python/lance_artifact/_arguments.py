@@ -189,27 +189,21 @@ def check_training(params: TrainParams) -> None:
             raise InvalidInputError(f"{what}: got {value}, expected at least {least}")
 
 
-def bounded_sample(
-    backend: Backend, params: TrainParams, wanted: int, there: int, most: int, dimension: int
-) -> int:
+def bounded_sample(params: TrainParams, wanted: int, there: int, most: int) -> int:
     """Rows of the training sample: of ``wanted`` of the rows that are ``there``, ``most`` fit the memory of the call.
 
     Fewer than wanted are said; fewer than there are to be centroids, or codewords, are an error before anything is read.
     """
-    where = "memory_limit"
-    limit = getattr(backend, "sample_bytes", None)
-    if limit is not None and (on_device := limit() // (dimension * 4)) < most:
-        most, where = on_device, "the device's memory"
     if there <= most:
         return wanted
     codes = 2**params.num_bits
     needed = codes if params.ivf_centroids is not None else max(params.num_partitions, codes)
     if most < min(needed, there):
         raise InvalidInputError(
-            f"training: a sample of {min(needed, there)} vectors, one for each centroid or codeword, does not fit {where}, which holds "
-            f"{most}; lower num_partitions, raise memory_limit, or train elsewhere and pass ivf_centroids and pq_codebook"
+            f"training: a sample of {min(needed, there)} vectors, one for each centroid or codeword, does not fit memory_limit, which "
+            f"holds {most}; lower num_partitions, raise memory_limit, or train elsewhere and pass ivf_centroids and pq_codebook"
         )
-    LOGGER.warning("training on %d vectors instead of %d: more do not fit %s", most, there, where)
+    LOGGER.warning("training on %d vectors instead of %d: more do not fit memory_limit", most, there)
     return most
 
 

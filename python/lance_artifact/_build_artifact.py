@@ -57,6 +57,7 @@ def build_artifact(
     *,
     backend: str | Backend = "auto",
     devices: Sequence[int] | None = None,
+    device_memory_limit: int | None = None,
     batch_rows: int | None = None,
     assign: str = "exact",
     fragment_ids: Sequence[int] | None = None,
@@ -84,6 +85,8 @@ def build_artifact(
     backend : str or Backend, default "auto"
     devices : sequence of int, optional
         GPUs of a backend that has them; they share the rows. Default the first visible one.
+    device_memory_limit : int, optional
+        Bytes that a GPU backend may take of each device, beside CUDA's own; default what is free. With less the batches are smaller.
     batch_rows : int, optional
         Rows that a GPU gets at once. Default: chosen from its free memory, up to 65,536 rows or 64 MiB.
     assign : {"exact", "fast"}, default "exact"
@@ -121,7 +124,7 @@ def build_artifact(
     """
     handle = Handle.of(dataset)
     path, _ = vector_column(handle, column)
-    chosen = resolve_backend(backend, devices)
+    chosen = resolve_backend(backend, devices, device_memory_limit)
     check_assign(assign, chosen)
     artifact_uri = check_place(handle, artifact_uri)
     storage_options = store_options(handle, artifact_uri, storage_options)

@@ -264,6 +264,7 @@ CHECKS: dict[str, Check] = {
     "num_buckets": whole(1),
     "memory_limit": whole(1, 2**63 - 1),
     "fragment_ids": numbers("at least one fragment id, or None for all", 2**32 - 1),
+    "device_memory_limit": whole(1, 2**63 - 1),
     "devices": numbers("at least one device index, or None for the first visible one", _MOST),
     "storage_options": options,
     "artifact_uri": path,

@@ -84,6 +84,7 @@ def create_index(
     backend: str | Backend = "auto",
     accelerator: str | None = None,
     devices: Sequence[int] | None = None,
+    device_memory_limit: int | None = None,
     assign: str = "exact",
     artifact_uri: str | Path | None = None,
     keep_artifact: bool | None = None,
@@ -141,6 +142,8 @@ def create_index(
         "cuvs" or "cuvs:N", as in pylance: a GPU, or an error.
     devices : sequence of int, optional
         GPUs of a backend that has them; the first one trains, all encode. Default the first visible one.
+    device_memory_limit : int, optional
+        Bytes that a GPU backend may take of each device, beside CUDA's own; as in `train` and `build_artifact`. Default what is free.
     assign : {"exact", "fast"}, default "exact"
         As in `build_artifact`: whether a row may be compared with the nearest groups of centroids only.
     artifact_uri : str or path, optional
@@ -219,7 +222,8 @@ def create_index(
             raise InvalidInputError(
                 f"accelerator: got {accelerator!r} beside backend={backend!r}; pass one of them"
             )
-        backend, devices = resolve_accelerator(accelerator, devices), None
+        backend = resolve_accelerator(accelerator, devices, device_memory_limit)
+        devices = device_memory_limit = None
     source = handle.vectors(path, ids)
     centroids, model = _given(asked, source, ivf_centroids, ivf_centroids_file, pq_codebook)
     # A run compares what callers said.
@@ -260,7 +264,7 @@ def create_index(
             raise InvalidInputError(
                 f"{what}: is {'not ' if by_run else ''}of a run{'' if by_run else ', which needs resume=True'}"
             )
-    chosen = resolve_backend(backend, devices)
+    chosen = resolve_backend(backend, devices, device_memory_limit)
     check_assign(assign, chosen)
     # Fewer rows than codewords: known without a look at a vector.
     if model is None and ids is None and not by_run and source.count_rows() < 2**asked.num_bits:

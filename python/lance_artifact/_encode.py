@@ -25,7 +25,14 @@ def encode_on_devices(
 ) -> tuple[int, dict[str, int], list[dict[str, Any]]]:
     """Rows seen, rows dropped by reason, and what each device did."""
     seen, dropped, reports = encode_on_device(
-        source, model, builder, encoder, list(encoder.devices), batch_rows=batch_rows, progress=report
+        source,
+        model,
+        builder,
+        encoder,
+        list(encoder.devices),
+        batch_rows=batch_rows,
+        device_memory_limit=getattr(encoder, "device_memory_limit", None),
+        progress=report,
     )
     for device in reports:
         for note in device["notes"]:

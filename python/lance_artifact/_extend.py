@@ -82,6 +82,7 @@ def extend_index(
     fragment_ids: Sequence[int] | None = None,
     backend: str | Backend = "auto",
     devices: Sequence[int] | None = None,
+    device_memory_limit: int | None = None,
     assign: str = "exact",
     artifact_uri: str | Path | None = None,
     memory_limit: int | None = None,
@@ -103,7 +104,7 @@ def extend_index(
         Of an IVF_PQ or IVF_HNSW_PQ index of any metric.
     fragment_ids : sequence of int, optional
         Of the fragments that are not covered only these.
-    backend, devices, assign, memory_limit, sync, progress
+    backend, devices, device_memory_limit, assign, memory_limit, sync, progress
         As in `create_index`.
     artifact_uri : str or path, optional
         Where the encoded rows are laid out, and kept. Default: a temporary folder, removed at the end.
@@ -143,7 +144,7 @@ def extend_index(
     if artifact_uri is not None:
         artifact_uri = check_place(at, artifact_uri)
         storage_options = store_options(at, artifact_uri, storage_options)
-    chosen = resolve_backend(backend, devices)
+    chosen = resolve_backend(backend, devices, device_memory_limit)
     check_assign(assign, chosen)
     model = model_of(at, index)
     if not open_ids or at.count_rows(open_ids) == 0:

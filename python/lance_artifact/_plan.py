@@ -225,6 +225,7 @@ def plan(
     ivf_centroids: Any = None,
     backend: str | Backend = "auto",
     devices: Sequence[int] | None = None,
+    device_memory_limit: int | None = None,
     assign: str = "exact",
     num_shards: int | None = None,
     calibrate: bool = True,
@@ -234,7 +235,7 @@ def plan(
     Parameters
     ----------
     dataset, column, index_type, name, metric, replace, num_partitions, num_bits, sample_rate, max_iters, seed, fragment_ids, \
-target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centroids, backend, devices, assign
+target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centroids, backend, devices, device_memory_limit, assign
         As in `create_index`; mode as in `finalize`.
     num_sub_vectors : int, optional
         Default as in LanceDB: dimension / 16, else dimension / 8, where that divides it.
@@ -280,7 +281,7 @@ target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centro
         fragment_ids=fragment_list(fragment_ids),
         model=model,
         ivf_centroids=ivf_centroids,
-        backend=(chosen := resolve_backend(backend, devices)),
+        backend=(chosen := resolve_backend(backend, devices, device_memory_limit)),
         num_shards=num_shards,
     )
     wanted = Wanted(

@@ -158,6 +158,7 @@ _ENCODED = {
     "ivf_centroids_file",
     "backend",
     "devices",
+    "device_memory_limit",
     "artifact_uri",
     "keep_artifact",
     "resume",

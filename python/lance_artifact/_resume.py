@@ -35,6 +35,7 @@ def resume_run(
     *,
     backend: str | Backend = "auto",
     devices: Sequence[int] | None = None,
+    device_memory_limit: int | None = None,
     model: IvfPqModel | None = None,
     ivf_centroids: Any = None,
     memory_limit: int | None = None,
@@ -51,7 +52,7 @@ def resume_run(
         Of the run; see `create_index` with ``resume=True``, and `Run`.
     dataset : lance.LanceDataset, LanceDB table, or path, optional
         Its handle sees the index afterwards. Default: the planned one is opened, with dataset_storage_options.
-    backend, devices, memory_limit, sync, progress
+    backend, devices, device_memory_limit, memory_limit, sync, progress
         As in `create_index`. They may differ from try to try.
     model, ivf_centroids
         Where the run was planned with them and has published no model yet.
@@ -70,6 +71,7 @@ def resume_run(
         ivf_centroids=ivf_centroids,
         backend=backend,
         devices=devices,
+        device_memory_limit=device_memory_limit,
         memory_limit=memory_limit,
         sync=sync,
         progress=progress,
@@ -84,6 +86,7 @@ def do_all(
     ivf_centroids: Any,
     backend: str | Backend,
     devices: Sequence[int] | None,
+    device_memory_limit: int | None,
     memory_limit: int | None,
     sync: bool,
     progress: Progress,
@@ -95,10 +98,16 @@ def do_all(
     if is_committed(run, handle):
         handle.refresh()
         return handle.user
-    work: dict[str, Any] = {"devices": devices, "memory_limit": memory_limit, "progress": progress}
-    trained = run.train(dataset, model=model, ivf_centroids=ivf_centroids, backend=backend, **work)
+    work: dict[str, Any] = {
+        "backend": backend,
+        "devices": devices,
+        "device_memory_limit": device_memory_limit,
+        "memory_limit": memory_limit,
+        "progress": progress,
+    }
+    trained = run.train(dataset, model=model, ivf_centroids=ivf_centroids, **work)
     for shard in range(len(run.plan.shards)):
-        run.encode(shard, dataset, model=trained, backend=backend, **work)
+        run.encode(shard, dataset, model=trained, **work)
     return run.finalize(dataset, sync=sync, memory_limit=memory_limit, progress=progress)
 
 
@@ -150,6 +159,7 @@ def create_by_run(
         ivf_centroids=ivf_centroids,
         backend=backend,
         devices=None,
+        device_memory_limit=None,
         memory_limit=memory_limit,
         sync=sync,
         progress=progress,

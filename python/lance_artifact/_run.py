@@ -223,6 +223,7 @@ class Run:
         ivf_centroids: Any = None,
         backend: str | Backend = "auto",
         devices: Sequence[int] | None = None,
+        device_memory_limit: int | None = None,
         memory_limit: int | None = None,
         progress: Progress = False,
         sample: Any = None,
@@ -243,7 +244,7 @@ class Run:
         if model is None and ivf_centroids is not None:
             ivf_centroids = plan.centroids(ivf_centroids)
         if model is None and sample is not None:
-            chosen = resolve_backend(backend, devices)
+            chosen = resolve_backend(backend, devices, device_memory_limit)
             model = train_on(sample, chosen, plan.training_params(ivf_centroids), progress).with_training(
                 target_partition_size=plan.target_partition_size,
                 sample_rate=plan.sample_rate,
@@ -266,6 +267,7 @@ class Run:
                 target_partition_size=plan.target_partition_size,
                 backend=backend,
                 devices=devices,
+                device_memory_limit=device_memory_limit,
                 memory_limit=memory_limit,
                 progress=progress,
             )
@@ -291,6 +293,7 @@ class Run:
         model: IvfPqModel | None = None,
         backend: str | Backend = "auto",
         devices: Sequence[int] | None = None,
+        device_memory_limit: int | None = None,
         memory_limit: int | None = None,
         progress: Progress = False,
     ) -> Artifact:
@@ -319,6 +322,7 @@ class Run:
                 self.shard_uri(shard),
                 backend=backend,
                 devices=devices,
+                device_memory_limit=device_memory_limit,
                 assign=self.plan.assign,
                 fragment_ids=list(wanted.fragment_ids),
                 memory_limit=memory_limit,

@@ -59,6 +59,7 @@ def train(
     target_partition_size: int | None = None,
     backend: str | Backend = "auto",
     devices: Sequence[int] | None = None,
+    device_memory_limit: int | None = None,
     memory_limit: int | None = None,
     progress: Progress = False,
     progress_callback: Callable[[IndexProgress], Any] | None = None,
@@ -90,6 +91,9 @@ def train(
     backend : str or Backend, default "auto"
     devices : sequence of int, optional
         GPUs of a backend that has them; the first one trains. Default the first visible one.
+    device_memory_limit : int, optional
+        Bytes that a GPU backend may take of each device, beside CUDA's own; default what is free. A sample that is larger than what
+        the device may hold of it goes through it in parts, as memory_limit's does.
     memory_limit : int, optional
         Bytes that the call may hold, beside what the process had before; default half of the memory that this machine, or its
         container, has free. A sample that is larger comes in parts: centroids are trained on one that fits, and then each goes to the
@@ -109,7 +113,7 @@ def train(
     handle = Handle.of(dataset)
     path, dimension = vector_column(handle, column)
     metric = metric_name(metric)
-    chosen = resolve_backend(backend, devices)
+    chosen = resolve_backend(backend, devices, device_memory_limit)
     ids = fragment_list(fragment_ids)
     if num_sub_vectors is None:
         num_sub_vectors, _ = default_sub_vectors(dimension, num_bits)
@@ -204,8 +208,14 @@ def train_handle(
         params = replace(params, ivf_centroids=centroids)
         trained = train_handle(handle, path, params, ids, target_partition_size, chosen, limit, progress)
         return trained.with_training(**recorded)
-    wanted = bounded_sample(chosen, params, wanted, there, most, source.dimension)
-    sample = source.with_scan_bytes(scan).sample(wanted, params.metric, params.seed, limit)
+    wanted = bounded_sample(params, wanted, there, most)
+    check_fits = getattr(chosen, "check_fits", None)
+    if check_fits is not None:
+        check_fits(params, source.dimension)
+    in_any_order = getattr(chosen, "takes_any_order", False)
+    sample = source.with_scan_bytes(scan).sample(
+        wanted, params.metric, params.seed, limit, shuffled=not in_any_order
+    )
     if len(sample) < codes:
         lower = "" if params.num_bits == 4 else ", or lower num_bits to 4, which takes 16"
         error = TooFewVectors(

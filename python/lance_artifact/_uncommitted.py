@@ -61,6 +61,7 @@ def create_index_uncommitted(
     backend: str | Backend = "auto",
     accelerator: str | None = None,
     devices: Sequence[int] | None = None,
+    device_memory_limit: int | None = None,
     assign: str = "exact",
     memory_limit: int | None = None,
     progress: Progress = False,
@@ -85,7 +86,8 @@ def create_index_uncommitted(
                 "ivf_centroids and ivf_centroids_file cannot be provided at the same time"
             )
         ivf_centroids = centroids_of_file(ivf_centroids_file)
-    chosen = resolve_accelerator(accelerator, devices) if accelerator else resolve_backend(backend, devices)
+    on = (devices, device_memory_limit)
+    chosen = resolve_accelerator(accelerator, *on) if accelerator else resolve_backend(backend, *on)
     check_assign(assign, chosen)
     work: dict[str, Any] = {"memory_limit": memory_limit, "progress": progress}
     training: dict[str, Any] = {

@@ -5,7 +5,7 @@ use futures::TryStreamExt;
 
 use super::cpu::{Refinement, train_centroids};
 use super::params::TrainParams;
-use super::source::VectorSource;
+use super::source::{Order, VectorSource};
 use crate::budget::Budget;
 use crate::error::Result;
 use crate::model::{ElementType, Metric};
@@ -35,7 +35,7 @@ pub async fn train_centroids_in_parts(
     budget: &Budget,
     progress: std::sync::Arc<dyn Progress>,
 ) -> Result<FixedSizeListArray> {
-    let first = source.sample(sample.at_once, metric, params.seed, budget).await?;
+    let first = source.sample(sample.at_once, metric, params.seed, Order::Random, budget).await?;
     let last = params.max_iters > 1;
     let shorter = TrainParams { max_iters: (params.max_iters - usize::from(last)).max(1), ..params.clone() };
     let told = progress.clone();

@@ -13,11 +13,11 @@ mod pipeline;
 mod prepare;
 mod source;
 
-pub use cpu::{CpuEncoder, train as train_cpu};
+pub use cpu::{CpuEncoder, Means, as_float32, train as train_cpu};
 pub use encoder::{Checked, Encoded, Encoder};
 pub use in_parts::{PartedSample, train_centroids_in_parts};
 pub use memory::{EncodeShares, TrainShares, TrainingShape, Vectors};
 pub use params::TrainParams;
 pub use pipeline::encode_into;
 pub use prepare::{Dropped, PreparedVectors, check_prepared, prepare};
-pub use source::VectorSource;
+pub use source::{Order, VectorSource};

@@ -56,6 +56,15 @@ impl Mean {
     }
 }
 
+/// How the vectors of a sample come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// For who takes prefixes.
+    Random,
+    /// Runs of neighbouring rows, for who draws from all of them again.
+    AsRead,
+}
+
 /// The vectors of a column in some fragments of one version of a dataset.
 #[derive(Debug, Clone)]
 pub struct VectorSource {
@@ -122,9 +131,8 @@ impl VectorSource {
     }
 
     /// `rows` random vectors, prepared for `metric`, drawn without loading the column and the same for the same seed; fewer
-    /// where the dataset holds fewer usable ones. They come in random order, because training takes prefixes. Memory: the
-    /// sample once, and what is read ahead.
-    pub async fn sample(&self, rows: usize, metric: Metric, seed: u64, budget: &Budget) -> Result<FixedSizeListArray> {
+    /// where the dataset holds fewer usable ones. Memory: the sample once, and what is read ahead.
+    pub async fn sample(&self, rows: usize, metric: Metric, seed: u64, order: Order, budget: &Budget) -> Result<FixedSizeListArray> {
         let total = self.count_rows().await?;
         let total = usize::try_from(total).map_err(|_| Error::invalid(format!("{total} rows do not fit this machine's addresses")))?;
         let mut random = SmallRng::seed_from_u64(seed);
@@ -136,7 +144,9 @@ impl VectorSource {
         }
         let width = self.row_bytes();
         let drawn = tokio::task::spawn_blocking(move || {
-            shuffle_rows(drawn.as_slice_mut(), width, &mut random);
+            if order == Order::Random {
+                shuffle_rows(drawn.as_slice_mut(), width, &mut random);
+            }
             drawn
         })
         .await?;
@@ -153,7 +163,7 @@ impl VectorSource {
         let there = self.count_rows().await? as usize;
         let rows = (there / ENCODED_PER_SAMPLED).clamp(LEAST_SAMPLED, MOST_SAMPLED);
         let held = self.scan_bytes.map_or(usize::MAX, |bytes| bytes as usize / self.row_bytes().max(1));
-        self.sample(rows.min(held), metric, ENCODED_SEED, budget).await
+        self.sample(rows.min(held), metric, ENCODED_SEED, Order::Random, budget).await
     }
 
     /// Random runs of rows until enough are usable; false where most are not.

@@ -17,7 +17,7 @@ use super::model::PyIvfPqModel;
 use super::runtime::run;
 use crate::budget::{Budget, default_limit};
 use crate::encode::{
-    CpuEncoder, Dropped, EncodeShares, PartedSample, TrainParams, TrainShares, TrainingShape, VectorSource, encode_into,
+    CpuEncoder, Dropped, EncodeShares, Order, PartedSample, TrainParams, TrainShares, TrainingShape, VectorSource, encode_into,
     train_centroids_in_parts,
 };
 use crate::error::{Error, Result};
@@ -96,8 +96,8 @@ impl PyVectorSource {
         run(py, None, |_, cancel| async move { cancel.race(source.count_rows()).await })
     }
 
-    /// Up to `rows` random prepared vectors, in random order.
-    #[pyo3(signature = (rows, metric, seed, memory_limit = None))]
+    /// Up to `rows` random prepared vectors, in random order, or as they were read.
+    #[pyo3(signature = (rows, metric, seed, memory_limit = None, *, shuffled = true))]
     fn sample<'py>(
         &self,
         py: Python<'py>,
@@ -105,10 +105,12 @@ impl PyVectorSource {
         metric: MetricArg,
         seed: u64,
         memory_limit: Option<u64>,
+        shuffled: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let source = self.0.clone();
         let budget = Budget::new(memory_limit.unwrap_or_else(default_limit));
-        let sample = run(py, None, |_, cancel| async move { cancel.race(source.sample(rows, metric.0, seed, &budget)).await })?;
+        let order = if shuffled { Order::Random } else { Order::AsRead };
+        let sample = run(py, None, |_, cancel| async move { cancel.race(source.sample(rows, metric.0, seed, order, &budget)).await })?;
         to_pyarrow(py, Arc::new(sample))
     }
 

@@ -58,13 +58,23 @@ pub fn measure_copy(py: Python<'_>, device: usize, size: usize, repeats: usize) 
 pub struct PyCudaDevice {
     index: usize,
     entered: Mutex<Vec<(Cuda, CurrentContext)>>,
+    kept: Mutex<Option<Cuda>>,
 }
 
 #[pymethods]
 impl PyCudaDevice {
     #[new]
     fn new(index: usize) -> Self {
-        Self { index, entered: Mutex::default() }
+        Self { index, entered: Mutex::default(), kept: Mutex::default() }
+    }
+
+    /// Keep the device's context, whoever else leaves it, as long as this object is there.
+    fn keep(&self, py: Python<'_>) -> PyResult<()> {
+        let before = CurrentContext::get();
+        let opened = exit::enter(Entry::Work(None))?.detach(py, || Cuda::open(self.index));
+        before.restore();
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened?);
+        Ok(())
     }
 
     fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
@@ -125,6 +135,12 @@ impl PyDeviceArray {
             TensorElement::UInt8 => "uint8",
             TensorElement::UInt32 => "uint32",
         }
+    }
+
+    /// With more rows, where its memory has room for so many; what those hold means nothing. For cuVS, which computes few rows
+    /// less exactly.
+    fn _widened(&self, rows: usize) -> Option<Self> {
+        self.tensor.widened(rows).map(|tensor| Self { tensor, device: self.device, stream: self.stream })
     }
 
     /// Index of the device among the visible ones.
@@ -256,7 +272,7 @@ impl DeviceEncoder<Cuda> for PythonEncoder {
 /// Encode all rows of a source into an open builder on CUDA devices, with a Python encoder (`DeviceEncoder`). Returns the
 /// rows seen, those dropped by reason, and a report for each device.
 #[pyfunction]
-#[pyo3(signature = (source, model, builder, encoder, devices, *, batch_rows = None, progress = None))]
+#[pyo3(signature = (source, model, builder, encoder, devices, *, batch_rows = None, device_memory_limit = None, progress = None))]
 #[allow(clippy::too_many_arguments)]
 pub fn encode_on_device<'py>(
     py: Python<'py>,
@@ -266,6 +282,7 @@ pub fn encode_on_device<'py>(
     encoder: Bound<'py, PyAny>,
     devices: Vec<usize>,
     batch_rows: Option<usize>,
+    device_memory_limit: Option<usize>,
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<(u64, BTreeMap<String, u64>, Bound<'py, PyAny>)> {
     let (source, builder) = (source.get().0.clone(), builder.get().builder.clone());
@@ -279,6 +296,7 @@ pub fn encode_on_device<'py>(
         element: TensorElement::of_vectors(&dtype, source.column.element_type)?,
         code_width: model.0.code_width(),
         batch_rows,
+        memory: device_memory_limit.unwrap_or(usize::MAX),
     };
     let raised = Raised::default();
     let found = exit::enter(Entry::Work(None))?.detach(py, || {

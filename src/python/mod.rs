@@ -13,6 +13,7 @@ mod errors;
 mod exit;
 mod files;
 mod logs;
+mod means;
 mod model;
 mod process;
 mod runtime;
@@ -33,6 +34,7 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<segment::PySegment>()?;
     module.add_class::<build::PyVectorSource>()?;
     module.add_class::<build::PyVectorScan>()?;
+    module.add_class::<means::PyMeans>()?;
     module.add_class::<device::PyDeviceArray>()?;
     module.add_class::<device::PyCudaDevice>()?;
     crate::budget::set_give_back(allocator::give_back);

@@ -21,7 +21,7 @@ typedef struct event *CUevent;
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
        INVALID_CONTEXT = 201, NOT_READY = 600, LAUNCH_FAILED = 719 };
 
-enum kind { COPY, RECORD, WAIT };
+enum kind { COPY, RECORD, WAIT, COMPUTED, POISON };
 
 struct operation {
   enum kind kind;
@@ -30,6 +30,10 @@ struct operation {
   size_t bytes;
   struct event *event;
   unsigned long generation;
+  /* Of what was computed: what it was computed from, as it was then. */
+  const unsigned char *input;
+  size_t input_bytes;
+  uint64_t input_hash;
   struct operation *next;
 };
 
@@ -42,13 +46,16 @@ struct allocation { void *memory; size_t bytes; struct allocation *next; };
 #define MOST_DEVICES 8
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct context contexts[MOST_DEVICES];
+static int generations[MOST_DEVICES];
 static __thread CUcontext current;
 static int initialised, devices;
 static size_t total_memory = (size_t)1 << 30, used_memory;
 static struct allocation *allocations;
 static long live;
 static const char *failing_call;
-static int failing_after, failing_code, lost;
+static int failing_after, failing_code, lost, copies_in = 1;
+/* Allocations in the order of the default stream, for which no other waits: they are poisoned when it comes to them. */
+static struct stream default_stream;
 
 /* ---- For tests: how many devices there are and how much memory each has; what is not released; which call fails. */
 
@@ -58,6 +65,20 @@ void fake_cuda_reset(int count, size_t memory) {
   failing_call = NULL;
   lost = 0;
 }
+
+/* For measurements of the rest: 0 lets copies to the device take no time, and copy nothing. */
+void fake_cuda_copies_in(int do_them) { copies_in = do_them; }
+
+/* For programs that are no tests: so many devices from the start, with so much memory. */
+__attribute__((constructor)) static void from_environment(void) {
+  const char *count = getenv("FAKE_CUDA_DEVICES");
+  if (count) devices = atoi(count);
+  const char *memory = getenv("FAKE_CUDA_MEMORY");
+  if (memory) total_memory = strtoull(memory, NULL, 10);
+}
+
+/* How often a device's context was destroyed: what was made in an earlier one is gone. */
+long fake_cuda_generation(int device) { return generations[device]; }
 
 long fake_cuda_live(void) {
   long references = 0;
@@ -99,12 +120,25 @@ static int fails(const char *call) {
 
 static int event_up_to(struct event *event, unsigned long generation);
 
+static uint64_t hash(const unsigned char *bytes, size_t count) {
+  uint64_t found = 14695981039346656037u;
+  for (size_t i = 0; i < count; i++) found = (found ^ bytes[i]) * 1099511628211u;
+  return found;
+}
+
 static int run_first(struct stream *stream) {
   struct operation *operation = stream->first;
   int status = SUCCESS;
   if (operation->kind == WAIT) status = event_up_to(operation->event, operation->generation);
   if (operation->kind == COPY && !lost) memcpy(operation->target, operation->source, operation->bytes);
   if (operation->kind == RECORD) operation->event->done = operation->generation;
+  if (operation->kind == POISON && !lost) memset(operation->target, 0xA5, operation->bytes);
+  if (operation->kind == COMPUTED) {
+    /* Somebody wrote to the input before the stream came here, or freed it: what was computed from it is not what there would be. */
+    if (!lost && hash(operation->input, operation->input_bytes) == operation->input_hash)
+      memcpy(operation->target, operation->source, operation->bytes);
+    free((void *)operation->source);
+  }
   stream->first = operation->next;
   if (!stream->first) stream->last = NULL;
   free(operation);
@@ -114,6 +148,12 @@ static int run_first(struct stream *stream) {
 static int drain(struct stream *stream) {
   int status = SUCCESS;
   while (stream->first && (!status || lost)) status = run_first(stream);
+  return status;
+}
+
+/* As late as it may be: after whatever else is waited for. */
+static int drain_default(int status) {
+  drain(&default_stream);
   return status;
 }
 
@@ -137,6 +177,29 @@ static void put_copy(struct stream *stream, void *target, const void *source, si
   operation->target = target;
   operation->source = source;
   operation->bytes = bytes;
+}
+
+/* For the double of cuVS: `target` becomes `source` when the stream comes here, unless the `input` is another by then. */
+void fake_cuda_computed(CUstream stream, void *target, const void *source, size_t bytes, const void *input, size_t input_bytes) {
+  pthread_mutex_lock(&lock);
+  memset(target, 0xA5, bytes);
+  struct operation *operation = put(stream, COMPUTED);
+  operation->target = target;
+  operation->source = memcpy(malloc(bytes), source, bytes);
+  operation->bytes = bytes;
+  operation->input = input;
+  operation->input_bytes = input_bytes;
+  operation->input_hash = hash(input, input_bytes);
+  pthread_mutex_unlock(&lock);
+}
+
+/* Memory that is there when the default stream comes here. */
+void fake_cuda_allocated(void *target, size_t bytes) {
+  pthread_mutex_lock(&lock);
+  struct operation *operation = put(&default_stream, POISON);
+  operation->target = target;
+  operation->bytes = bytes;
+  pthread_mutex_unlock(&lock);
 }
 
 /* ---- The driver. */
@@ -204,7 +267,10 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
   ENTER("cuDevicePrimaryCtxRelease_v2")
   if (!status && !contexts[device].references) status = INVALID_CONTEXT;
-  if (!status || lost) contexts[device].references--;
+  if (!status || lost) {
+    contexts[device].references--;
+    if (!contexts[device].references) generations[device]++;
+  }
   LEAVE
 }
 
@@ -228,6 +294,7 @@ CUresult cuCtxGetDevice(CUdevice *device) {
 
 CUresult cuCtxSynchronize(void) {
   IN_CONTEXT("cuCtxSynchronize")
+  if (!status) status = drain(&default_stream);
   LEAVE
 }
 
@@ -260,6 +327,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes) {
 
 CUresult cuMemFree_v2(CUdeviceptr pointer) {
   IN_CONTEXT("cuMemFree_v2")
+  drain(&default_stream);
   struct allocation **place = &allocations;
   while (*place && (*place)->memory != (void *)(uintptr_t)pointer) place = &(*place)->next;
   if (!status && !*place) status = INVALID_VALUE;
@@ -297,7 +365,7 @@ CUresult cuMemFreeHost(void *pointer) {
 
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void *source, size_t bytes, CUstream stream) {
   IN_CONTEXT("cuMemcpyHtoDAsync_v2")
-  if (!status) put_copy(stream, (void *)(uintptr_t)target, source, bytes);
+  if (!status && copies_in) put_copy(stream, (void *)(uintptr_t)target, source, bytes);
   LEAVE
 }
 
@@ -319,7 +387,7 @@ CUresult cuStreamCreate(CUstream *stream, unsigned flags) {
 
 CUresult cuStreamSynchronize(CUstream stream) {
   IN_CONTEXT("cuStreamSynchronize")
-  if (!status) status = drain(stream);
+  if (!status) status = drain_default(drain(stream));
   LEAVE
 }
 
@@ -367,7 +435,7 @@ CUresult cuEventRecord(CUevent event, CUstream stream) {
 
 CUresult cuEventSynchronize(CUevent event) {
   IN_CONTEXT("cuEventSynchronize")
-  if (!status) status = event_up_to(event, event->recorded);
+  if (!status) status = drain_default(event_up_to(event, event->recorded));
   LEAVE
 }
 

@@ -36,3 +36,9 @@ def describe(found: dict[str, Any]) -> dict[str, Any]:
 def probe(*, free_memory: bool = False) -> dict[str, Any]:
     """Driver and devices. Starts no device, unless their free memory is asked for."""
     return cuda_devices(free_memory=free_memory)
+
+
+def capability(device: int) -> int | None:
+    """The first number of a device's compute capability."""
+    found = [d["compute_capability"][0] for d in probe()["devices"] if d["index"] == device]
+    return found[0] if found else None

@@ -11,14 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from .._lance_artifact import synchronize
+from .._lance_artifact import _CudaDevice, synchronize
 from .._log import LOGGER
-from ..exceptions import BackendUnavailableError, DeviceError, DeviceMemoryError, LanceArtifactError
+from ..exceptions import (
+    BackendUnavailableError,
+    DeviceError,
+    DeviceMemoryError,
+    InvalidInputError,
+    LanceArtifactError,
+)
+from ._cuvs_c import CIndex, CuvsC, CuvsCallError
 
-# What a pool keeps of freed memory; the rest goes back to the device.
-POOL_BYTES = 512 << 20
 # Memory resources stay alive as long as anything may have been allocated from them.
 _POOLS: dict[int, Any] = {}
+# By what they limit, and to how much.
+_LIMITED: dict[tuple[Any, int], Any] = {}
+# And so do the contexts that they are of, which go with their last user.
+_KEPT: dict[int, _CudaDevice] = {}
 
 
 class Cuvs:
@@ -30,6 +39,16 @@ class Cuvs:
         from pylibraft.common import device_ndarray
 
         self._resources, self._ivf_pq, self._array = Resources, ivf_pq, device_ndarray
+        self._c: CuvsC | None = None
+        try:
+            self._c = CuvsC()
+        except (OSError, AttributeError) as error:
+            LOGGER.info("cuVS encodes through its Python package, one thread at a time (%s)", error)
+
+    @property
+    def has_c_interface(self) -> bool:
+        """Whether encodings run beside other threads of Python."""
+        return self._c is not None
 
     def lacking(self) -> list[str]:
         """What this version of cuVS has not."""
@@ -134,13 +153,16 @@ class Cuvs:
             pq_kmeans_type="kmeans_balanced",
             max_train_points_per_pq_code=rate,
         )
-        quantizer = pq.build(params, np.ascontiguousarray(vectors))
+        # From the device: of host memory each sub-vector's numbers would be copied row by row.
+        quantizer = pq.build(params, self.to_device(vectors))
         width = vectors.shape[1] // sub_vectors
         codebook = quantizer.pq_codebook.copy_to_host()
         checked = self._checked("pq_codebook", codebook, (sub_vectors << bits, width))
         return checked.reshape(sub_vectors, 1 << bits, width)
 
-    def index(self, centroids: np.ndarray, codebook: np.ndarray, resources: Any) -> Index:
+    def index(
+        self, centroids: np.ndarray, codebook: np.ndarray, resources: Any, device: int
+    ) -> Index | CIndex:
         """An index of given centroids (partitions, dimension) and codebook (sub_vectors, codes, sub_dimension), float32."""
         partitions, dimension = centroids.shape
         sub_vectors, codes, _ = codebook.shape
@@ -161,12 +183,11 @@ class Cuvs:
             self.to_device(array.astype(np.float32, copy=False))
             for array in (codebook.transpose(0, 2, 1), padded, centroids, np.eye(dimension, dtype=np.float32))
         )
+        if self._c is not None:
+            return CIndex(self._c, params, dimension, parts, resources, device)
         index = self._ivf_pq.build_precomputed(params, dimension, *parts, resources=resources)
         # The index only refers to them.
-        return Index(index, parts)
-
-    def transform(self, index: Index, vectors: Any, part_id: Any, pq_code: Any, resources: Any) -> None:
-        self._ivf_pq.transform(index.index, vectors, part_id, pq_code, resources=resources)
+        return Index(self._ivf_pq, index, parts)
 
     def _checked(self, what: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
         if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
@@ -178,11 +199,40 @@ class Cuvs:
         return checked
 
 
-class Index:
-    """An index and the arrays it refers to; the index goes first."""
+class Scratch:
+    """Device memory for outputs of any number of rows, one byte each, that nobody reads. It grows and is used again."""
 
-    def __init__(self, index: Any, parts: tuple[Any, ...]) -> None:
-        self.index, self._parts = index, parts
+    def __init__(self, library: Cuvs) -> None:
+        self._library, self._memory = library, None
+
+    def bytes_of(self, rows: int) -> Any:
+        """(rows, 1) uint8."""
+        if self._memory is None or self._memory.shape[0] < rows:
+            # Batches differ by the rows that are left out of them.
+            self._memory = None
+            self._memory = self._library.empty((1 << max(rows - 1, 1).bit_length(), 1), np.uint8)
+        return FirstRows(self._memory, rows)
+
+
+class FirstRows:
+    """The first rows of an array."""
+
+    def __init__(self, array: Any, rows: int) -> None:
+        self._array, self.shape, self.dtype = array, (rows, *array.shape[1:]), array.dtype
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self._array.__cuda_array_interface__, "shape": self.shape}
+
+
+class Index:
+    """An index of cuVS's Python package, and the arrays it refers to; the index goes first."""
+
+    def __init__(self, ivf_pq: Any, index: Any, parts: tuple[Any, ...]) -> None:
+        self._ivf_pq, self._index, self._parts = ivf_pq, index, parts
+
+    def transform(self, vectors: Any, part_id: Any, pq_code: Any, resources: Any) -> None:
+        self._ivf_pq.transform(self._index, vectors, part_id, pq_code, resources=resources)
 
 
 def smallest_quantizer(dimension: int) -> tuple[int, int]:
@@ -217,39 +267,90 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
+def broken_handle(error: BaseException) -> bool:
+    """Whether cuBLAS had no memory for its handle. cuVS keeps such a handle, and fails with it ever after."""
+    text = str(error).lower()
+    return any(f"cublas_status_{sign}" in text for sign in ("not_initialized", "alloc_failed"))
+
+
 @contextlib.contextmanager
-def device_errors(what: str) -> Iterator[None]:
+def device_errors(what: str, *, trains: bool = False) -> Iterator[None]:
     """cuVS's errors as ours. It reports that memory ran out as any other error."""
     try:
         yield
     except Exception as error:
         if isinstance(error, LanceArtifactError):
             raise
-        if _out_of_memory(error):
-            raise DeviceMemoryError(f"cuVS ran out of device memory ({what}): {error}") from error
-        if type(error).__module__.split(".")[0] in ("cuvs", "pylibraft", "rmm"):
+        if _out_of_memory(error) or broken_handle(error):
+            # Its first index and its quantizers are lost to the process when a training fails.
+            kept = "; it keeps what it had taken: try again in a new process, with a lower sample_rate or num_partitions"
+            raise DeviceMemoryError(
+                f"cuVS ran out of device memory ({what}): {error}{kept if trains else ''}"
+            ) from error
+        if "mesocluster" in str(error):
+            raise InvalidInputError(
+                f"{what}: the vectors are too few distinct ones for so many partitions ({error}); lower num_partitions, or use "
+                "backend='cpu'"
+            ) from error
+        of_cuvs = type(error).__module__.split(".")[0] in ("cuvs", "pylibraft", "rmm")
+        if of_cuvs or isinstance(error, CuvsCallError):
             raise DeviceError(
-                f"cuVS failed ({what}): {error}; look at nvidia-smi and the kernel log (dmesg, Xid): nothing was committed"
+                f"cuVS failed ({what}): {error}; look at nvidia-smi and the kernel log (dmesg, Xid). Nothing was committed. "
+                "A fault of the device stays with the process: try again in a new one"
             ) from error
         raise
 
 
-def pooled(device: int) -> Callable[[], None]:
-    """Let cuVS allocate from a pool, and return what ends that.
+def keep(device: int) -> None:
+    """Keep a device's context for the rest of the process: starting one takes longer than many a batch."""
+    if device not in _KEPT:
+        kept = _CudaDevice(device)
+        kept.keep()
+        _KEPT[device] = kept
+
+
+def pooled(device: int, limit: int | None = None) -> Callable[[], None]:
+    """Let cuVS allocate from a pool, at most ``limit`` bytes of it, and return what ends that.
 
     cuVS allocates and frees in every call, and a plain ``cudaFree`` waits for all work on the device, copies included. Where
     the program has chosen a memory resource of its own, that stays.
+
+    Raises
+    ------
+    BackendUnavailableError
+        A limit cannot be kept with this rmm.
     """
     try:
         from rmm import mr
 
-        before = mr.get_current_device_resource()
-        if type(before) is not mr.CudaMemoryResource:
-            return lambda: None
-        if device not in _POOLS:
-            _POOLS[device] = mr.CudaAsyncMemoryResource(release_threshold=POOL_BYTES)
-        mr.set_current_device_resource(_POOLS[device])
+        before = chosen = mr.get_current_device_resource()
+        if type(before) is mr.CudaMemoryResource:
+            keep(device)
+            if device not in _POOLS:
+                # It keeps what is freed: beyond a threshold it would give it back in every wait for the device, which is each batch.
+                _POOLS[device] = mr.CudaAsyncMemoryResource()
+            chosen = _POOLS[device]
+        if limit is not None:
+            of = (chosen, limit)
+            if of not in _LIMITED:
+                _LIMITED[of] = mr.LimitingResourceAdaptor(*of)
+            chosen = _LIMITED[of]
+        mr.set_current_device_resource(chosen)
     except (ImportError, AttributeError, RuntimeError, MemoryError) as error:
+        if limit is not None:
+            raise BackendUnavailableError(
+                f"device_memory_limit: this rmm cannot keep to it ({error}); update cuVS, or leave it out"
+            ) from error
         LOGGER.info("device %d: no memory pool (%s); copies overlap less", device, error)
         return lambda: None
     return lambda: mr.set_current_device_resource(before)
+
+
+@contextlib.contextmanager
+def in_pool(device: int, limit: int | None = None) -> Iterator[None]:
+    """As `pooled`, for a block."""
+    restore = pooled(device, limit)
+    try:
+        yield
+    finally:
+        restore()

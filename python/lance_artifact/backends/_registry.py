@@ -44,20 +44,26 @@ def available_backends() -> dict[str, Availability]:
     return {name: _load(name).availability() for name in sorted(_names())}
 
 
-def _on(backend: Backend, devices: Sequence[int] | None) -> Backend:
-    """The backend on the devices that were asked for."""
-    if devices is None:
-        return backend
-    move = getattr(backend, "on_devices", None)
-    if move is None:
-        raise InvalidInputError(
-            f"devices: got {list(devices)}, but backend {backend.name!r} takes no devices; leave it out, or name a GPU backend"
-        )
-    moved: Backend = move(devices)
-    return moved
+def _on(backend: Backend, devices: Sequence[int] | None, device_memory_limit: int | None = None) -> Backend:
+    """The backend on the devices that were asked for, within so much of their memory."""
+    for what, given, method in (
+        ("devices", None if devices is None else list(devices), "on_devices"),
+        ("device_memory_limit", device_memory_limit, "within_device_memory"),
+    ):
+        if given is None:
+            continue
+        with_it = getattr(backend, method, None)
+        if with_it is None:
+            raise InvalidInputError(
+                f"{what}: got {given}, but backend {backend.name!r} takes no {what}; leave it out, or name a GPU backend"
+            )
+        backend = with_it(given)
+    return backend
 
 
-def resolve_backend(backend: str | Backend, devices: Sequence[int] | None = None) -> Backend:
+def resolve_backend(
+    backend: str | Backend, devices: Sequence[int] | None = None, device_memory_limit: int | None = None
+) -> Backend:
     """A backend that can run here.
 
     Parameters
@@ -66,6 +72,8 @@ def resolve_backend(backend: str | Backend, devices: Sequence[int] | None = None
         A name, "auto" (a GPU if there is one, else the CPU), or an object that fulfils the protocol.
     devices : sequence of int, optional
         Where a backend with devices computes.
+    device_memory_limit : int, optional
+        Bytes that it may take of each.
 
     Raises
     ------
@@ -74,23 +82,25 @@ def resolve_backend(backend: str | Backend, devices: Sequence[int] | None = None
     """
     if not isinstance(backend, str):
         if isinstance(backend, Backend):
-            return _on(backend, devices)
+            return _on(backend, devices, device_memory_limit)
         raise InvalidInputError(
             f"backend: got {type(backend).__name__}, expected a name or an object with name, availability(), train() and encoder()"
         )
     if backend == "auto":
         if devices is not None:
-            return resolve_accelerator("cuvs", devices)
-        chosen = _load("cuvs")
+            return resolve_accelerator("cuvs", devices, device_memory_limit)
+        chosen = _on(_load("cuvs"), None, device_memory_limit)
         return chosen if chosen.availability().ok else CpuBackend()
-    chosen = _on(_load(backend), devices)
+    chosen = _on(_load(backend), devices, device_memory_limit)
     found = chosen.availability()
     if not found.ok:
         raise BackendUnavailableError(f"backend {backend!r} cannot run here: " + "; ".join(found.missing))
     return chosen
 
 
-def resolve_accelerator(accelerator: str, devices: Sequence[int] | None = None) -> Backend:
+def resolve_accelerator(
+    accelerator: str, devices: Sequence[int] | None = None, device_memory_limit: int | None = None
+) -> Backend:
     """The backend that ``accelerator="cuvs"`` means: cuvs, else pylance-cuvs, else an error. Never the CPU.
 
     ``"cuvs:1"`` is device 1, as pylance writes ``"cuda:1"``.
@@ -107,10 +117,13 @@ def resolve_accelerator(accelerator: str, devices: Sequence[int] | None = None) 
     reasons = []
     for name in ("cuvs", "pylance-cuvs"):
         backend = _load(name)
-        if devices is not None and hasattr(backend, "on_devices"):
-            backend = _on(backend, devices)
+        if hasattr(backend, "on_devices"):
+            backend = _on(backend, devices, device_memory_limit)
         elif devices is not None and list(devices) != [0]:
             reasons.append(f"backend {name!r}: takes no devices")
+            continue
+        elif device_memory_limit is not None:
+            reasons.append(f"backend {name!r}: takes no device_memory_limit")
             continue
         found = backend.availability()
         if found.ok:

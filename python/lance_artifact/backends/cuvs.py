@@ -9,26 +9,34 @@ import contextlib
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._lance_artifact import DeviceArray, IvfPqModel, _CudaDevice
-from ..exceptions import BackendUnavailableError, InvalidInputError
+from .._log import LOGGER
+from ..exceptions import BackendUnavailableError, DeviceMemoryError, InvalidInputError
 from . import _cuda
+from ._cuvs_c import CIndex
 from ._cuvs_calls import (
     Cuvs,
     Index,
+    Scratch,
+    broken_handle,
     device_errors,
+    in_pool,
     installed_distribution,
     installed_version,
+    keep,
     pooled,
     smallest_codebook,
-    smallest_quantizer,
 )
+from ._cuvs_train import Trainer
 from ._protocol import Availability, TrainParams
+from ._vectors import as_matrix, codebook_array, of_equal_norm
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,8 +46,15 @@ INSTALL = (
 )
 # The first release with transform, build_precomputed and the product quantizer.
 OLDEST = "26.2"
-# Share of a device's free memory that a training sample may take; k-means needs as much again.
+# Share of a device's memory that the vectors of a training may take; k-means needs as much again.
 SAMPLE_SHARE = 0.4
+# Vectors for each centroid that the device must hold at once.
+LEAST_RATE = 8
+# Of the memory that may be taken, what cuVS's own allocations may; slots have the rest.
+OWN_SHARE = 0.75
+# On these architectures cuVS rounds numbers to TF32 where both rows and partitions are fewer than this, and computes in float32 else
+# (https://github.com/rapidsai/cuvs/blob/branch-26.06/cpp/src/cluster/kmeans_common.cuh).
+ROUNDS_FEW, EXACT_ROWS = (9,), 4096
 # Norms of dot's centroids may differ by this much and still have the nearest one be the one of largest dot product.
 NORM_TOLERANCE = 2e-3
 
@@ -51,16 +66,27 @@ class CuvsBackend:
     ----------
     devices : sequence of int, default (0,)
         Indices among the visible devices. The first one trains; all of them encode, sharing the rows.
+    device_memory_limit : int, optional
+        Bytes that may be taken of each device, beside CUDA's own context; default what is free.
     """
 
     name = "cuvs"
+    # Both k-means draw from the whole sample.
+    takes_any_order = True
 
-    def __init__(self, devices: Sequence[int] = (0,)) -> None:
+    def __init__(self, devices: Sequence[int] = (0,), device_memory_limit: int | None = None) -> None:
         self.devices = device_list(devices)
+        if device_memory_limit is not None and device_memory_limit < 1:
+            raise InvalidInputError(f"device_memory_limit: got {device_memory_limit}, expected bytes")
+        self.device_memory_limit = device_memory_limit
 
     def on_devices(self, devices: Sequence[int]) -> CuvsBackend:
         """The same backend on other devices."""
-        return CuvsBackend(devices)
+        return CuvsBackend(devices, self.device_memory_limit)
+
+    def within_device_memory(self, device_memory_limit: int) -> CuvsBackend:
+        """The same backend in less of the devices' memory."""
+        return CuvsBackend(self.devices, device_memory_limit)
 
     def availability(self) -> Availability:
         """Which of platform, package, driver and device is missing. Imports cuVS only where there is a device."""
@@ -119,11 +145,31 @@ class CuvsBackend:
             ]
         return []
 
-    def sample_bytes(self) -> int:
-        """Bytes that a training sample may take, as float32, on the device that trains."""
+    def check_fits(self, params: TrainParams, dimension: int) -> None:
+        """Before a sample is drawn: that enough of it fits the device that trains.
+
+        Raises
+        ------
+        DeviceMemoryError
+        """
         self._require()
+        codes = 2**params.num_bits
+        least = codes if params.ivf_centroids is not None else max(params.num_partitions * LEAST_RATE, codes)
+        most = self._rows_at_once(dimension)
+        if most < least:
+            row_bytes = int(dimension * 4 / SAMPLE_SHARE)
+            raise DeviceMemoryError(
+                f"training: {least} vectors of dimension {dimension} must be on the device at once, which needs {least * row_bytes} bytes; "
+                f"{most * row_bytes} are free on device {self.devices[0]}, or allowed (device_memory_limit). Lower num_partitions, or "
+                "train elsewhere and pass ivf_centroids and pq_codebook"
+            )
+
+    def _rows_at_once(self, dimension: int) -> int:
+        """Vectors of a sample, as float32, that the device that trains may hold."""
+        keep(self.devices[0])
         with _CudaDevice(self.devices[0]) as device:
-            return int(device.free_memory() * SAMPLE_SHARE)
+            free = min(device.free_memory(), self.device_memory_limit or sys.maxsize)
+        return int(free * SAMPLE_SHARE) // (dimension * 4)
 
     def train(self, sample: pa.FixedSizeListArray, params: TrainParams, progress: Any = None) -> IvfPqModel:
         """Train centroids and codebook; see `Backend.train`. ``seed`` decides the sample, cuVS its own start.
@@ -162,13 +208,18 @@ class CuvsBackend:
                 )
 
         def work(report: Any) -> tuple[np.ndarray, np.ndarray]:
-            with _CudaDevice(self.devices[0]), device_errors(f"training on {len(vectors)} vectors"):
-                trainer = _Trainer(Cuvs(), computed, params, report)
-                if given is not None:
-                    return given, trainer.codebook_for(given.astype(np.float32))
-                if params.metric == "dot":
-                    return trainer.unit_centroids(), trainer.codebook_of_raw()
-                return trainer.both()
+            device = self.devices[0]
+            at_once = self._rows_at_once(vectors.shape[1])
+            with (
+                _CudaDevice(device),
+                in_pool(device, self.device_memory_limit),
+                device_errors(f"training on {len(vectors)} vectors", trains=True),
+            ):
+                trainer = Trainer(Cuvs(), device, computed, params, report, at_once)
+                trained = trainer.codebook_only(given) if given is not None else trainer.train()
+                # While the device is current.
+                del trainer
+                return trained
 
         centroids, codebook = _on_a_thread(work, progress)
         return IvfPqModel(centroids.astype(dtype), codebook.astype(dtype), params.metric)
@@ -182,7 +233,7 @@ class CuvsBackend:
             The model is for dot and its centroids are not of equal norm.
         """
         self._require()
-        return CuvsEncoder(model, self.devices)
+        return CuvsEncoder(model, self.devices, self.device_memory_limit)
 
     def _require(self) -> None:
         found = self.availability()
@@ -195,9 +246,12 @@ class CuvsBackend:
 class CuvsEncoder:
     """A model on its way to one or more GPUs. It fulfils `DeviceEncoder`, and `Encoder` for a few vectors at a time."""
 
-    def __init__(self, model: IvfPqModel, devices: Sequence[int]) -> None:
+    def __init__(
+        self, model: IvfPqModel, devices: Sequence[int], device_memory_limit: int | None = None
+    ) -> None:
         self.model = model
         self.devices = tuple(devices)
+        self.device_memory_limit = device_memory_limit
         self.input_dtype = "float16" if model.dtype == "float16" else "float32"
         if model.metric == "dot":
             norms = np.linalg.norm(as_matrix(model.ivf_centroids).astype(np.float64), axis=1)
@@ -209,65 +263,97 @@ class CuvsEncoder:
 
     def open(self, device: int, stream: int) -> CuvsSession:
         """See `DeviceEncoder.open`."""
-        return CuvsSession(Cuvs(), self.model, device, stream)
+        limit = self.device_memory_limit
+        return CuvsSession(
+            Cuvs(), self.model, device, stream, None if limit is None else int(limit * OWN_SHARE)
+        )
 
     def encode(self, vectors: pa.FixedSizeListArray) -> tuple[np.ndarray, np.ndarray]:
         """Encode prepared vectors from host memory on the first device; see `Encoder.encode`."""
         library = Cuvs()
-        matrix = np.ascontiguousarray(as_matrix(vectors).astype(self.input_dtype, copy=False))
+        given = as_matrix(vectors)
         with _CudaDevice(self.devices[0]), contextlib.closing(self.open(self.devices[0], 0)) as session:
-            part_id = library.empty((len(matrix),), np.uint32)
-            pq_code = library.empty((len(matrix), self.model.pq_code_width), np.uint8)
+            rows = max(len(given), session.exact_from)
+            matrix = np.zeros((rows, self.model.dimension), self.input_dtype)
+            matrix[: len(given)] = given
+            part_id = library.empty((rows,), np.uint32)
+            pq_code = library.empty((rows, self.model.pq_code_width), np.uint8)
             session.encode(library.to_device(matrix), part_id, pq_code)
             session.finish()
-            return part_id.copy_to_host(), pq_code.copy_to_host()
+            return part_id.copy_to_host()[: len(given)], pq_code.copy_to_host()[: len(given)]
 
 
 class CuvsSession:
     """The indexes of one model on one device."""
 
-    def __init__(self, library: Cuvs, model: IvfPqModel, device: int, stream: int) -> None:
-        self._library = library
-        self._device = device
-        self._restore = pooled(device)
+    def __init__(
+        self, library: Cuvs, model: IvfPqModel, device: int, stream: int, limit: int | None = None
+    ) -> None:
+        self._library, self._model, self._device, self._stream = library, model, device, stream
+        self._broken = False
+        # Fewer rows than this are compared less exactly.
+        few = model.num_partitions < EXACT_ROWS and _cuda.capability(device) in ROUNDS_FEW
+        self.exact_from = EXACT_ROWS if few else 0
+        self._restore = pooled(device, limit)
         try:
             with device_errors("the model"):
-                self._resources, self.on_stream = library.resources(stream)
-                centroids = as_matrix(model.ivf_centroids).astype(np.float32)
-                codebook = codebook_array(model).astype(np.float32)
-                self._labels: Index | None = None
-                self._codes: Index
-                if model.metric == "dot":
-                    # cuVS encodes residuals to the centroid for every metric. Dot needs raw vectors: those are residuals to
-                    # a centroid of zero. The labels come from the centroids, with the smallest quantizer there is: at unit
-                    # norm in float32, because what rounding to the column's type did to their norms would decide for short
-                    # vectors.
-                    norms = np.linalg.norm(centroids.astype(np.float64), axis=1, keepdims=True)
-                    units = (centroids / np.where(norms > 0, norms, 1)).astype(np.float32)
-                    self._labels = library.index(units, smallest_codebook(model.dimension), self._resources)
-                    self._codes = library.index(
-                        np.zeros((1, model.dimension), np.float32), codebook, self._resources
-                    )
-                else:
-                    self._codes = library.index(centroids, codebook, self._resources)
-                self._unused: dict[tuple[int, ...], Any] = {}
+                self._open()
         except BaseException:
             self._restore()
             raise
 
+    def _open(self) -> None:
+        library, model = self._library, self._model
+        self._resources, self.on_stream = library.resources(self._stream)
+        centroids = as_matrix(model.ivf_centroids).astype(np.float32)
+        codebook = codebook_array(model).astype(np.float32)
+        self._labels: Index | CIndex | None = None
+        self._codes: Index | CIndex
+        self._scratch = Scratch(library)
+        if model.metric == "dot":
+            # cuVS encodes residuals to the centroid for every metric. Dot needs raw vectors: those are residuals to
+            # a centroid of zero. The labels come from the centroids, with the smallest quantizer there is.
+            units = of_equal_norm(centroids, codebook)
+            self._labels = library.index(
+                units, smallest_codebook(model.dimension), self._resources, self._device
+            )
+            self._codes = library.index(
+                np.zeros((1, model.dimension), np.float32), codebook, self._resources, self._device
+            )
+        else:
+            self._codes = library.index(centroids, codebook, self._resources, self._device)
+
     def encode(self, vectors: DeviceArray, part_id: DeviceArray, pq_code: DeviceArray) -> None:
         """See `DeviceSession.encode`."""
         rows = vectors.shape[0]
+        if rows < self.exact_from and isinstance(vectors, DeviceArray):
+            wide = [w for w in (a._widened(self.exact_from) for a in (vectors, part_id, pq_code)) if w]
+            if len(wide) == 3:
+                try:
+                    self._encode(*wide)
+                    return
+                except DeviceMemoryError as error:
+                    LOGGER.info(
+                        "device %d: %d rows are compared less exactly (%s)", self._device, rows, error
+                    )
+        self._encode(vectors, part_id, pq_code)
+
+    def _encode(self, vectors: DeviceArray, part_id: DeviceArray, pq_code: DeviceArray) -> None:
+        rows = vectors.shape[0]
         with device_errors(f"{rows} vectors on device {self._device}"):
-            if self._labels is None:
-                self._library.transform(self._codes, vectors, part_id, pq_code, self._resources)
-            else:
-                self._library.transform(
-                    self._labels, vectors, part_id, self._scratch((rows, 1), np.uint8), self._resources
-                )
-                self._library.transform(
-                    self._codes, vectors, self._scratch((rows,), np.uint32), pq_code, self._resources
-                )
+            if self._broken:
+                del self._labels, self._codes, self._resources, self._scratch
+                self._open()
+                self._broken = False
+            try:
+                # For dot the labels of its only centroid first, in their place.
+                self._codes.transform(vectors, part_id, pq_code, self._resources)
+                if self._labels is not None:
+                    unused = self._scratch.bytes_of(rows)
+                    self._labels.transform(vectors, part_id, unused, self._resources)
+            except Exception as error:
+                self._broken = broken_handle(error)
+                raise
             if not self.on_stream:
                 self._resources.sync()
 
@@ -280,17 +366,8 @@ class CuvsSession:
         try:
             self._resources.sync()
         finally:
-            del self._labels, self._codes, self._resources
-            self._unused = {}
+            del self._labels, self._codes, self._resources, self._scratch
             self._restore()
-
-    def _scratch(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
-        """Memory for outputs that nobody reads. Batches have few sizes, and those are kept."""
-        if shape not in self._unused:
-            if len(self._unused) > 4:
-                self._unused = {}
-            self._unused[shape] = self._library.empty(shape, dtype)
-        return self._unused[shape]
 
 
 def _on_a_thread(work: Callable[[Any], Any], progress: Any) -> Any:
@@ -306,6 +383,11 @@ def _on_a_thread(work: Callable[[Any], Any], progress: Any) -> Any:
         try:
             outcome.append((work(lambda *step: steps.put(step)), None))
         except BaseException as error:
+            # Whoever keeps it does not keep what is on the device.
+            cause: BaseException | None = error
+            while cause is not None:
+                traceback.clear_frames(cause.__traceback__)
+                cause = cause.__cause__
             outcome.append((None, error))
         finally:
             steps.put(None)
@@ -331,76 +413,6 @@ def _on_a_thread(work: Callable[[Any], Any], progress: Any) -> Any:
     return result
 
 
-class _Trainer:
-    """The trainings of one sample: float16 or float32, in host memory, from where cuVS takes it."""
-
-    def __init__(self, library: Cuvs, sample: np.ndarray, params: TrainParams, progress: Any) -> None:
-        self.library, self.sample, self.params = library, sample, params
-        self.report = progress
-
-    @contextlib.contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        # cuVS does not say how far it is.
-        self.report("start", name, 0, None, "")
-        yield
-        self.report("complete", name, 0, None, "")
-
-    def both(self) -> tuple[np.ndarray, np.ndarray]:
-        """Centroids and the codebook of residuals, for L2 and (normalised vectors) cosine."""
-        p = self.params
-        with self._stage("train_ivf"):
-            index = self.library.train(
-                self.sample, p.num_partitions, p.num_sub_vectors, p.num_bits, p.max_iters, p.sample_rate
-            )
-        self.report("start", "train_quantizer", 0, None, "")
-        self.report("complete", "train_quantizer", 0, None, "")
-        return self.library.centroids_of(index), self.library.codebook_of(index)
-
-    def unit_centroids(self) -> np.ndarray:
-        """Spherical k-means: centroids of unit norm, of the normalised sample; vectors of zero norm have no direction."""
-        p = self.params
-        wide = self.sample.astype(np.float32, copy=False)
-        norms = np.linalg.norm(wide, axis=1, keepdims=True)
-        directions = (wide / np.where(norms > 0, norms, 1))[norms[:, 0] > 0]
-        if len(directions) < p.num_partitions:
-            raise InvalidInputError(
-                f"training: {len(directions)} vectors of non-zero norm, expected at least num_partitions = {p.num_partitions}"
-            )
-        sub_vectors, bits = smallest_quantizer(wide.shape[1])
-        with self._stage("train_ivf"):
-            index = self.library.train(directions, p.num_partitions, sub_vectors, bits, p.max_iters, 64)
-        centroids = self.library.centroids_of(index)
-        lengths = np.linalg.norm(centroids, axis=1, keepdims=True)
-        unit: np.ndarray = centroids / np.maximum(lengths, np.finfo(np.float32).tiny)
-        return unit
-
-    def codebook_of_raw(self) -> np.ndarray:
-        return self._codebook(self._codebook_sample().astype(np.float32, copy=False))
-
-    def codebook_for(self, centroids: np.ndarray) -> np.ndarray:
-        """The codebook for given centroids: of residuals to the nearest, or of raw vectors for dot."""
-        if self.params.metric == "dot":
-            return self.codebook_of_raw()
-        vectors = np.ascontiguousarray(self._codebook_sample())
-        library = self.library
-        resources, _ = library.resources()
-        index = library.index(centroids, smallest_codebook(centroids.shape[1]), resources)
-        labels, unused = library.empty((len(vectors),), np.uint32), library.empty((len(vectors), 1), np.uint8)
-        library.transform(index, library.to_device(vectors), labels, unused, resources)
-        resources.sync()
-        return self._codebook(vectors.astype(np.float32) - centroids[labels.copy_to_host()])
-
-    def _codebook_sample(self) -> np.ndarray:
-        return self.sample[: self.params.sample_rate << self.params.num_bits]
-
-    def _codebook(self, vectors: np.ndarray) -> np.ndarray:
-        p = self.params
-        with self._stage("train_quantizer"):
-            return self.library.train_codebook(
-                vectors, p.num_sub_vectors, p.num_bits, p.max_iters, p.sample_rate
-            )
-
-
 def device_list(devices: Sequence[int]) -> tuple[int, ...]:
     chosen = tuple(devices)
     whole = all(isinstance(d, (int, np.integer)) and not isinstance(d, bool) and d >= 0 for d in chosen)
@@ -409,15 +421,3 @@ def device_list(devices: Sequence[int]) -> tuple[int, ...]:
             f"devices: got {list(chosen)}, expected at least one device index, none of them twice"
         )
     return tuple(int(d) for d in chosen)
-
-
-def as_matrix(vectors: Any) -> np.ndarray:
-    """A fixed-size list without nulls as (rows, dimension), without a copy."""
-    matrix: np.ndarray = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, vectors.type.list_size)
-    return matrix
-
-
-def codebook_array(model: IvfPqModel) -> np.ndarray:
-    """(num_sub_vectors, 2**num_bits, dimension // num_sub_vectors)."""
-    width = model.dimension // model.num_sub_vectors
-    return as_matrix(model.pq_codebook).reshape(model.num_sub_vectors, 2**model.num_bits, width)

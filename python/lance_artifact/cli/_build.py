@@ -68,6 +68,7 @@ def build(call: Call, dataset: str, column: str, storage_option: tuple[str, ...]
     work = {
         "backend": given["backend"],
         "devices": given["devices"],
+        "device_memory_limit": given["device_memory_limit"],
         "fragment_ids": list(given["fragment"]) or None,
         "memory_limit": given["memory_limit"],
         "progress": call.progress,
@@ -241,8 +242,8 @@ def plan(
     store = options.storage_options(storage_option)
     made = la.plan(
         options.open_dataset(dataset, store), column, given["index_type"], given["name"], replace=given["replace"],
-        fragment_ids=list(given["fragment"]) or None, backend=given["backend"], devices=given["devices"], num_shards=given["num_shards"],
-        calibrate=not given["no_calibrate"], assign=given["assign"], **{key: given[key] for key in (*_TRAINING, *_GRAPHS)},
+        fragment_ids=list(given["fragment"]) or None, backend=given["backend"], devices=given["devices"],
+        device_memory_limit=given["device_memory_limit"], num_shards=given["num_shards"], calibrate=not given["no_calibrate"], assign=given["assign"], **{key: given[key] for key in (*_TRAINING, *_GRAPHS)},
     )  # fmt: skip
     text, result = str(made), json.loads(made.to_json())
     if run:

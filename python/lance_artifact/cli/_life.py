@@ -50,7 +50,7 @@ def run(
         return _clean(uri, everything, dry_run, store)
     opened = la.Run.open(uri, storage_options=store, dataset_storage_options=store)
     work: dict[str, Any] = {"memory_limit": given["memory_limit"], "progress": call.progress}
-    on = {"backend": given["backend"], "devices": given["devices"]}
+    on = {key: given[key] for key in ("backend", "devices", "device_memory_limit")}
     if step == "train":
         model = opened.train(**on, **work)
         return {"model": model.fingerprint, **call.stages.figures()}, f"{model!r}"
@@ -112,7 +112,7 @@ def extend(call: Call, dataset: str, name: str, storage_option: tuple[str, ...],
     store = options.storage_options(storage_option)
     done = la.extend_index(
         options.open_dataset(dataset, store), name, fragment_ids=list(given["fragment"]) or None, backend=given["backend"],
-        devices=given["devices"], artifact_uri=given["artifact"], memory_limit=given["memory_limit"], storage_options=store,
+        devices=given["devices"], device_memory_limit=given["device_memory_limit"], artifact_uri=given["artifact"], memory_limit=given["memory_limit"], storage_options=store,
         measure_fit=not given["no_fit"], assign=given["assign"], progress=call.progress,
     )  # fmt: skip
     figures = call.stages.figures()

@@ -104,6 +104,9 @@ backend = together(
         help='"auto": a GPU if there is one, else the CPU. See: lance-artifact backends',
     ),
     click.option("--devices", type=Devices(), help="GPUs that share the rows. [default: the first]"),
+    click.option(
+        "--device-memory-limit", type=Bytes(), help="Of each GPU, beside CUDA's own. [default: what is free]"
+    ),
 )
 assign = click.option(
     "--assign",

@@ -14,5 +14,6 @@ mod sub_vectors;
 mod train;
 
 pub use encoder::{CpuEncoder, as_float32};
+pub use kmeans::Means;
 pub use search::table_bytes;
 pub use train::{Refinement, train, train_centroids};

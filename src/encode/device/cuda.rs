@@ -9,6 +9,7 @@ use cudarc::driver::result as cu;
 use cudarc::driver::sys;
 
 use super::api::Device;
+use super::numa::near;
 use super::tensor::DeviceMemory;
 use crate::error::{Error, Result};
 
@@ -144,6 +145,8 @@ struct Primary {
     device: sys::CUdevice,
     context: sys::CUcontext,
     name: String,
+    /// Of the host's memory that is nearest to it.
+    node: Option<u32>,
 }
 
 // SAFETY: both are handles of the driver, which takes them on any thread.
@@ -247,7 +250,9 @@ impl Cuda {
         let handle = cu::device::get(index as i32).map_err(failed(&name))?;
         // SAFETY: the device comes from the driver.
         let context = unsafe { cu::primary_ctx::retain(handle) }.map_err(failed(format!("{name}: starting it")))?;
-        let primary = Primary { device: handle, context, name };
+        // SAFETY: the device comes from the driver. Older ones do not know the attribute; on a machine with one node it is -1.
+        let node = unsafe { cu::device::get_attribute(handle, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID) };
+        let primary = Primary { device: handle, context, name, node: node.ok().and_then(|node| u32::try_from(node).ok()) };
         primary.make_current()?;
         Ok(Self(Arc::new(primary)))
     }
@@ -279,7 +284,8 @@ impl Device for Cuda {
         let what = || format!("{}: page-locked host memory, {bytes} bytes", self.0.name);
         // Page-locked for every device.
         // SAFETY: the memory is zeroed before anybody reads it.
-        let pointer = unsafe { cu::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE) }.map_err(failed(what()))?;
+        let allocated = near(self.0.node, || unsafe { cu::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE) });
+        let pointer = allocated.map_err(failed(what()))?;
         // SAFETY: allocated above with this length.
         unsafe { std::ptr::write_bytes(pointer.cast::<u8>(), 0, bytes) };
         let (handle, owner) = self.owned((pointer, bytes));

@@ -5,6 +5,7 @@
 mod api;
 mod cuda;
 mod host;
+mod numa;
 mod pipeline;
 mod slot;
 mod tensor;

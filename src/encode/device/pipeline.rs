@@ -1,11 +1,12 @@
 //! The stages of a device and how slots go round: fill (scan, filter, copy into pinned memory, copy to the device), encode,
-//! give back (copy the codes back, hand them to the writer). Each stage works on its own slot at the same time as the others;
-//! a stage that is ahead waits for a free slot, which bounds memory.
+//! give back (copy the codes back), append (hand them to the writer, in order). Each stage works at the same time as the others; a stage that
+//! is ahead waits, for a free slot or a place, which bounds memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use arrow_array::RecordBatch;
 use futures::{Stream, StreamExt};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
@@ -22,6 +23,8 @@ use crate::sync::spawn;
 
 /// Slots of a device: one in each stage, and one waiting so that none starves.
 const SLOTS: usize = 4;
+/// Batches that came back waiting for the writer.
+const RETURNED_AHEAD: usize = 1;
 /// Scanned batches waiting to be filled into slots.
 const SCANNED_AHEAD: usize = 4;
 
@@ -35,6 +38,8 @@ pub struct DeviceEncoding {
     pub code_width: usize,
     /// Rows of a slot; `None`: chosen from the free device memory.
     pub batch_rows: Option<usize>,
+    /// Bytes of a device that may be taken, of which slots are a share.
+    pub memory: usize,
 }
 
 /// What one device did, and what each stage took.
@@ -59,7 +64,7 @@ pub struct DeviceReport {
 }
 
 /// Where encoded batches go.
-type Sink = dyn Fn(&arrow_array::RecordBatch) -> Result<()> + Send + Sync;
+type Sink = dyn Fn(&RecordBatch) -> Result<()> + Send + Sync;
 
 /// What the lanes of several devices share.
 struct Shared {
@@ -206,16 +211,23 @@ async fn lane<D: Device>(device: Arc<D>, encoder: Box<dyn DeviceEncoder<D>>, sha
     for slot in slots {
         let _ = free.try_send(slot);
     }
+    let (returned, returned_batches) = mpsc::channel(RETURNED_AHEAD);
     let give_back = {
         let (device, shared) = (device.clone(), shared.clone());
-        spawn(move || give_back_stage(&device, &shared, encoded_slots, free))
+        spawn(move || give_back_stage(&device, &shared, encoded_slots, free, returned))
+    };
+    let append = {
+        let shared = shared.clone();
+        spawn(move || append_stage(&shared, returned_batches))
     };
     let fill = fill_stage(&device, stream, shared, free_slots, filled).await;
     // Both end: their senders are gone. The reason for an early end is with whichever stage has an error.
     let encode = encode.await;
     let given_back = give_back.await;
+    let appended = append.await;
     let (encode_seconds, notes) = encode?;
-    let (batches, rows, copy_seconds, write_seconds) = given_back?;
+    let copy_seconds = given_back?;
+    let (batches, rows, write_seconds) = appended?;
     let (scan_wait_seconds, fill_seconds) = fill?;
     if shared.interrupted() {
         return Err(Error::Interrupted("interrupted".into()));
@@ -229,7 +241,8 @@ type Prepared<D> = (Vec<Slot<D>>, <D as Device>::Stream, DeviceReport);
 /// Slots as large as memory allows; smaller ones where an allocation fails all the same.
 fn allocate_slots<D: Device>(device: &Arc<D>, plan: &DeviceEncoding) -> Result<Prepared<D>> {
     device.make_current()?;
-    let mut sizing = Sizing::choose(plan.dimension, plan.element, plan.code_width, SLOTS, device.free_bytes()?, plan.batch_rows)?;
+    let free = device.free_bytes()?.min(plan.memory);
+    let mut sizing = Sizing::choose(plan.dimension, plan.element, plan.code_width, SLOTS, free, plan.batch_rows)?;
     let mut notes = Vec::new();
     loop {
         match (0..SLOTS).map(|_| Slot::allocate(device, sizing)).collect::<Result<Vec<_>>>() {
@@ -372,16 +385,17 @@ impl Splitting {
     }
 }
 
-/// Returns batches, rows, seconds of copies to the device and seconds of waiting for the writer.
+/// Returns the seconds of copies to the device.
 fn give_back_stage<D: Device>(
     device: &Arc<D>,
     shared: &Shared,
     mut encoded: mpsc::Receiver<Slot<D>>,
     free: mpsc::Sender<Slot<D>>,
-) -> Result<(u64, u64, f64, f64)> {
+    returned: mpsc::Sender<RecordBatch>,
+) -> Result<f64> {
     device.make_current()?;
     let stream = device.stream()?;
-    let (mut batches, mut rows, mut copying, mut writing) = (0, 0, 0.0, 0.0);
+    let mut copying = 0.0;
     while let Some(mut slot) = encoded.blocking_recv() {
         if shared.stopped() {
             break;
@@ -394,6 +408,21 @@ fn give_back_stage<D: Device>(
         // The slot goes round while the batch is written; nobody takes it any more where the scan is over.
         let _ = free.blocking_send(slot);
         copying += copied;
+        // The writer ended: it has the reason.
+        if returned.blocking_send(batch).is_err() {
+            break;
+        }
+    }
+    Ok(copying)
+}
+
+/// Returns batches, rows and seconds of waiting for the writer.
+fn append_stage(shared: &Shared, mut returned: mpsc::Receiver<RecordBatch>) -> Result<(u64, u64, f64)> {
+    let (mut batches, mut rows, mut writing) = (0, 0, 0.0);
+    while let Some(batch) = returned.blocking_recv() {
+        if shared.stopped() {
+            break;
+        }
         batches += 1;
         rows += batch.num_rows() as u64;
         let start = Instant::now();
@@ -401,5 +430,5 @@ fn give_back_stage<D: Device>(
         writing += start.elapsed().as_secs_f64();
         shared.done(batch.num_rows() as u64);
     }
-    Ok((batches, rows, copying, writing))
+    Ok((batches, rows, writing))
 }

@@ -192,7 +192,8 @@ impl<D: Device> Slot<D> {
     /// Vectors, partition ids and codes of `rows` rows from `first` on.
     pub fn tensors(&self, first: usize, rows: usize) -> [Tensor<D::Memory>; 3] {
         let tensor = |memory: &Arc<D::Memory>, columns, element| {
-            Tensor { memory: memory.clone(), offset: 0, rows: self.sizing.rows, columns, element }.slice(first, rows)
+            let all = self.sizing.rows;
+            Tensor { memory: memory.clone(), offset: 0, rows: all, room: all, columns, element }.slice(first, rows)
         };
         [
             tensor(&self.vectors, Some(self.sizing.dimension), self.sizing.element),

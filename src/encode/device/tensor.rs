@@ -47,6 +47,8 @@ pub struct Tensor<M> {
     /// Bytes into the memory.
     pub offset: usize,
     pub rows: usize,
+    /// Rows that there is memory for from here on; what those beyond `rows` hold means nothing.
+    pub room: usize,
     /// `None`: a vector of `rows`.
     pub columns: Option<usize>,
     pub element: TensorElement,
@@ -66,6 +68,11 @@ impl<M: DeviceMemory> Tensor<M> {
     /// `rows` rows from `first` on.
     pub fn slice(&self, first: usize, rows: usize) -> Self {
         let row_bytes = self.columns.unwrap_or(1) * self.element.byte_width();
-        Self { offset: self.offset + first * row_bytes, rows, ..self.clone() }
+        Self { offset: self.offset + first * row_bytes, rows, room: self.room.saturating_sub(first).max(rows), ..self.clone() }
+    }
+
+    /// With more rows, where there is room for so many.
+    pub fn widened(&self, rows: usize) -> Option<Self> {
+        (self.rows <= rows && rows <= self.room).then(|| Self { rows, ..self.clone() })
     }
 }

@@ -86,6 +86,7 @@ fn plan(batch_rows: usize) -> DeviceEncoding {
         element: TensorElement::Float32,
         code_width: WIDTH,
         batch_rows: Some(batch_rows),
+        memory: usize::MAX,
     }
 }
 

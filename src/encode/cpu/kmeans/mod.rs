@@ -5,6 +5,7 @@
 //! fit memory comes in parts ([`streamed`]).
 
 mod lloyd;
+mod means;
 mod members;
 mod neighbours;
 mod partitions;
@@ -17,6 +18,7 @@ mod streamed;
 mod testing;
 
 pub use lloyd::{Lloyd, assign};
+pub use means::Means;
 pub use members::Members;
 pub use partitions::partitions;
 pub use passes::{OF_CODEWORDS, progressive};

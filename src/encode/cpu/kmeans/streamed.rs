@@ -1,24 +1,21 @@
 //! One more iteration, on vectors that come in parts: more than memory holds.
 
-use rayon::prelude::*;
-
 use super::super::nearest::Codewords;
-use super::lloyd::{Lloyd, add_up, assign, mean, normalise};
-use super::members::Members;
+use super::lloyd::{Lloyd, assign, normalise};
+use super::means::Means;
 use super::neighbours::{Neighbours, reassign};
 use super::partitions::{FEW, NEIGHBOURS};
 use super::points::Points;
 use super::rough::{self, Groups};
 use crate::error::Result;
 
-/// Sums of the vectors of each cluster.
+/// The iteration, as far as vectors have come.
 pub struct Streamed {
     lloyd: Lloyd,
     centroids: Vec<f32>,
     dimension: usize,
     beside: Beside,
-    sums: Vec<f64>,
-    counts: Vec<u64>,
+    means: Means,
 }
 
 /// Where a vector's centroid is looked for.
@@ -38,8 +35,8 @@ impl Streamed {
         } else {
             Beside::Near(Groups::to_place(points, lloyd.seed)?, rough::neighbours(points, NEIGHBOURS, lloyd.seed)?)
         };
-        let (sums, counts) = (vec![0.0; centroids.len()], vec![0; points.len()]);
-        Ok(Self { lloyd, centroids, dimension, beside, sums, counts })
+        let means = Means::new(points.len(), dimension);
+        Ok(Self { lloyd, centroids, dimension, beside, means })
     }
 
     /// Add vectors, in order: in how many parts they come makes no difference.
@@ -57,20 +54,12 @@ impl Streamed {
                 labels
             }
         };
-        let members = Members::of(&labels, centroids.len());
-        let sums = self.sums.par_chunks_exact_mut(self.dimension).zip(self.counts.par_iter_mut());
-        sums.enumerate().for_each(|(cluster, (sum, count))| {
-            add_up(points, members.of_cluster(cluster), sum);
-            *count += members.size(cluster) as u64;
-        });
+        self.means.add(vectors, &labels);
     }
 
     /// The means. A centroid without vectors stays where it was.
     pub fn finish(mut self) -> Vec<f32> {
-        let sums = self.sums.chunks_exact(self.dimension).zip(&self.counts);
-        for (centroid, (sum, count)) in self.centroids.chunks_exact_mut(self.dimension).zip(sums) {
-            mean(centroid, sum, *count as usize);
-        }
+        self.means.move_to(&mut self.centroids);
         if self.lloyd.spherical {
             normalise(&mut self.centroids, self.dimension);
         }

@@ -35,6 +35,12 @@ class device_ndarray:
         if copy:
             content = np_ndarray.tobytes()
             ctypes.memmove(self._buffer.pointer.value, content, len(content))
+        elif self._buffer.pointer.value:
+            # In the order of the default stream.
+            size = int(np.prod(self.shape)) * self.dtype.itemsize
+            ctypes.CDLL("libcuda.so").fake_cuda_allocated(
+                ctypes.c_void_p(self._buffer.pointer.value), ctypes.c_size_t(size)
+            )
 
     @classmethod
     def empty(cls, shape, dtype=np.float32, order="C"):

@@ -43,10 +43,15 @@ class Quantizer:
 def build(params, dataset, resources=None):
     wrapped = wrap_array(dataset)
     _check_input_array(wrapped, [np.dtype("float32")])
-    CONTROL.take(wrapped.shape[0])
+    CONTROL.take(*wrapped.shape)
+    CONTROL.pageable += not wrapped.from_cai
     vectors = wrapped.view()[: params.max_train_points_per_pq_code << params.pq_bits]
     if vectors.shape[1] % params.pq_dim:
-        raise CuvsException("dim must be a multiple of pq_dim")
+        raise CuvsException("RAFT failure at file=double: Dimension must be divisible by pq_dim")
+    if len(vectors) < 1 << params.pq_bits:
+        raise CuvsException(
+            "RAFT failure at file=double: The number of training samples must be equal to or greater than the number of PQ centers"
+        )
     width = vectors.shape[1] // params.pq_dim
     books = [
         kmeans(vectors[:, m * width : (m + 1) * width], 1 << params.pq_bits, params.kmeans_n_iters)
