@@ -32,7 +32,7 @@ gpu *args:
     scripts/gpu {{args}}
 
 # Benchmarks, as one table and bench.json: all, `quick` (ten minutes), or one of handover, writer, finalize, scale, build, memory,
-# limits, shards, gpu
+# limits, shards, ceiling, gpu
 bench name="all" *args:
     scripts/bench {{name}} {{args}}
 

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 import _common
+import quality
 
 PARTS = ("stages", "ours", "stock", "torch")
 BLOCK = 50_000
@@ -146,8 +147,8 @@ def stages(ds: Any, a: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
     ]  # fmt: skip
 
 
-def recall(ds: Any, a: argparse.Namespace) -> float:
-    """At 10, of 100 queries that are not in the dataset, 20 partitions searched."""
+def found_by(ds: Any, a: argparse.Namespace) -> dict[str, Any]:
+    """Recall at 10, of 100 queries that are not in the dataset: with 20 partitions searched, and with 1, 3 and 10 % of the rows."""
     queries = block(-1, 100, a.dim, "float32")
     unit = (lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)) if a.metric == "cosine" else (lambda v: v)
     best: list[tuple[np.ndarray, np.ndarray]] = []
@@ -165,7 +166,7 @@ def recall(ds: Any, a: argparse.Namespace) -> float:
         nearest = {"column": "vector", "q": query.astype(a.dtype), "k": NEIGHBOURS, "nprobes": 20}
         found = ds.to_table(columns=["id", "_distance"], nearest=nearest)["id"].to_pylist()
         hits += len(set(found) & set(expected.tolist()))
-    return hits / truth.size
+    return {"recall": hits / truth.size, **quality.of_index(ds, "vector_idx", unit(queries), truth, "id")}
 
 
 def end_to_end(ds: Any, a: argparse.Namespace, folder: Path, who: str) -> dict[str, Any]:
@@ -187,9 +188,15 @@ def end_to_end(ds: Any, a: argparse.Namespace, folder: Path, who: str) -> dict[s
     else:
         copy.create_index("vector", "IVF_PQ", accelerator="cuda", **shape, **training)
     seconds = time.perf_counter() - began
-    result = {"seconds": seconds, "recall": recall(lance.dataset(str(target)), a)}
+    result = {"seconds": seconds, **found_by(lance.dataset(str(target)), a)}
     shutil.rmtree(target, ignore_errors=True)
-    print(f"{who}: {seconds:.1f} s, recall@{NEIGHBOURS} {result['recall']:.4f}", file=sys.stderr)
+    shares = ", ".join(
+        f"{recall:.4f} in {share:.0%} of the rows"
+        for share, recall in zip(quality.SHARES, result["at_equal_work"], strict=True)
+    )
+    print(
+        f"{who}: {seconds:.1f} s, recall@{NEIGHBOURS} {result['recall']:.4f} in 20 partitions, {shares}, variation {result['variation']:.2f}"
+    )
     return result
 
 
@@ -232,7 +239,9 @@ def main(arguments: list[str]) -> None:
         ds = dataset(folder, a)
         if "stages" in parts:
             rows += stages(ds, a, folder)
-        kept = folder / "results.json"
+        # Of builds of the same kind, which may have run before.
+        shape = (a.rows, a.dim, a.dtype, a.metric, a.partitions, a.sub_vectors, a.sample_rate, a.max_iters)
+        kept = folder / f"results-{'-'.join(map(str, shape))}.json"
         results = json.loads(kept.read_text()) if kept.exists() else {}
         for who in ("ours", "stock", "torch"):
             if who in parts and (who != "torch" or importlib.util.find_spec("torch") is not None):
@@ -246,6 +255,11 @@ def main(arguments: list[str]) -> None:
                                         theirs["seconds"] / ours["seconds"], "s"))  # fmt: skip
                 rows.append(_common.row(f"recall@10 beside {what}, at most 0.01 lower", ours["recall"], theirs["recall"],
                                         ours["recall"] - theirs["recall"], "difference"))  # fmt: skip
+                for share, mine, other in zip(
+                    quality.SHARES, ours["at_equal_work"], theirs["at_equal_work"], strict=True
+                ):
+                    rows.append(_common.row(f"recall@10 at {share:.0%} of the rows scanned, beside {what}, no worse", mine, other,
+                                            mine - other, "difference"))  # fmt: skip
     for row in rows:
         row.update(machine=machine, versions=versions)
     _common.report(rows, a.json)
