@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -116,6 +117,16 @@ def in_process(script: str, job: str, **arguments: Any) -> dict[str, Any]:
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
     return result
+
+
+def counts(arguments: list[str], what: str) -> list[int]:
+    """The whole numbers that a benchmark is given."""
+    parser = argparse.ArgumentParser(
+        description=sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("counts", nargs="*", type=int, metavar=what)
+    found: list[int] = parser.parse_args(arguments).counts
+    return found
 
 
 def dispatch(jobs: dict[str, Callable[..., dict[str, Any]]], main: Callable[[list[str]], None]) -> None:

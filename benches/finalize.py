@@ -118,7 +118,7 @@ def measure(rows: int, runs: int) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> None:
-    rows = int(arguments[0]) if arguments else handover.ROWS
+    (rows,) = _common.counts(arguments, "ROWS") or [handover.ROWS]
     print(f"{_common.machine()}\n{_common.versions()}")
     _common.report(measure(rows, 5), Path("finalize.json"))
 

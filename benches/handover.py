@@ -159,7 +159,7 @@ def measure(rows: int, runs: int) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> None:
-    rows = int(arguments[0]) if arguments else ROWS
+    (rows,) = _common.counts(arguments, "ROWS") or [ROWS]
     print(f"{_common.machine()}\n{_common.versions()}")
     _common.report(measure(rows, 3), Path("handover.json"))
 

@@ -43,7 +43,7 @@ def write(rows: int, folder: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    counts = [int(a) << 20 for a in arguments] or [1 << 20, 4 << 20, 16 << 20]
+    counts = [n << 20 for n in _common.counts(arguments, "MILLIONS_OF_ROWS") or [1, 4, 16]]
     print(
         f"{_common.machine()}\n{_common.versions()}\nmemory_limit {LIMIT >> 20} MiB, codes of {WIDTH} bytes, K={PARTITIONS}",
         file=sys.stderr,

@@ -103,8 +103,9 @@ def shapes(millions: list[int]) -> list[tuple[int, int]]:
 
 
 def main(arguments: list[str]) -> None:
+    millions = _common.counts(arguments, "MILLIONS_OF_ROWS") or [1, 4, 16, 32]
     print(f"{_common.machine()}\n{_common.versions()}")
-    measure(shapes([int(a) for a in arguments] or [1, 4, 16, 32]))
+    measure(shapes(millions))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ impl SubVectorCodewords {
 
     #[inline]
     fn index(&self, of_distinct: u32) -> u32 {
-        if self.first.is_empty() { of_distinct } else { self.first.get(of_distinct as usize).copied().unwrap_or(of_distinct) }
+        self.first.get(of_distinct as usize).copied().unwrap_or(of_distinct)
     }
 
     /// The length of the longest.

@@ -144,3 +144,29 @@ fn a_first_look_along_few_axes() {
     agrees(&few, &vectors, dimension, Form::L2);
     agrees(&vec![1.0; 600 * dimension], &vectors[..50 * dimension], dimension, Form::L2);
 }
+
+#[test]
+fn what_a_first_look_costs_is_its_bounds_and_what_it_leaves() {
+    let mut rng = SmallRng::seed_from_u64(11);
+    let (count, dimension) = (600, 768);
+    let codewords = Pruned::new(&numbers(&mut rng, count * dimension, 0.0), dimension, Form::L2);
+    let Some(head) = Head::of(&codewords) else { return };
+    // Nothing is known yet.
+    assert_eq!(head.cost(), 1.0);
+    head.count(1000, 0);
+    let bounds = head.cost();
+    assert!(bounds > 0.0 && bounds < 0.5, "{bounds}");
+    head.count(1000, 100);
+    assert!((head.cost() - bounds - 0.05).abs() < 1e-9);
+    head.count(0, 300);
+    assert_eq!(head.cost(), 1.0);
+
+    // So many vectors are looked at before it is switched off, and no more, where it leaves everything.
+    let Some(head) = Head::of(&codewords) else { return };
+    let panels = count.div_ceil(PANEL) as u64;
+    let looked = Head::tried(count) as u64 * panels;
+    head.count(looked, looked);
+    assert!(head.is_worth_it());
+    head.count(panels, panels);
+    assert!(!head.is_worth_it());
+}
