@@ -20,6 +20,11 @@ pub struct VectorColumn {
 }
 
 impl VectorColumn {
+    /// Not of a struct.
+    pub fn is_top_level(&self) -> bool {
+        self.parts.len() == 1
+    }
+
     /// Find and check the column `path` of `dataset`.
     pub fn resolve(dataset: &Dataset, path: &str) -> Result<Self> {
         let schema = dataset.0.schema();

@@ -5,13 +5,16 @@ mod column;
 mod handle;
 mod history;
 mod manifest;
+mod plain;
 mod rows;
 mod scan;
+mod scanned;
 mod version;
 
 pub use column::VectorColumn;
 pub use handle::DatasetHandle;
 pub use history::ColumnFiles;
 pub use manifest::DatasetManifest;
-pub use scan::{ScanOptions, ScannedRows};
+pub use scan::ScanOptions;
+pub use scanned::ScannedRows;
 pub use version::Dataset;

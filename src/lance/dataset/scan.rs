@@ -3,46 +3,22 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::UInt64Type;
-use arrow_array::{FixedSizeListArray, RecordBatch, UInt64Array};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use lance::dataset::fragment::{BaseSchedulers, FileFragment, FragReadConfig};
+use lance::dataset::fragment::{BaseSchedulers, FileFragment, FragReadConfig, FragmentReader};
 use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
 use lance_table::format::Fragment;
 
 use super::column::VectorColumn;
+use super::plain::PlainFragment;
+use super::scanned::ScannedRows;
 use super::version::Dataset;
 use crate::error::{Error, Result};
 
-/// Scanned rows, not yet filtered.
-#[derive(Debug, Clone)]
-pub struct ScannedRows {
-    pub row_ids: UInt64Array,
-    pub vectors: FixedSizeListArray,
-}
-
-impl ScannedRows {
-    fn of(batch: &RecordBatch, column: &VectorColumn) -> Result<Self> {
-        let row_ids = batch
-            .column_by_name(lance_core::ROW_ID)
-            .and_then(|c| c.as_primitive_opt::<UInt64Type>())
-            .ok_or_else(|| Error::internal("a scanned batch has no row ids"))?;
-        Ok(Self { row_ids: row_ids.clone(), vectors: column.extract(batch)? })
-    }
-
-    pub fn len(&self) -> usize {
-        self.row_ids.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.row_ids.is_empty()
-    }
-
-    /// `rows` rows from `first` on, without a copy.
-    pub fn slice(&self, first: usize, rows: usize) -> Self {
-        Self { row_ids: self.row_ids.slice(first, rows), vectors: self.vectors.slice(first, rows) }
-    }
+/// How the rows of a fragment are read.
+enum FragmentRows {
+    Plain(PlainFragment),
+    /// By Lance's decoder.
+    Encoded(FragmentReader),
 }
 
 /// How much a scan holds at once.
@@ -57,7 +33,8 @@ impl Dataset {
     /// The rows of a column in some fragments, in order.
     ///
     /// Reads ranges of rows rather than Lance's scan, which reads whole pages: of a table written in one piece those are as
-    /// large as its files, and several at a time.
+    /// large as its files, and several at a time. Where a fragment's vectors lie in its file as they are, they are read so, without Lance's
+    /// decoder.
     pub async fn scan(
         &self,
         column: &VectorColumn,
@@ -70,16 +47,23 @@ impl Dataset {
         let store = dataset.object_store(None).await?;
         let scheduler = ScanScheduler::new(store.clone(), SchedulerConfig::max_bandwidth(&store));
         let bases = BaseSchedulers::max_bandwidth();
+        let (version, wanted) = (self.clone(), column.clone());
         let opened = stream::iter(fragments)
             .map(move |fragment| {
                 let (dataset, path) = (dataset.clone(), path.clone());
                 let (scheduler, bases) = (scheduler.clone(), bases.clone());
+                let (version, column) = (version.clone(), wanted.clone());
                 async move {
+                    if let Some(plain) = PlainFragment::open(&version, &fragment, &column, &scheduler).await? {
+                        let rows = fragment.physical_rows.unwrap_or(0) as u32;
+                        return Ok((Arc::new(FragmentRows::Plain(plain)), rows));
+                    }
                     let projection = dataset.schema().project(&[path])?;
                     let fragment = FileFragment::new(dataset, fragment);
                     let config = FragReadConfig::default().with_row_id(true).with_scan_scheduler(scheduler).with_base_schedulers(bases);
                     let physical_rows = fragment.physical_rows().await? as u32;
-                    Ok::<_, Error>((Arc::new(fragment.open(&projection, config).await?), physical_rows))
+                    let reader = fragment.open(&projection, config).await?;
+                    Ok::<_, Error>((Arc::new(FragmentRows::Encoded(reader)), physical_rows))
                 }
             })
             // The next fragment's metadata comes while this one is read.
@@ -98,8 +82,14 @@ impl Dataset {
                     let (reader, range) = range?;
                     // A task of its own: decoding is work, and the reader of the stream may be busy.
                     tokio::spawn(async move {
-                        let batches = reader.take_range(range, rows).await?.buffered(1).try_collect::<Vec<_>>().await?;
-                        batches.iter().filter(|b| b.num_rows() > 0).map(|b| ScannedRows::of(b, &column)).collect::<Result<Vec<_>>>()
+                        match reader.as_ref() {
+                            FragmentRows::Plain(plain) => plain.read(range).await,
+                            FragmentRows::Encoded(reader) => {
+                                let batches = reader.take_range(range, rows).await?.buffered(1).try_collect::<Vec<_>>().await?;
+                                let scanned = batches.iter().filter(|b| b.num_rows() > 0).map(|b| ScannedRows::of(b, &column));
+                                scanned.collect::<Result<Vec<_>>>()
+                            }
+                        }
                     })
                     .await?
                 }

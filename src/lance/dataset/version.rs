@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use object_store::path::Path;
+
 use super::manifest::DatasetManifest;
 use crate::error::{Error, Result};
 use crate::io::without_credentials;
@@ -37,6 +39,11 @@ impl Dataset {
     /// `None` for main.
     pub fn branch(&self) -> Option<&str> {
         self.1.branch()
+    }
+
+    /// Where a data file lies in the dataset's store.
+    pub(super) fn data_file(&self, name: &str) -> Path {
+        self.0.data_dir().join(name)
     }
 
     /// Whether row ids are numbers of their own rather than addresses.

@@ -1,14 +1,19 @@
-//! Flat pages: how the columns of a bucket file lie in its bytes.
+//! Flat pages: how the columns of a bucket file, and the vectors of a table, lie in the bytes of their files.
 //!
-//! Lance's 2.0 format stores a column without nulls as its plain values, page after page. So a range of rows is a range of
-//! bytes: the writer appends what it has gathered as it is, and the reader asks the store for just the bytes it needs, with no
-//! encoder or decoder between. Any Lance reader reads these files; files of other encodings are read through Lance's decoder.
+//! Lance's 2.0 format stores a column without nulls as its plain values, page after page; later ones do so where values are wide. So a
+//! range of rows is a range of bytes: the writer of buckets appends what it has gathered as it is, and readers ask the store for just the
+//! bytes they need, with no encoder or decoder between. Any Lance reader reads these files; files of other encodings are read through
+//! Lance's decoder.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use lance_encoding::decoder::{ColumnInfo, PageEncoding, PageInfo};
 use lance_encoding::format::ProtobufUtils;
+use lance_encoding::format::metadata::PageLayout;
+use lance_encoding::format::metadata::compressive_encoding::Compression;
+use lance_encoding::format::metadata::full_zip_layout::Details;
+use lance_encoding::format::metadata::page_layout::Layout;
 use lance_encoding::format::pb::{ArrayEncoding, ColumnEncoding, column_encoding};
 
 /// Values of one row of a column.
@@ -18,6 +23,8 @@ pub enum FlatType {
     Integer(u64),
     /// Bytes of a fixed-size list.
     Bytes(usize),
+    /// A fixed-size list of numbers.
+    Vector { bits: u64, dimension: u64 },
 }
 
 impl FlatType {
@@ -25,14 +32,40 @@ impl FlatType {
         match self {
             Self::Integer(bits) => bits / 8,
             Self::Bytes(bytes) => bytes as u64,
+            Self::Vector { bits, dimension } => bits / 8 * dimension,
         }
     }
 
     fn encoding(self) -> ArrayEncoding {
         let flat = |bits| ProtobufUtils::basic_no_null_encoding(ProtobufUtils::flat_encoding(bits, 0, None));
+        let list = |items, bits| ProtobufUtils::basic_no_null_encoding(ProtobufUtils::fsl_encoding(items, flat(bits), false));
         match self {
             Self::Integer(bits) => flat(bits),
-            Self::Bytes(bytes) => ProtobufUtils::basic_no_null_encoding(ProtobufUtils::fsl_encoding(bytes as u64, flat(8), false)),
+            Self::Bytes(bytes) => list(bytes as u64, 8),
+            Self::Vector { bits, dimension } => list(dimension, bits),
+        }
+    }
+
+    /// Whether a page holds values of this type as they are, and nothing else.
+    fn is_of(self, page: &PageInfo) -> bool {
+        match &page.encoding {
+            PageEncoding::Legacy(encoding) => *encoding == self.encoding(),
+            // Of the formats from 2.1 on wide values, of which none is null: no levels between them.
+            PageEncoding::Structural(PageLayout { layout: Some(Layout::FullZipLayout(zipped)) }) => {
+                let Self::Vector { bits, dimension } = self else { return false };
+                let numbers = match zipped.value_compression.as_ref().and_then(|values| values.compression.as_ref()) {
+                    Some(Compression::FixedSizeList(list)) if list.items_per_value == dimension && !list.has_validity => &list.values,
+                    _ => return false,
+                };
+                let plain = match numbers.as_ref().and_then(|values| values.compression.as_ref()) {
+                    Some(Compression::Flat(flat)) => flat.bits_per_value == bits && flat.data.is_none(),
+                    _ => false,
+                };
+                let width = matches!(zipped.details, Some(Details::BitsPerValue(width)) if u64::from(width) == bits * dimension);
+                let all = [zipped.num_items, zipped.num_visible_items].map(u64::from) == [page.num_rows; 2];
+                plain && width && all && zipped.bits_rep == 0 && zipped.bits_def == 0
+            }
+            _ => false,
         }
     }
 }
@@ -79,18 +112,14 @@ pub struct FlatColumn {
 impl FlatColumn {
     /// `None` where any page is not plain values of `kind` that lie within the first `data_bytes` of the file.
     pub fn of(column: &ColumnInfo, kind: FlatType, data_bytes: u64) -> Option<Self> {
-        let expected = kind.encoding();
         let mut pages = Vec::with_capacity(column.page_infos.len() + 1);
         let mut row = 0u64;
         for page in column.page_infos.iter() {
-            let PageEncoding::Legacy(encoding) = &page.encoding else {
-                return None;
-            };
             let [(position, size)] = page.buffer_offsets_and_sizes.as_ref() else {
                 return None;
             };
             let fits = page.num_rows.checked_mul(kind.row_bytes()) == Some(*size) && position.checked_add(*size)? <= data_bytes;
-            if *encoding != expected || !fits {
+            if !kind.is_of(page) || !fits {
                 return None;
             }
             pages.push((row, *position));
