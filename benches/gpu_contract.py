@@ -127,7 +127,7 @@ def a_stream_of_ours() -> str:
     library = Cuvs()
     if library.lacking():
         raise RuntimeError(f"lacking: {library.lacking()}")
-    through = "its C interface" if library.has_c_interface else "its Python package, one thread at a time"
+    through = "its C interface" if library.c_interface else "its Python package, one thread at a time"
     return f"encodes through {through}"
 
 

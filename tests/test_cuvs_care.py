@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -192,7 +194,10 @@ def test_encodings_that_are_there_later_are_waited_for(
     metric: str, double: Gpu, write: Any, tmp_path: Path
 ) -> None:
     """cuVS waits for each batch itself so far. Where it does not, results are poison until somebody waits for the stream."""
-    ds = write(vectors(ROWS, DIM))
+    array = vectors(ROWS, DIM)
+    # The first batches are small: what is made for later ones must not go while an earlier one is under way.
+    array[:200] = array[300:400] = np.nan
+    ds = write(array)
     model = la.train(ds, "vector", metric=metric, backend="cpu", **SHAPE)
     expected = la.build_artifact(ds, "vector", model, tmp_path / "now", backend="cuvs", batch_rows=300)
     double.control.put_off = True
@@ -296,3 +301,51 @@ def test_a_codebook_is_trained_on_rows_from_all_over(metric: str, double: Gpu) -
     params = la.TrainParams(metric, 64 if given is None else 1, M, 4, 64, ivf_centroids=given)
     model = CuvsBackend().train(prepared(array), params)
     assert np.abs(codebook_array(model)).max() > 15
+
+
+@pytest.mark.parametrize("metric", ["l2", "dot"])
+def test_a_batch_begins_while_another_thread_holds_the_interpreter(
+    metric: str, double: Gpu, write: Any, tmp_path: Path
+) -> None:
+    ds = write(vectors(ROWS, DIM))
+    model = la.train(ds, "vector", metric=metric, backend="cpu", **SHAPE)
+    expected = where(
+        la.build_artifact(ds, "vector", model, tmp_path / "quiet", backend="cuvs", batch_rows=100)
+    )
+    # Neither gives the interpreter away while it is called.
+    held, system = ctypes.PyDLL("libcuvs_c.so"), ctypes.PyDLL(None)
+    ended, begun = threading.Event(), [0]
+
+    def busy() -> None:
+        while not ended.is_set():
+            before = held.fake_cuvs_entered()
+            system.usleep(20_000)
+            begun[0] += held.fake_cuvs_entered() - before
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        made = la.build_artifact(ds, "vector", model, tmp_path / "busy", backend="cuvs", batch_rows=100)
+    finally:
+        ended.set()
+        thread.join()
+    assert where(made) == expected
+    assert begun[0] > 5
+
+
+def test_a_batch_that_fails_without_the_interpreter_is_tried_with_it(
+    double: Gpu, write: Any, tmp_path: Path
+) -> None:
+    ds = write(vectors(ROWS, DIM))
+    model = la.train(ds, "vector", metric="dot", backend="cpu", **SHAPE)
+    expected = where(la.build_artifact(ds, "vector", model, tmp_path / "all", backend="cuvs", batch_rows=300))
+    # Fewer rows, then other resources.
+    double.control.most_rows = 120
+    made = la.build_artifact(ds, "vector", model, tmp_path / "few", backend="cuvs", batch_rows=300)
+    assert where(made) == expected
+    double.control.reset()
+    double.control.no_handle_at = 9
+    made = la.build_artifact(ds, "vector", model, tmp_path / "broken", backend="cuvs", batch_rows=300)
+    assert where(made) == expected
+    assert len(double.control.broken) == 1

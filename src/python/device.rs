@@ -14,6 +14,7 @@ use super::dlpack;
 use super::exit::{self, Entry};
 use super::model::PyIvfPqModel;
 use super::runtime::run;
+use super::without::WithoutPython;
 use crate::encode::device::{Cuda, CurrentContext, Device, DeviceEncoder, DeviceEncoding, Tensor, TensorElement, encode_on_devices};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -187,12 +188,8 @@ impl PyDeviceArray {
         if copy == Some(true) || dl_device.is_some_and(|wanted| wanted != self.__dlpack_device__()) {
             return Err(pyo3::exceptions::PyBufferError::new_err("the array is shared without a copy, on its own device"));
         }
-        let element = match self.tensor.element {
-            TensorElement::Float16 | TensorElement::Float32 => dlpack::FLOAT,
-            TensorElement::UInt8 | TensorElement::UInt32 => dlpack::UNSIGNED,
-        };
-        let bits = 8 * self.tensor.element.byte_width() as u8;
-        dlpack::capsule(py, self.tensor.address(), self.device, (element, bits), self.shape_vec(), self.tensor.memory.clone())
+        let dtype = dlpack::dtype(self.tensor.element);
+        dlpack::capsule(py, self.tensor.address(), self.device, dtype, self.shape_vec(), self.tensor.memory.clone())
     }
 }
 
@@ -217,10 +214,20 @@ struct PythonEncoder {
     index: usize,
     stream: usize,
     session: Option<Py<PyAny>>,
+    /// What encodes without the interpreter, from the last time that it was asked for.
+    without: Option<WithoutPython>,
     raised: Raised,
 }
 
 impl PythonEncoder {
+    /// In Python.
+    fn encode_in(&self, py: Python<'_>, [vectors, part_ids, codes]: [Tensor<<Cuda as Device>::Memory>; 3]) -> Result<()> {
+        let session = self.session.as_ref().ok_or_else(|| Error::internal("an encoder that is not open"))?;
+        let array = |tensor| PyDeviceArray { tensor, device: self.index, stream: self.stream };
+        session.call_method1(py, "encode", (array(vectors), array(part_ids), array(codes))).map_err(|e| self.failed(py, e))?;
+        Ok(())
+    }
+
     fn failed(&self, py: Python<'_>, error: PyErr) -> Error {
         let message = error.to_string();
         release_frames(py, &error);
@@ -248,15 +255,24 @@ impl DeviceEncoder<Cuda> for PythonEncoder {
         part_ids: Tensor<<Cuda as Device>::Memory>,
         codes: Tensor<<Cuda as Device>::Memory>,
     ) -> Result<()> {
+        let batch = [vectors, part_ids, codes];
+        if self.without.as_ref().is_some_and(|without| without.encode(&batch)) {
+            return Ok(());
+        }
+        // The first time, or where it fails: Python does it, or says why not. Afterwards it may be done otherwise.
+        self.without = None;
+        let rows = batch[0].room;
         exit::attach(|py| {
-            let session = self.session.as_ref().ok_or_else(|| Error::internal("an encoder that is not open"))?;
-            let array = |tensor| PyDeviceArray { tensor, device: self.index, stream: self.stream };
-            session.call_method1(py, "encode", (array(vectors), array(part_ids), array(codes))).map_err(|e| self.failed(py, e))?;
+            self.encode_in(py, batch)?;
+            let session = self.session.as_ref().map(|session| session.bind(py));
+            let asked = session.map(|session| WithoutPython::of(session, rows, self.index)).transpose();
+            self.without = asked.map_err(|e| self.failed(py, e))?.flatten();
             Ok(())
         })
     }
 
     fn close(&mut self) {
+        self.without = None;
         if let Some(session) = self.session.take() {
             let _ = exit::attach(|py| {
                 if let Err(error) = session.call_method0(py, "close") {
@@ -310,7 +326,7 @@ pub fn encode_on_device<'py>(
         .zip(&devices)
         .map(|(cuda, index)| {
             let encoder = encoder.clone().unbind();
-            let python = PythonEncoder { encoder, index: *index, stream: 0, session: None, raised: raised.clone() };
+            let python = PythonEncoder { encoder, index: *index, stream: 0, session: None, without: None, raised: raised.clone() };
             (cuda, Box::new(python) as Box<dyn DeviceEncoder<Cuda>>)
         })
         .collect();

@@ -8,11 +8,22 @@ use std::sync::Arc;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
+use crate::encode::device::TensorElement;
+
 pub const CUDA: i32 = 2;
-pub const UNSIGNED: u8 = 1;
-pub const FLOAT: u8 = 2;
+const UNSIGNED: u8 = 1;
+const FLOAT: u8 = 2;
 
 const NAME: &CStr = c"dltensor";
+
+/// Code and bits.
+pub fn dtype(element: TensorElement) -> (u8, u8) {
+    let code = match element {
+        TensorElement::Float16 | TensorElement::Float32 => FLOAT,
+        TensorElement::UInt8 | TensorElement::UInt32 => UNSIGNED,
+    };
+    (code, 8 * element.byte_width() as u8)
+}
 
 #[repr(C)]
 struct DlDevice {
@@ -38,11 +49,39 @@ struct DlTensor {
     byte_offset: u64,
 }
 
+/// An array as C libraries take it, managed by whom it is.
 #[repr(C)]
-struct DlManagedTensor {
+pub struct DlManagedTensor {
     tensor: DlTensor,
     manager: *mut c_void,
     deleter: Option<unsafe extern "C" fn(*mut DlManagedTensor)>,
+}
+
+/// A contiguous array on a CUDA device that stays its owner's, for a call. `dtype` is (code, bits).
+pub struct Borrowed {
+    tensor: DlManagedTensor,
+    /// What the tensor points to, which does not move with this.
+    _shape: Box<[i64]>,
+}
+
+impl Borrowed {
+    pub fn new(address: usize, device: usize, dtype: (u8, u8), shape: &[usize]) -> Self {
+        let mut shape: Box<[i64]> = shape.iter().map(|n| *n as i64).collect();
+        let tensor = DlTensor {
+            data: address as *mut c_void,
+            device: DlDevice { device_type: CUDA, device_id: device as i32 },
+            ndim: shape.len() as i32,
+            dtype: DlDataType { code: dtype.0, bits: dtype.1, lanes: 1 },
+            shape: shape.as_mut_ptr(),
+            strides: std::ptr::null_mut(),
+            byte_offset: 0,
+        };
+        Self { tensor: DlManagedTensor { tensor, manager: std::ptr::null_mut(), deleter: None }, _shape: shape }
+    }
+
+    pub fn as_mut_ptr(&mut self) -> *mut DlManagedTensor {
+        &raw mut self.tensor
+    }
 }
 
 /// What a tensor refers to.

@@ -19,6 +19,7 @@ mod process;
 mod runtime;
 mod segment;
 mod storage;
+mod without;
 
 use pyo3::prelude::*;
 

@@ -78,6 +78,10 @@ class CuvsC:
         self.last_error = library.cuvsGetLastErrorText
         self.last_error.restype = ctypes.c_char_p
 
+    def transform_address(self) -> int:
+        """Where the function is, for who calls it without the interpreter."""
+        return int(ctypes.cast(self.transform, ctypes.c_void_p).value or 0)
+
     def check(self, status: int) -> None:
         if status != _SUCCEEDED:
             # Of this thread.
@@ -103,6 +107,11 @@ class CIndex:
                 self._index,
             )
         )
+
+    @property
+    def address(self) -> int:
+        """Of cuVS's own structure, which goes with this object."""
+        return int(self._index.value or 0)
 
     def transform(self, vectors: Any, part_id: Any, pq_code: Any, resources: Any) -> None:
         tensors = [_managed(array, self._device) for array in (vectors, part_id, pq_code)]

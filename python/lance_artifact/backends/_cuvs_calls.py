@@ -46,9 +46,9 @@ class Cuvs:
             LOGGER.info("cuVS encodes through its Python package, one thread at a time (%s)", error)
 
     @property
-    def has_c_interface(self) -> bool:
-        """Whether encodings run beside other threads of Python."""
-        return self._c is not None
+    def c_interface(self) -> CuvsC | None:
+        """Through which encodings run beside other threads of Python."""
+        return self._c
 
     def lacking(self) -> list[str]:
         """What this version of cuVS has not."""
@@ -202,13 +202,15 @@ class Cuvs:
 class Scratch:
     """Device memory for outputs of any number of rows, one byte each, that nobody reads. It grows and is used again."""
 
-    def __init__(self, library: Cuvs) -> None:
-        self._library, self._memory = library, None
+    def __init__(self, library: Cuvs, resources: Any) -> None:
+        self._library, self._resources, self._memory = library, resources, None
 
     def bytes_of(self, rows: int) -> Any:
         """(rows, 1) uint8."""
         if self._memory is None or self._memory.shape[0] < rows:
-            # Batches differ by the rows that are left out of them.
+            # Batches differ by the rows that are left out of them. One may still be under way, and write to what goes.
+            if self._memory is not None:
+                self._resources.sync()
             self._memory = None
             self._memory = self._library.empty((1 << max(rows - 1, 1).bit_length(), 1), np.uint8)
         return FirstRows(self._memory, rows)

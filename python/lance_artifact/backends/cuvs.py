@@ -309,7 +309,7 @@ class CuvsSession:
         codebook = codebook_array(model).astype(np.float32)
         self._labels: Index | CIndex | None = None
         self._codes: Index | CIndex
-        self._scratch = Scratch(library)
+        self._scratch = Scratch(library, self._resources)
         if model.metric == "dot":
             # cuVS encodes residuals to the centroid for every metric. Dot needs raw vectors: those are residuals to
             # a centroid of zero. The labels come from the centroids, with the smallest quantizer there is.
@@ -356,6 +356,21 @@ class CuvsSession:
                 raise
             if not self.on_stream:
                 self._resources.sync()
+
+    def without_python(self, rows: int) -> tuple[int, int, list[tuple[int, int | None]], int] | None:
+        """What encodes up to ``rows`` rows without the interpreter, until the next call of a method.
+
+        The address of ``cuvsIvfPqTransform``, the resources, of each call the index and where codes go that nobody reads, and
+        `exact_from`. None where each batch must come through `encode`.
+        """
+        library = self._library.c_interface
+        if library is None or self._broken or not self.on_stream or not isinstance(self._codes, CIndex):
+            return None
+        calls: list[tuple[int, int | None]] = [(self._codes.address, None)]
+        if isinstance(self._labels, CIndex):
+            unused = self._scratch.bytes_of(max(rows, self.exact_from)).__cuda_array_interface__["data"][0]
+            calls.append((self._labels.address, unused))
+        return library.transform_address(), self._resources.get_c_obj(), calls, self.exact_from
 
     def finish(self) -> None:
         """Wait for what was encoded."""
