@@ -116,6 +116,9 @@ class Trainer:
             for start in range(0, len(self.sample), rows):
                 part = self.sample[start : start + rows]
                 part = directions_of(part) if self.spherical else np.ascontiguousarray(part)
+                # Of zeros there is none.
+                if not len(part):
+                    continue
                 labels = nearest.of(part)
                 if adding is not None:
                     adding.result()
