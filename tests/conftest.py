@@ -93,14 +93,15 @@ def stored(ds: Any, name: str) -> list[dict[int, bytes]]:
     return stored_in(ds, name, segment(ds, name).uuid)
 
 
-def stored_in(ds: Any, name: str, uuid: str) -> list[dict[int, bytes]]:
+def stored_in(
+    ds: Any, name: str, uuid: str, options: dict[str, str] | None = None
+) -> list[dict[int, bytes]]:
     """The same, of one segment of an index."""
     statistics = next(s for s in ds.stats.index_stats(name)["indices"] if s["uuid"] == uuid)
     sizes = [p["size"] for p in statistics["partitions"]]
-    path = Path(ds.uri) / "_indices" / uuid / "auxiliary.idx"
     from lance.file import LanceFileReader
 
-    file = LanceFileReader(str(path))
+    file = LanceFileReader(f"{ds.uri}/_indices/{uuid}/auxiliary.idx", storage_options=options)
     table = file.read_all().to_table()
     (quantization,) = json.loads((file.metadata().schema.metadata or {})[b"storage_metadata"])
     transposed = json.loads(quantization)["transposed"]

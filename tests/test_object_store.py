@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import http.server
 import json
 import pickle
 import subprocess
@@ -11,11 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import lance
 import numpy as np
@@ -24,6 +20,7 @@ import pytest
 
 import lance_artifact as la
 from conftest import column, content, encoded, vectors
+from failing_s3 import proxy
 from local_s3 import BUCKET, client, s3_server
 
 K, M, DIM, ROWS = 8, 4, 16, 3000
@@ -153,71 +150,6 @@ def test_publishing_is_put_if_absent(s3: dict[str, str]) -> None:
         both[1].finish()
     both[1].abort()
     assert la.Artifact.open("s3://vectors/race", s3).verify().ok
-
-
-@contextmanager
-def proxy(
-    s3: dict[str, str], act: Callable[[str, str, dict[str, str]], str | None]
-) -> Iterator[dict[str, str]]:
-    """A server in front of the store, which does what `act(method, key, headers)` says: None passes the request on, "500" fails
-    it, "lost" passes it on and fails the answer, "late" fails it and passes it on a second later."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            headers = {
-                k: v for k, v in self.headers.items() if k.lower() not in ("connection", "content-length")
-            }
-            key = urlsplit(self.path).path.removeprefix("/vectors/")
-            what = act(self.command, key, headers)
-            status, answer, given = 500, b"", []
-            command, path = self.command, self.path
-
-            def passed_on() -> tuple[int, bytes, list[tuple[str, str]]]:
-                connection = http.client.HTTPConnection(urlsplit(s3["aws_endpoint"]).netloc)
-                connection.request(command, path, body, headers)
-                response = connection.getresponse()
-                said = response.status, response.read(), response.getheaders()
-                connection.close()
-                return said
-
-            if what == "late":
-                threading.Timer(1, passed_on).start()
-            elif what == "lost":
-                passed_on()
-            elif what != "500":
-                status, answer, given = passed_on()
-            self.send_response(status)
-            hop = ("connection", "transfer-encoding", "content-length", "date", "server")
-            for name, value in given:
-                if name.lower() not in hop:
-                    self.send_header(name, value)
-            length = dict(given).get("Content-Length") if self.command == "HEAD" else None
-            self.send_header("Content-Length", length or str(len(answer)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(answer)
-
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield {
-                **s3,
-                "aws_endpoint": f"http://127.0.0.1:{server.server_port}",
-                "client_max_retries": "0",
-                "client_retry_timeout": "5",
-            }
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def small(uri: str, seed: int, options: dict[str, str], **more: Any) -> la.PartitionArtifactBuilder:

@@ -403,7 +403,7 @@ def _replace(
 
 
 @contextmanager
-def readable_commit(name: str) -> Iterator[None]:
+def readable_commit(name: str, handle: Handle) -> Iterator[None]:
     """Errors of a commit that Lance makes by itself, as ours."""
     try:
         yield
@@ -412,7 +412,7 @@ def readable_commit(name: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         kind = CommitConflictError if _is_conflict(error) else StorageError
         raise kind(
-            f"index {name!r} was not committed; the previous one stays. Lance says: {error}"
+            f"index {name!r} of {handle.core.uri} was not committed; the previous one stays. Lance says: {error}"
         ) from error
 
 
@@ -435,7 +435,7 @@ def _may_come(error: BaseException, handle: Handle) -> bool:
 
 
 def _translated(error: BaseException, name: str, attempt: Attempt) -> LanceArtifactError:
-    message = f"index {name!r} was not committed"
+    message = f"index {name!r} of {attempt.at.core.uri} was not committed"
     if _is_conflict(error):
         return CommitConflictError(
             f"{message}: another change of the dataset came first; build again from the latest version. Lance says: {error}"

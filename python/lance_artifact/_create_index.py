@@ -451,7 +451,7 @@ def _commit_empty(
     check_name(handle.latest(), wanted, handle.fragment_ids(), frozenset())
     poll()
     # At the version that was looked at, so that Lance finds an index that came since to be a conflict.
-    with readable_commit(wanted.name):
+    with readable_commit(wanted.name, handle):
         commit_empty_index(
             copy.copy(handle.dataset),
             wanted.path,

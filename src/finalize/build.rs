@@ -1,5 +1,6 @@
 //! The files of a segment, of partitions from wherever: written, counted, made durable, or removed again.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
@@ -133,14 +134,13 @@ async fn uploads(folder: &SegmentFolder, partitions: &Partitions, budget: &Budge
 }
 
 /// Make the files of a segment durable, and the names of them and of the folder above.
-async fn sync_files(folder: std::path::PathBuf, files: &[(String, u64)]) -> Result<()> {
+async fn sync_files(folder: PathBuf, files: &[(String, u64)]) -> Result<()> {
     let paths: Vec<_> = files.iter().map(|(name, _)| folder.join(name)).collect();
     spawn(move || {
-        for path in paths.iter().chain([&folder]) {
-            std::fs::File::open(path)?.sync_all()?;
-        }
-        for above in folder.ancestors().skip(1).take(2) {
-            std::fs::File::open(above)?.sync_all()?;
+        let above = folder.ancestors().skip(1).take(2);
+        for path in paths.iter().map(PathBuf::as_path).chain([folder.as_path()]).chain(above) {
+            let synced = std::fs::File::open(path).and_then(|file| file.sync_all());
+            synced.map_err(|e| Error::from(e).context(format!("waiting for {} to be on the disk", path.display())))?;
         }
         Ok(())
     })

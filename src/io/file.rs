@@ -91,11 +91,13 @@ impl LocalFile {
 
     fn finish(&mut self) -> io::Result<()> {
         if let Some(file) = self.file.take() {
-            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            let target = &self.target;
+            let named = |e: io::Error| io::Error::new(e.kind(), format!("writing {}: {e}", target.display()));
+            let file = file.into_inner().map_err(|e| named(e.into_error()))?;
             if self.sync {
-                file.as_file().sync_all()?;
+                file.as_file().sync_all().map_err(named)?;
             }
-            file.persist(&self.target).map_err(|e| e.error)?;
+            file.persist(target).map_err(|e| named(e.error))?;
         }
         Ok(())
     }
@@ -106,7 +108,9 @@ impl AsyncWrite for LocalFile {
         let Some(file) = &mut self.file else {
             return Poll::Ready(Err(io::Error::other("the file is finished")));
         };
-        let written = file.write(bytes)?;
+        let written = file.write(bytes);
+        let target = &self.target;
+        let written = written.map_err(|e| io::Error::new(e.kind(), format!("writing {}: {e}", target.display())))?;
         self.size += written;
         Poll::Ready(Ok(written))
     }

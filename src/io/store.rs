@@ -219,10 +219,11 @@ impl Store {
     pub fn sync_dirs(&self, relative: &[&str]) -> Result<()> {
         if let Some(root) = &self.local_root {
             for dir in relative {
-                match std::fs::File::open(root.join(dir)) {
-                    Ok(dir) => dir.sync_all()?,
+                let dir = root.join(dir);
+                match std::fs::File::open(&dir).and_then(|opened| opened.sync_all()) {
+                    Ok(()) => {}
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                    Err(e) => return Err(e.into()),
+                    Err(e) => return Err(Error::from(e).context(format!("waiting for {} to be on the disk", dir.display()))),
                 }
             }
         }

@@ -15,6 +15,10 @@ use crate::error::{Error, Result};
 impl Dataset {
     /// Live rows of some fragments.
     pub async fn count_rows(&self, fragment_ids: &[u32]) -> Result<u64> {
+        self.counted(fragment_ids).await.map_err(|e| self.named(e))
+    }
+
+    async fn counted(&self, fragment_ids: &[u32]) -> Result<u64> {
         let chosen: HashSet<u32> = fragment_ids.iter().copied().collect();
         let mut rows = 0;
         for fragment in self.0.get_fragments().into_iter().filter(|f| chosen.contains(&(f.id() as u32))) {
@@ -24,7 +28,11 @@ impl Dataset {
     }
 
     /// The row ids of the live rows of a fragment, as runs of consecutive ones.
-    pub async fn live_row_ids(&self, fragment_id: u32, mut each: impl FnMut(Range<u64>)) -> Result<()> {
+    pub async fn live_row_ids(&self, fragment_id: u32, each: impl FnMut(Range<u64>)) -> Result<()> {
+        self.each_live_run(fragment_id, each).await.map_err(|e| self.named(e))
+    }
+
+    async fn each_live_run(&self, fragment_id: u32, mut each: impl FnMut(Range<u64>)) -> Result<()> {
         let fragment = self
             .0
             .get_fragment(fragment_id as usize)
@@ -57,7 +65,7 @@ impl Dataset {
     /// The vectors of rows, by their row ids.
     pub async fn take_rows(&self, row_ids: &[u64], column: &VectorColumn) -> Result<FixedSizeListArray> {
         let projection = ProjectionRequest::from_columns([column.path.as_str()], self.0.schema());
-        let vectors = column.extract(&self.0.take_rows(row_ids, projection).await?)?;
+        let vectors = column.extract(&self.0.take_rows(row_ids, projection).await.map_err(|e| self.named(e))?)?;
         if vectors.len() != row_ids.len() {
             return Err(Error::internal(format!("{} rows were read, {} were asked for", vectors.len(), row_ids.len())));
         }
@@ -66,6 +74,10 @@ impl Dataset {
 
     /// The vectors of rows, by their places among the live rows of some fragments, in order.
     pub async fn take(&self, places: &[u64], column: &VectorColumn, fragment_ids: &[u32]) -> Result<FixedSizeListArray> {
+        self.taken(places, column, fragment_ids).await.map_err(|e| self.named(e))
+    }
+
+    async fn taken(&self, places: &[u64], column: &VectorColumn, fragment_ids: &[u32]) -> Result<FixedSizeListArray> {
         let projection = ProjectionRequest::from_columns([column.path.as_str()], self.0.schema());
         let fragments = self.0.get_fragments();
         if fragment_ids.len() == fragments.len() {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt, TryFutureExt, TryStreamExt, stream};
 use lance::dataset::fragment::{BaseSchedulers, FileFragment, FragReadConfig, FragmentReader};
 use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
 use lance_table::format::Fragment;
@@ -53,7 +53,8 @@ impl Dataset {
                 let (dataset, path) = (dataset.clone(), path.clone());
                 let (scheduler, bases) = (scheduler.clone(), bases.clone());
                 let (version, column) = (version.clone(), wanted.clone());
-                async move {
+                let opened = version.clone();
+                let open = async move {
                     if let Some(plain) = PlainFragment::open(&version, &fragment, &column, &scheduler).await? {
                         let rows = fragment.physical_rows.unwrap_or(0) as u32;
                         return Ok((Arc::new(FragmentRows::Plain(plain)), rows));
@@ -64,7 +65,8 @@ impl Dataset {
                     let physical_rows = fragment.physical_rows().await? as u32;
                     let reader = fragment.open(&projection, config).await?;
                     Ok::<_, Error>((Arc::new(FragmentRows::Encoded(reader)), physical_rows))
-                }
+                };
+                open.map_err(move |e| opened.named(e))
             })
             // The next fragment's metadata comes while this one is read.
             .buffered(2);
@@ -74,11 +76,11 @@ impl Dataset {
                 stream::iter(starts.map(move |start| Ok::<_, Error>((reader.clone(), start..physical_rows.min(start + rows)))))
             })
             .try_flatten();
-        let column = column.clone();
+        let (column, read) = (column.clone(), self.clone());
         Ok(ranges
             .map(move |range| {
-                let column = column.clone();
-                async move {
+                let (column, read) = (column.clone(), read.clone());
+                let rows = async move {
                     let (reader, range) = range?;
                     // A task of its own: decoding is work, and the reader of the stream may be busy.
                     tokio::spawn(async move {
@@ -92,7 +94,8 @@ impl Dataset {
                         }
                     })
                     .await?
-                }
+                };
+                rows.map_err(move |e: Error| read.named(e))
             })
             .buffered(options.ahead)
             .map_ok(|batches| stream::iter(batches.into_iter().map(Ok)))

@@ -32,6 +32,12 @@ impl Dataset {
         without_credentials(self.0.uri())
     }
 
+    /// An error with the dataset's place in front where it names none: many of Lance's do not.
+    pub(in crate::lance) fn named(&self, error: impl Into<Error>) -> Error {
+        let (error, uri) = (error.into(), self.shown_uri());
+        if error.to_string().contains(&uri) { error } else { error.context(format!("reading dataset {uri}")) }
+    }
+
     pub fn version(&self) -> u64 {
         self.1.version()
     }

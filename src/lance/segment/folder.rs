@@ -84,18 +84,18 @@ impl SegmentFolder {
     pub async fn mark(&self) -> Result<()> {
         if let Some(folder) = self.local() {
             // On this thread: a write that goes on elsewhere would make the folder again after a cancelled build has removed it.
-            std::fs::create_dir_all(&folder)?;
-            return Ok(std::fs::write(folder.join(OWNER_FILE), Owner::this().to_json())?);
+            let marked = std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(folder.join(OWNER_FILE), Owner::this().to_json()));
+            return marked.map_err(|e| Error::from(e).context(format!("beginning the index segment {}", folder.display())));
         }
-        self.store.put(&self.owner_file(), Owner::this().to_json().as_bytes()).await?;
-        Ok(())
+        let put = self.store.put(&self.owner_file(), Owner::this().to_json().as_bytes()).await;
+        put.map(drop).map_err(|e| Error::from(e).context(format!("beginning the index segment {}", self.files.uri())))
     }
 
     /// Take the marks away: what is in the folder now is the segment.
     pub async fn unmark(&self) -> Result<()> {
         match self.store.delete(&self.owner_file()).await {
             Ok(()) | Err(lance_core::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(Error::from(e).context("removing the marks of an unfinished segment")),
+            Err(e) => Err(Error::from(e).context(format!("removing the marks of the unfinished index segment {}", self.files.uri()))),
         }
     }
 
@@ -104,12 +104,16 @@ impl SegmentFolder {
         match self.store.size(&self.path.clone().join(name)).await {
             Ok(size) => Ok(Some(size)),
             Err(lance_core::Error::NotFound { .. }) => Ok(None),
-            Err(e) => Err(Error::from(e).context(format!("looking for {name} of index segment {}", self.uuid))),
+            Err(e) => Err(Error::from(e).context(format!("looking for {name} of the index segment {}", self.files.uri()))),
         }
     }
 
     /// Rows that the file of codes says it has.
     pub async fn stored_rows(&self) -> Result<u64> {
+        self.told_rows().await.map_err(|e| e.context(format!("looking at the index segment {}", self.files.uri())))
+    }
+
+    async fn told_rows(&self) -> Result<u64> {
         let path = self.path.clone().join(lance_index::INDEX_AUXILIARY_FILE_NAME);
         let scheduler = ScanScheduler::new(self.store.clone(), SchedulerConfig::max_bandwidth(&self.store));
         let file = scheduler.open_file(&path, &lance_io::utils::CachedFileSize::unknown()).await?;
@@ -121,7 +125,7 @@ impl SegmentFolder {
     pub async fn remove(&self) -> Result<()> {
         match self.store.remove_dir_all(self.path.clone()).await {
             Ok(()) | Err(lance_core::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(Error::from(e).context(format!("removing the unfinished index segment {}", self.uuid))),
+            Err(e) => Err(Error::from(e).context(format!("removing the unfinished index segment {}", self.files.uri()))),
         }
     }
 

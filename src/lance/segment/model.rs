@@ -17,7 +17,7 @@ pub async fn model_of_segments(dataset: &Dataset, name: &str, uuids: Option<&[St
     segments.retain(|segment| uuids.is_none_or(|uuids| uuids.contains(&segment.uuid.to_string())));
     let mut found: Option<(IvfPqModel, &IndexMetadata)> = None;
     for segment in &segments {
-        let model = model_of_segment(dataset, name, segment).await?;
+        let model = model_of_segment(dataset, name, segment).await.map_err(|e| dataset.named(e))?;
         match &found {
             Some((first, of)) if first.fingerprint() != model.fingerprint() => {
                 return Err(Error::mismatch(format!(
