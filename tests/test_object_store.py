@@ -23,7 +23,7 @@ import pyarrow as pa
 import pytest
 
 import lance_artifact as la
-from conftest import column, content, encoded, vectors
+from conftest import LINUX, column, content, encoded, vectors
 from local_s3 import BUCKET, client, s3_server
 
 K, M, DIM, ROWS = 8, 4, 16, 3000
@@ -285,6 +285,7 @@ def test_a_manifest_put_that_fails_is_tried_again(s3: dict[str, str]) -> None:
     assert holds("s3://vectors/again", 1, s3) and keys(s3, "again") == named(s3, "again")
 
 
+@LINUX
 @pytest.mark.parametrize("plain", [True, False])
 def test_what_a_dead_process_left_goes_with_the_next_artifact(plain: bool, s3: dict[str, str]) -> None:
     name = f"dead{plain}"
