@@ -1,6 +1,6 @@
 """One side of two releases of pylance: what one has made, the other uses, and we take over.
 
-    python tests/across.py make FOLDER    indexes of pylance and, where this package can be imported, of ours, in datasets of one folder
+    python tests/across.py make FOLDER    indexes of pylance and of ours, in datasets of one folder
     python tests/across.py use FOLDER     pylance alone opens, searches, appends and optimizes each of them
     python tests/across.py take FOLDER    we append, extend and merge each of them
     python tests/across.py read FOLDER    pylance alone searches each of them
