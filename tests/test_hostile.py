@@ -18,7 +18,8 @@ import pytest
 from lance.file import LanceFileWriter
 
 import lance_artifact as la
-from conftest import LINUX, vectors
+from conftest import LINUX, leftovers, vectors
+from lance_artifact import _lance_artifact as core
 from lance_artifact import cli
 from lance_artifact._artifacts import store_options
 from lance_artifact._run_files import MODEL, PLAN, read_model, written_model
@@ -282,6 +283,18 @@ def test_a_folder_that_leads_elsewhere_is_no_target(exists: bool, tmp_path: Path
     with pytest.raises(la.InvalidInputError, match="partitions"):
         la.PartitionArtifactBuilder(tmp_path / "a", num_partitions=2, pq_code_width=4)
     assert not exists or not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_an_empty_folder_elsewhere_stays(artifact: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The folders of an artifact's files go with them where they are empty then."""
+    (tmp_path / "elsewhere/empty").mkdir(parents=True)
+    (artifact / "link").symlink_to(tmp_path / "elsewhere")
+    (artifact / "mine/empty").mkdir(parents=True)
+    named = {name: {"num_rows": 1, "size_bytes": 1} for name in ("link/empty/x.lance", "mine/empty/x.lance")}
+    edit(artifact, lambda m: m["files"].update(named))
+    core.delete_artifact(str(artifact))
+    assert (tmp_path / "elsewhere/empty").is_dir()
+    assert leftovers(tmp_path) == [] and not (artifact / "mine").exists()
 
 
 def test_a_package_does_not_take_the_name_of_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:

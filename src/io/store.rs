@@ -224,10 +224,10 @@ impl Store {
         first
     }
 
-    /// Remove what is left of local folders once their files are gone; a folder that holds anything stays.
+    /// Remove what is left of local folders once their files are gone; a folder that holds anything stays, and one that a link leads to.
     pub fn remove_empty_dirs(&self, relative: &[&str]) {
         if let Some(root) = &self.local_root {
-            for dir in relative {
+            for dir in relative.iter().filter(|dir| dir.is_empty() || self.path(dir).is_ok()) {
                 let _ = std::fs::remove_dir(root.join(dir));
             }
         }
