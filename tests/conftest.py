@@ -49,6 +49,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[Any]:
 
 _FAILED = pytest.StashKey[bool]()
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs what only Linux tells of processes")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c() -> None:
@@ -188,6 +190,8 @@ def real_driver() -> bool:
 @pytest.fixture(scope="session")
 def double_driver(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The double of the CUDA driver (tests/doubles/libcuda.c), compiled and loaded: without devices until asked."""
+    if sys.platform != "linux":
+        pytest.skip("CUDA is for Linux, and so is the double of its driver")
     if real_driver():
         pytest.skip("a double of the driver cannot stand beside the real one; run pytest -m gpu")
     folder = tmp_path_factory.mktemp("doubles")

@@ -13,7 +13,7 @@ import lance
 import pytest
 
 import lance_artifact as la
-from conftest import stored, vectors
+from conftest import LINUX, stored, vectors
 from lance_artifact import cli
 from test_extend import DIM, ROWS, append, segments
 
@@ -86,6 +86,7 @@ def test_options_of_another_step_are_refused(
     assert run(capsys, "build", ds.uri, "vector", *TRAINING, "--resume")[0] == 2
 
 
+@LINUX
 def test_what_killed_tries_left(write: Callable[..., Any], tmp_path: Path) -> None:
     """A process that ends in the middle of a shard, and one in the middle of a segment."""
     ds = write(vectors(ROWS, DIM))

@@ -15,7 +15,7 @@ import pytest
 
 import lance_artifact as la
 from commits import BUILD, DIM, ROWS, K, M, append, before_commit, cleanup, folders, nearest, written
-from conftest import leftovers, segment, vectors
+from conftest import LINUX, leftovers, segment, vectors
 from lance_artifact import _create_index
 
 
@@ -302,6 +302,7 @@ la.create_index(lance.dataset(sys.argv[1]), "vector", num_partitions=4, num_sub_
 """
 
 
+@LINUX
 def test_a_killed_builds_segment_is_removed_by_the_next(ds: Any) -> None:
     assert subprocess.run([sys.executable, "-c", LEAVE, ds.uri], check=False).returncode == -9
     left = folders(ds)

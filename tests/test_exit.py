@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 import lance_artifact as la
-from conftest import column, encoded, leftovers, vectors
+from conftest import LINUX, column, encoded, leftovers, vectors
 
 PYTHON = Path(la.__file__).parent.parent
 ROWS, DIM, M = 2000, 8, 2
@@ -183,6 +183,7 @@ kept = la.PartitionArtifactBuilder(sys.argv[1] + "/a", num_partitions=8, pq_code
     assert leftovers(tmp_path) == []
 
 
+@LINUX
 def test_importing_starts_no_thread() -> None:
     script = """
 import os, lance
@@ -249,6 +250,7 @@ def test_threads_that_cannot_be_had_are_errors(write: Callable[..., Any], tmp_pa
     assert ends[0] == "refused" and ends[-1] == "done", ends
 
 
+@LINUX
 def test_threads_under_a_limit_on_the_address_space(write: Callable[..., Any], tmp_path: Path) -> None:
     """As above where the stacks of threads are what is refused."""
     write(vectors(ROWS, DIM))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import lance_artifact as la
-from conftest import real_driver
+from conftest import LINUX, real_driver
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +41,7 @@ def rehearsed(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@LINUX
 @pytest.mark.skipif(real_driver(), reason="a double of the driver cannot stand beside the real one")
 def test_a_rehearsal_makes_the_page(tmp_path: Path) -> None:
     """What cuVS is taken for is so of the double, down to builds on a device that is nearly full."""

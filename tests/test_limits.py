@@ -13,7 +13,7 @@ import pytest
 from lance.file import LanceFileWriter
 
 import lance_artifact as la
-from conftest import content, encoded, vectors
+from conftest import LINUX, content, encoded, vectors
 from test_process import python
 
 ROWS, DIM = 3000, 8
@@ -60,6 +60,7 @@ assert not stages, stages
     assert done.returncode == 0 and "ulimit -n" in done.stdout, (done.stdout, done.stderr)
 
 
+@LINUX
 def test_small_builds_reserve_little(write: Callable[..., Any], tmp_path: Path) -> None:
     """The default of 1 GiB is what may be used; a few rows are built where it could not be had."""
     write(vectors(ROWS, DIM))
@@ -138,6 +139,7 @@ def test_rows_that_a_file_cannot_hold_are_refused(version: str, tmp_path: Path) 
         la.Artifact.open(folder)
 
 
+@LINUX
 @pytest.mark.parametrize("work", ["artifact.read_partition(0)", "assert not artifact.verify().ok"])
 def test_pages_of_a_few_bytes_do_not_exhaust_memory(work: str, tmp_path: Path) -> None:
     """Rows that a file of this size might have, 360 MB of them once they are decoded."""
@@ -159,6 +161,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@LINUX
 @pytest.mark.parametrize(
     "work",
     [

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 import lance_artifact as la
-from conftest import column, content, encoded, vectors
+from conftest import LINUX, column, content, encoded, vectors
 from failing_s3 import proxy
 from local_s3 import BUCKET, client, s3_server
 
@@ -217,6 +217,7 @@ def test_a_manifest_put_that_fails_is_tried_again(s3: dict[str, str]) -> None:
     assert holds("s3://vectors/again", 1, s3) and keys(s3, "again") == named(s3, "again")
 
 
+@LINUX
 @pytest.mark.parametrize("plain", [True, False])
 def test_what_a_dead_process_left_goes_with_the_next_artifact(plain: bool, s3: dict[str, str]) -> None:
     name = f"dead{plain}"

@@ -14,7 +14,7 @@ import lance
 import pytest
 
 import lance_artifact as la
-from conftest import leftovers, vectors
+from conftest import LINUX, leftovers, vectors
 from lance_artifact import _lance_artifact as core
 from lance_artifact import _process
 from lance_artifact._process import Terminated, remove_abandoned, temporary_artifact, terminable
@@ -93,6 +93,7 @@ while True:
         assert list(temporary.iterdir()) == []
 
 
+@LINUX
 def test_what_sigkill_leaves_is_removed_by_the_next_build(write: Any, temporary: Path) -> None:
     ds = write(vectors(3000, 16))
     done = python(KILLED_AT, ds.uri, "start merge_partitions", str(int(signal.SIGKILL)))
@@ -105,6 +106,7 @@ def test_what_sigkill_leaves_is_removed_by_the_next_build(write: Any, temporary:
     assert list(temporary.iterdir()) == []
 
 
+@LINUX
 def test_a_living_process_keeps_its_folder(temporary: Path) -> None:
     script = """
 import sys

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lance_artifact as la
-from conftest import leftovers
+from conftest import LINUX, leftovers
 from targets import (
     WIDTH,
     K,
@@ -165,6 +165,7 @@ int fsync(int fd) {
 """
 
 
+@LINUX
 @pytest.mark.parametrize("sync", [True, False])
 def test_new_folders_are_synced_into_their_parents(sync: bool, tmp_path: Path) -> None:
     (tmp_path / "sync.c").write_text(SYNCED)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import lance_artifact as la
-from conftest import leftovers
+from conftest import LINUX, leftovers
 from lance_artifact import _lance_artifact as core
 from targets import (
     EIGHT_DAYS,
@@ -152,6 +152,7 @@ def test_a_writer_that_wakes_up_after_a_retry_has_published(how: str, zombie: An
     assert leftovers(path) == named(path)
 
 
+@LINUX
 def test_what_a_killed_writer_left_goes_with_the_next_artifact(zombie: Any, tmp_path: Path) -> None:
     path = tmp_path / "a"
     for turn, how in enumerate(["fresh", "overwrite"]):
@@ -165,6 +166,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_artifact(zombie: Any, tmp_
         assert leftovers(path) == named(path)
 
 
+@LINUX
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_claim_whose_owner_is_gone(plain: bool, tmp_path: Path) -> None:
     """A process that ends without a word leaves its claim, and closed files if it had got so far."""

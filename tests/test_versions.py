@@ -97,6 +97,14 @@ def test_the_documentation_has_the_table() -> None:
     for release in _tested.LANCEDB:
         assert f"| LanceDB {release} |" in text, release
     assert f"from {_tested.OLDEST} to before {_tested.BELOW}" in text
+    for release in _tested.OLDER:
+        assert f"| {release} |" in text, release
+
+
+@pytest.mark.parametrize("version", _tested.OLDER)
+def test_a_release_of_the_year_before_is_refused(version: str) -> None:
+    with pytest.raises(la.UnsupportedVersionError, match=re.escape(f"pylance {version} is installed")):
+        _versions.check_pylance(version)
 
 
 def test_what_the_matrix_runs(tmp_path: Path) -> None:
@@ -106,3 +114,19 @@ def test_what_the_matrix_runs(tmp_path: Path) -> None:
     )
     steps = json.loads(run.stdout.splitlines()[-1])["steps"]
     assert run.returncode == 0 and len(steps) == 28 and set(steps.values()) == {"ok"}, run.stdout
+
+
+def test_what_goes_across_releases(tmp_path: Path) -> None:
+    """With the release that is here for both, so that it is known to run, and to see a failure."""
+
+    def steps(verb: str) -> dict[str, str]:
+        command = [sys.executable, ROOT / "tests" / "across.py", verb, tmp_path]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        found: dict[str, str] = json.loads(run.stdout.splitlines()[-1])["steps"]
+        assert (run.returncode == 0) is (set(found.values()) == {"ok"}), run.stdout
+        return found
+
+    assert [len(steps(verb)) for verb in ("make", "use", "take", "read")] == [8, 16, 20, 4]
+    for place in tmp_path.iterdir():
+        lance.dataset(str(place)).drop_index("vector_idx")
+    assert not {"ok"} & set(steps("read").values())

@@ -172,7 +172,7 @@ class BuildPlan:
             made = found["estimate"]
             guess = None if made is None else Estimate(**made)
             return cls(**{**found, "shards": shards, "estimate": guess})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptArtifactError(f"no build plan, or one of another release: {error}") from error
 
     def differences(self, other: BuildPlan) -> list[str]:

@@ -155,7 +155,7 @@ class Run:
             content = json.loads(found)
             kind, version, run_id = content["format"], content["format_version"], str(content["run_id"])
             plan = json.dumps(content["plan"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptArtifactError(f"{uri}: {PLAN} cannot be read: {error!r}") from error
         if (kind, version) != (FORMAT, FORMAT_VERSION):
             raise CorruptArtifactError(
@@ -412,7 +412,13 @@ class Run:
     def committed(self) -> dict[str, Any] | None:
         """``segment`` and ``version`` of the run's commit, as far as it was written down."""
         found = core.read_file(self.uri, COMMITTED, self.storage_options)
-        return None if found is None else json.loads(found)
+        if found is None:
+            return None
+        try:
+            said = json.loads(found)
+            return {**said, "segment": str(said["segment"]), "version": int(said["version"])}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CorruptArtifactError(f"{self.uri}: {COMMITTED} cannot be read: {error!r}") from error
 
     # -- what is there
 

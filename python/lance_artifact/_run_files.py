@@ -92,11 +92,13 @@ def read_model(content: bytes, where: str) -> IvfPqModel:
     try:
         with pa.ipc.open_file(pa.py_buffer(content)) as reader:
             batch = reader.get_batch(0)
+            # Arrow takes the offsets of a list as they are: a hostile one would be read beyond the end of its values.
+            batch.validate(full=True)
             said = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
         centroids, codebook = (batch.column(i).flatten() for i in range(2))
         model = IvfPqModel(centroids, codebook, said["metric"], num_sub_vectors=int(said["num_sub_vectors"]))
         training = json.loads(said["training"])
-    except (pa.ArrowException, KeyError, ValueError, IndexError, OSError) as error:
+    except (pa.ArrowException, KeyError, ValueError, IndexError, OSError, RecursionError) as error:
         raise CorruptArtifactError(f"{where}: no model can be read: {error}") from error
     if model.fingerprint != said["fingerprint"]:
         raise CorruptArtifactError(

@@ -117,13 +117,13 @@ impl Lock {
         let path = root.join(LOCK_FILE);
         let start = Instant::now();
         loop {
-            let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+            let file = open_lock(&path)?;
             match file.try_lock() {
                 // The last holder removes the file: a lock on one that is gone locks nothing.
                 Ok(()) if is_at(&file, &path)? => return Ok(Self { file, path }),
-                Ok(()) => {}
+                Ok(()) if start.elapsed() < LOCK_WAIT => {}
                 Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_POLL),
-                Err(TryLockError::WouldBlock) => {
+                Ok(()) | Err(TryLockError::WouldBlock) => {
                     let message = format!(
                         "another process has held the lock {} for {} s; if it is stopped, let it go on or end it",
                         path.display(),
@@ -147,6 +147,15 @@ impl Drop for Lock {
         let _ = std::fs::remove_file(&self.path);
         let _ = self.file.unlock();
     }
+}
+
+/// A file of ours, and not what somebody has put there to be opened: a link elsewhere, or a pipe.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options.open(path)
 }
 
 #[cfg(unix)]
@@ -198,6 +207,21 @@ mod tests {
             }
         });
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_lock_that_leads_elsewhere_is_refused() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for target in [elsewhere.path().join("there"), elsewhere.path().join("new")] {
+            if target.ends_with("there") {
+                std::fs::write(&target, "mine").unwrap();
+            }
+            std::os::unix::fs::symlink(&target, dir.path().join(LOCK_FILE)).unwrap();
+            assert!(Lock::take(dir.path()).is_err());
+            std::fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -13,6 +13,10 @@ use super::local::{self, HIDDEN_PREFIX, Put};
 use super::uri::without_credentials;
 use crate::error::{Error, Result};
 
+/// The most bytes of a file that is read as a whole: claims, and what a run keeps of its plan and model. What a hostile one says that it
+/// has would be asked of the allocator, which ends the process where that is not to be had.
+const WHOLE_BYTES: u64 = 4 << 30;
+
 /// An object store and the root below which its files are.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -91,17 +95,22 @@ impl Store {
         self.local_root.as_deref()
     }
 
-    /// The full path of `relative`, which must stay below the root, symbolic links included.
+    /// The full path of `relative`, which must stay below the root, symbolic links included, and be a file or a folder where it is there.
     pub fn path(&self, relative: &str) -> Result<Path> {
         check_relative_path(relative)?;
         if let Some(root) = &self.local_root
             && let (Ok(real_root), Ok(real)) = (root.canonicalize(), root.join(relative).canonicalize())
-            && !real.starts_with(&real_root)
         {
-            return Err(Error::corrupt(format!(
-                "{}: {relative} is a link to a place outside the artifact; links are refused",
-                self.shown_uri
-            )));
+            if !real.starts_with(&real_root) {
+                return Err(Error::corrupt(format!(
+                    "{}: {relative} is a link to a place outside the artifact; links are refused",
+                    self.shown_uri
+                )));
+            }
+            // To open a pipe is to wait for its other end.
+            if std::fs::metadata(&real).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+                return Err(Error::corrupt(format!("{}: {relative} is a pipe, a socket or a device, and no file", self.shown_uri)));
+            }
         }
         Ok(relative.split('/').fold(self.root.clone(), |path, part| path.join(part)))
     }
@@ -113,8 +122,17 @@ impl Store {
 
     /// The same, to be changed or deleted only if it is still that.
     pub async fn see(&self, relative: &str) -> Result<Option<Seen>> {
+        self.see_at_most(relative, WHOLE_BYTES).await
+    }
+
+    /// The same of a file that may have `most` bytes.
+    pub async fn see_at_most(&self, relative: &str, most: u64) -> Result<Option<Seen>> {
         let reading = |e: object_store::Error| Error::from(e).context(format!("reading {relative} of {}", self.shown_uri));
         match self.inner.get(&self.path(relative)?).await {
+            Ok(found) if found.meta.size > most => Err(Error::corrupt(format!(
+                "{relative} of {} has {} bytes, and is read as a whole only up to {most}",
+                self.shown_uri, found.meta.size
+            ))),
             Ok(found) => {
                 let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
                 Ok(Some(Seen { content: found.bytes().await.map_err(reading)?, version }))
@@ -206,10 +224,10 @@ impl Store {
         first
     }
 
-    /// Remove what is left of local folders once their files are gone; a folder that holds anything stays.
+    /// Remove what is left of local folders once their files are gone; a folder that holds anything stays, and one that a link leads to.
     pub fn remove_empty_dirs(&self, relative: &[&str]) {
         if let Some(root) = &self.local_root {
-            for dir in relative {
+            for dir in relative.iter().filter(|dir| dir.is_empty() || self.path(dir).is_ok()) {
                 let _ = std::fs::remove_dir(root.join(dir));
             }
         }

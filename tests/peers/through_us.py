@@ -1,7 +1,7 @@
-"""A pytest plugin for the tests of pylance and LanceDB: with THROUGH_US=1 indexes of PQ codes are built by this package, on the CPU.
+"""A pytest plugin for the tests of pylance, LanceDB and lance-ray: with THROUGH_US=1 indexes of PQ codes are built by this package, on the CPU.
 
 Calls that ask for an accelerator, for something that is not built here (fragment_ids without a commit, multivectors), or that torch is to do,
-stay pylance's: they are counted.
+stay pylance's: they are counted. lance-ray's segments are made in Ray's workers, which load this file too and count into THROUGH_US_LOG.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 CALLS: Counter[str] = Counter()
+PQ = ("IVF_PQ", "IVF_HNSW_PQ")
 
 
 def _is_multivector(dataset: Any, column: Any) -> bool:
@@ -33,7 +35,7 @@ def _pylance() -> None:
 
     @functools.wraps(original)
     def create_index(self: Any, column: Any, index_type: Any = None, *args: Any, **kwargs: Any) -> Any:
-        wanted = isinstance(index_type, str) and index_type.upper() in ("IVF_PQ", "IVF_HNSW_PQ")
+        wanted = isinstance(index_type, str) and index_type.upper() in PQ
         elsewhere = (
             kwargs.get("accelerator") is not None
             or kwargs.get("fragment_ids") is not None
@@ -101,6 +103,32 @@ def _lancedb() -> None:
     tables.AsyncTable.create_index = create_later
 
 
+def in_worker() -> None:
+    """In a worker of Ray: pylance's segments are built by the call by which lance-ray reaches us, with the CPU for the accelerator."""
+    if os.environ.get("THROUGH_US") != "1":
+        return
+    from lance.dataset import LanceDataset
+
+    import lance_artifact as la
+    from lance_artifact import _uncommitted
+    from lance_artifact.backends.cpu import CpuBackend
+
+    la.register()
+    _uncommitted.resolve_accelerator = lambda *_: CpuBackend()
+    registered = LanceDataset.create_index_uncommitted
+
+    @functools.wraps(registered)
+    def create_index_uncommitted(self: Any, column: Any, index_type: Any, *args: Any, **kwargs: Any) -> Any:
+        ours = isinstance(index_type, str) and index_type.upper() in PQ and not kwargs.get("accelerator")
+        with Path(os.environ["THROUGH_US_LOG"]).open("a") as log:
+            log.write("ours\n" if ours else "pylance\n")
+        if ours:
+            kwargs["accelerator"] = "cuvs"
+        return registered(self, column, index_type, *args, **kwargs)
+
+    LanceDataset.create_index_uncommitted = create_index_uncommitted
+
+
 def pytest_configure(config: Any) -> None:
     if os.environ.get("THROUGH_US") != "1":
         return
@@ -113,5 +141,8 @@ def pytest_configure(config: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    log = Path(os.environ.get("THROUGH_US_LOG", ""))
+    if log.is_file():
+        CALLS.update(log.read_text().split())
     if CALLS:
         terminalreporter.write_line(f"indexes built by: {dict(CALLS)}")

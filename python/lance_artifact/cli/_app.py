@@ -60,6 +60,18 @@ class Call:
     stages: Stages
 
 
+def printable(text: str) -> str:
+    """Without what a terminal would obey: names in manifests are whatever their writers wrote."""
+    return "".join(c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else f"\\x{ord(c):02x}" for c in text)
+
+
+class Printable(logging.Formatter):
+    """Messages of the log, printable."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 Result = tuple[dict[str, Any], str] | tuple[dict[str, Any], str, int]
 """What a command gives: for --json, for people, and an exit code where it is not 0."""
 
@@ -87,7 +99,7 @@ def command(name: str, group: click.Group = app) -> Callable[[Callable[..., Resu
             logger.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
             shown = logging.StreamHandler()
             shown.setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
-            shown.setFormatter(logging.Formatter("%(message)s"))
+            shown.setFormatter(Printable("%(message)s"))
             propagate, logger.propagate = logger.propagate, False
             logger.addHandler(shown)
             logger.addHandler(stages)
@@ -101,7 +113,7 @@ def command(name: str, group: click.Group = app) -> Callable[[Callable[..., Resu
                 logger.setLevel(before)
                 logger.propagate = propagate
             try:
-                click.echo(json.dumps(result) if as_json else text)
+                click.echo(json.dumps(result) if as_json else printable(text))
             except BrokenPipeError:
                 # Whoever read the output has seen enough.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -149,5 +161,5 @@ def _failed(
 ) -> int:
     if "--json" in arguments:
         click.echo(json.dumps({"error": type(error).__name__, "message": message}))
-    click.echo(f"{where}lance-artifact {name}: {message}".replace(" : ", ": "), err=True)
+    click.echo(printable(f"{where}lance-artifact {name}: {message}".replace(" : ", ": ")), err=True)
     return code

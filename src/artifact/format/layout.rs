@@ -13,6 +13,8 @@ pub const LISTED: u32 = 1;
 /// The version whose partitions are in a file of their own, for so many ranges that JSON is no place for them.
 pub const TABLED: u32 = 2;
 pub const MANIFEST_FILE: &str = "manifest.json";
+/// Of the first format: with so many ranges that JSON takes more, partitions are in a file of their own.
+pub const MAX_MANIFEST_BYTES: u64 = 1 << 30;
 pub const METADATA_FILE: &str = "metadata.lance";
 pub const PARTITIONS_FILE: &str = "partitions.lance";
 pub const PARTITIONS_DIR: &str = "partitions";

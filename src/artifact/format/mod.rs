@@ -11,9 +11,9 @@ mod partitions_file;
 pub use assignment::{Assignment, Groups};
 pub use checksum::{checksum, from_hex, to_hex};
 pub use layout::{
-    CLAIM_FILE, DEFAULT_MAX_BUCKETS, LISTED, MANIFEST_FILE, METADATA_FILE, Ours, PART_ID_COLUMN, PARTITIONS_DIR, PQ_CODE_COLUMN,
-    ROW_ID_COLUMN, TABLED, bucket_path, bucket_schema, claim_file, metadata_path, new_tag, ours, partition_schema, partitions_path,
-    pq_code_type, temporary_prefix,
+    CLAIM_FILE, DEFAULT_MAX_BUCKETS, LISTED, MANIFEST_FILE, MAX_MANIFEST_BYTES, METADATA_FILE, Ours, PART_ID_COLUMN, PARTITIONS_DIR,
+    PQ_CODE_COLUMN, ROW_ID_COLUMN, TABLED, bucket_path, bucket_schema, claim_file, metadata_path, new_tag, ours, partition_schema,
+    partitions_path, pq_code_type, temporary_prefix,
 };
 pub use manifest::{CHECKSUM_KIND, FileEntry, Manifest, ModelSummary, RowCounts, Source, WriterInfo};
 pub use model_file::{parse_model, told_partitions, write_model};

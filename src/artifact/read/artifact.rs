@@ -13,7 +13,7 @@ use super::files::BucketFiles;
 use super::rows::{PartitionRows, WantedRange, merge_adjacent};
 use super::sorted::read_sorted;
 use crate::artifact::format::{
-    CHECKSUM_KIND, MANIFEST_FILE, METADATA_FILE, Manifest, PARTITIONS_DIR, parse_model, partition_schema, to_hex,
+    CHECKSUM_KIND, MANIFEST_FILE, MAX_MANIFEST_BYTES, METADATA_FILE, Manifest, PARTITIONS_DIR, parse_model, partition_schema, to_hex,
 };
 use crate::error::{Error, Result};
 use crate::lance::{LanceStore, StorageOptions};
@@ -36,8 +36,8 @@ pub struct Artifact {
 
 /// The bytes of the manifest.
 pub async fn read_manifest(store: &LanceStore) -> Result<Bytes> {
-    if let Some(bytes) = store.read(MANIFEST_FILE).await? {
-        return Ok(bytes);
+    if let Some(seen) = store.see_at_most(MANIFEST_FILE, MAX_MANIFEST_BYTES).await? {
+        return Ok(seen.content);
     }
     let begun = if store.exists(METADATA_FILE).await? {
         format!(". {METADATA_FILE} is there: this is a build that has not finished")

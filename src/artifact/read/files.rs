@@ -197,7 +197,12 @@ impl BucketFiles {
     pub async fn told_partitions(&self, file: &str) -> Result<usize> {
         let _permit = if self.store.local_root().is_some() { Some(local_permit().await?) } else { None };
         let opened = self.open(file).await?;
-        told_partitions(opened.metadata()).map_err(|e| e.context(format!("{file} of {}", self.store.uri())))
+        let told = told_partitions(opened.metadata()).map_err(|e| e.context(format!("{file} of {}", self.store.uri())))?;
+        // Each has a centroid there, of a byte at least. Memory is made for all of them before the model is read.
+        if told as u64 > opened.size() {
+            return Err(Error::corrupt(format!("{file} of {}: it claims {told} partitions in {} bytes", self.store.uri(), opened.size())));
+        }
+        Ok(told)
     }
 
     pub fn store(&self) -> &Store {

@@ -96,6 +96,7 @@ impl LanceFiles {
             };
             let plugins = Arc::<DecoderPlugins>::default();
             let reader = FileReader::try_open(file.clone(), None, plugins, &LanceCache::no_cache(), FileReaderOptions::default()).await?;
+            check_pages(reader.metadata(), size)?;
             // Its conversion panics on damaged type names.
             let schema = Schema::from(reader.schema().as_ref());
             Ok((file, reader, schema, size))
@@ -322,6 +323,19 @@ async fn check_tail(file: &FileScheduler, expected: &Expected) -> lance_core::Re
         return Err(corrupt("the footer is not that of a Lance file, or is damaged".into()));
     }
     Ok(size as u64)
+}
+
+/// What pages and columns say that they have must lie in the file: as much is asked of the allocator before it is read.
+fn check_pages(metadata: &CachedFileMetadata, size: u64) -> lance_core::Result<()> {
+    for (index, column) in metadata.column_infos.iter().enumerate() {
+        let of_pages = column.page_infos.iter().flat_map(|page| page.buffer_offsets_and_sizes.iter());
+        let mut buffers = of_pages.chain(column.buffer_offsets_and_sizes.iter());
+        if let Some((position, bytes)) = buffers.find(|(position, bytes)| position.checked_add(*bytes).is_none_or(|end| end > size)) {
+            let what = format!("column {index} has {bytes} bytes at {position}, the file has {size}");
+            return Err(lance_core::Error::from(Error::corrupt(what)));
+        }
+    }
+    Ok(())
 }
 
 /// Run a read in a task of its own: Lance's decoders may panic on damaged bytes, and that must end as an error.
