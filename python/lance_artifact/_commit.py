@@ -122,6 +122,11 @@ def check_name(
                 raise CommitConflictError(
                     f"index {name!r} covers fragments {_few(covered & intended)} already; a segment that is appended must cover others"
                 )
+    if staying and not replaced and wanted.mode == "replace" and staying.keys() <= may_lose:
+        raise CommitConflictError(
+            f"index {name!r} covers fragments {_few(staying)}, all of which came since the version that is to be indexed: its fragments were "
+            "compacted or written anew; open the dataset again and build from the latest version"
+        )
     if staying and not replaced and wanted.mode == "replace":
         raise InvalidInputError(
             f"replace: index {name!r} covers fragments {_few(staying)}, none of which is built, and would not be replaced; to add a "
