@@ -191,6 +191,20 @@ def test_an_index_that_reaches_further_is_known_before_training(
         la.create_index(ds, "vector", fragment_ids=[0], **BUILD)
 
 
+@pytest.mark.parametrize("by_run", [False, True])
+def test_an_index_that_moved_with_a_compaction_is_a_conflict(by_run: bool, ds: Any, tmp_path: Path) -> None:
+    """A handle from before it sees an index of fragments that it does not have: no mistake of the caller, who opens the table anew."""
+    la.create_index(ds, "vector", **BUILD)
+    old = lance.dataset(ds.uri)
+    lance.dataset(ds.uri).optimize.compact_files()
+    run: dict[str, Any] = {"artifact_uri": tmp_path / "run", "resume": True} if by_run else {}
+    version, there = lance.dataset(ds.uri).version, leftovers(tmp_path)
+    with pytest.raises(la.CommitConflictError, match=r"fragments \[3\], all of which came since"):
+        la.create_index(old, "vector", replace=True, **BUILD, **run)
+    assert lance.dataset(ds.uri).version == version and leftovers(tmp_path) == there
+    la.create_index(lance.dataset(ds.uri), "vector", replace=True, **BUILD, **run)
+
+
 def test_a_second_segment_beside_the_first(ds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fragments that no segment covers yet get one of their own, of the same model."""
     la.create_index(ds, "vector", fragment_ids=[0, 1], **BUILD)

@@ -203,6 +203,27 @@ def test_an_artifact_may_be_kept(write: Callable[..., Any], tmp_path: Path) -> N
     assert kept.num_rows == NEW and tuple(kept.manifest["source"]["fragment_ids"]) == done.fragment_ids
 
 
+def test_an_index_of_another_model_comes_meanwhile(
+    write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = write(vectors(ROWS, DIM))
+    build(ds)
+    append(ds, vectors(NEW, DIM, seed=1))
+    old, then = list(range(3)), []
+
+    def meanwhile() -> None:
+        build(lance.dataset(ds.uri), replace=True, fragment_ids=old, seed=9)
+        then.append(folders(ds))
+
+    before_commit(monkeypatch, meanwhile, _extend)
+    with pytest.raises(la.CommitConflictError, match=r"changed while .* of another model"):
+        la.extend_index(ds, "vector_idx", backend="cpu")
+    assert list(segments(lance.dataset(ds.uri)).values()) == [set(old)]
+    # All but ours.
+    assert len(then[0] - folders(ds)) == 1 and folders(ds) <= then[0]
+    assert la.extend_index(ds, "vector_idx", backend="cpu").num_rows == NEW
+
+
 def test_a_segment_of_another_model_is_not_put_beside(write: Callable[..., Any], tmp_path: Path) -> None:
     ds = write(vectors(ROWS, DIM))
     build(ds)

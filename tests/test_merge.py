@@ -214,6 +214,27 @@ def test_a_compaction_meanwhile_leaves_all_as_it_was(
     assert la.merge_segments(ds, "vector_idx").num_rows == ROWS + 2 * NEW
 
 
+def test_another_merge_that_reaches_further_meanwhile(
+    write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that were not indexed yet are in its segment; ours would take them their index."""
+    ds = grown(write)
+    append(ds, vectors(NEW, DIM, seed=6), first=20_000)
+
+    def others() -> None:
+        la.extend_index(ds.uri, "vector_idx", measure_fit=False)
+        la.merge_segments(ds.uri, "vector_idx")
+        then.append(folders(ds))
+
+    then: list[set[str]] = []
+    before_commit(monkeypatch, others, _merge)
+    with pytest.raises(la.CommitConflictError, match=r"changed while .* also covers fragments \[5\]"):
+        la.merge_segments(ds, "vector_idx")
+    assert list(segments(lance.dataset(ds.uri)).values()) == [set(range(6))]
+    # All but ours.
+    assert len(then[0] - folders(ds)) == 1 and folders(ds) <= then[0]
+
+
 def test_stock_goes_on_with_what_comes_out(write: Callable[..., Any]) -> None:
     ds = grown(write)
     la.merge_segments(ds, "vector_idx")

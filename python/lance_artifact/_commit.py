@@ -122,6 +122,11 @@ def check_name(
                 raise CommitConflictError(
                     f"index {name!r} covers fragments {_few(covered & intended)} already; a segment that is appended must cover others"
                 )
+    if staying and not replaced and wanted.mode == "replace" and staying.keys() <= may_lose:
+        raise CommitConflictError(
+            f"index {name!r} covers fragments {_few(staying)}, all of which came since the version that is to be indexed: its fragments were "
+            "compacted or written anew; open the dataset again and build from the latest version"
+        )
     if staying and not replaced and wanted.mode == "replace":
         raise InvalidInputError(
             f"replace: index {name!r} covers fragments {_few(staying)}, none of which is built, and would not be replaced; to add a "
@@ -336,7 +341,7 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
         if wanted.run_id and core.segments_with(Handle.of(base).core, name, wanted.run_id):
             raise AlreadyCommitted(f"index {name!r} of run {wanted.run_id} is committed")
         # Lance extends an index to fragments that an update of other columns wrote; ours may not reach as far.
-        gone = check_name(base, wanted, ids, frozenset(new_fragments))
+        gone = _check_again(base, wanted, ids, frozenset(new_fragments))
         index = Index(
             uuid=segment.uuid,
             name=name,
@@ -381,6 +386,18 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
         f"index {name!r} was not committed: {TRIES} times another change of the dataset came first; finalize again. "
         f"Lance says: {conflict}"
     ) from conflict
+
+
+def _check_again(
+    base: lance.LanceDataset, wanted: Wanted, fragment_ids: list[int], may_lose: frozenset[int]
+) -> set[str]:
+    """`check_name` right before the commit. The index fitted when the call began: what does not fit now came meanwhile."""
+    try:
+        return check_name(base, wanted, fragment_ids, may_lose)
+    except (InvalidInputError, ArtifactMismatchError) as error:
+        raise CommitConflictError(
+            f"index {wanted.name!r} changed while this segment of it was built; repeat the call. Now {error}"
+        ) from error
 
 
 def _index(name: str, found: dict[str, Any]) -> Index:
