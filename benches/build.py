@@ -199,7 +199,9 @@ def measure(
     of = f"{rows:,} x {dim}, K={k}, M={m}"
     if (what, metric, dtype, index_type) != ("made", "l2", "f4", "IVF_PQ"):
         of += f" ({what}, {metric}, {np.dtype(dtype)}, {index_type})"
-    print(f"\n{of}, {runs} runs, interleaved (of a faiss that takes over {SLOW} s one); recall@{NEIGHBOURS} at nprobes={PROBES}\n")
+    print(
+        f"\n{of}, {runs} runs, interleaved (of a faiss that takes over {SLOW} s one); recall@{NEIGHBOURS} at nprobes={PROBES}\n"
+    )
     shares = " | ".join(f"at {share:.0%} of the rows" for share in quality.SHARES)
     print(
         f"| | seconds | times as fast | recall@10 (each run) | {shares} | variation of the partitions | peak memory, MiB | stages, s |"

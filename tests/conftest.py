@@ -95,9 +95,7 @@ def stored(ds: Any, name: str) -> list[dict[int, bytes]]:
     return stored_in(ds, name, segment(ds, name).uuid)
 
 
-def stored_in(
-    ds: Any, name: str, uuid: str, options: dict[str, str] | None = None
-) -> list[dict[int, bytes]]:
+def stored_in(ds: Any, name: str, uuid: str, options: dict[str, str] | None = None) -> list[dict[int, bytes]]:
     """The same, of one segment of an index."""
     statistics = next(s for s in ds.stats.index_stats(name)["indices"] if s["uuid"] == uuid)
     sizes = [p["size"] for p in statistics["partitions"]]

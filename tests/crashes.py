@@ -128,9 +128,9 @@ class Disk:
             found.synced, found.since = found.entries(), []
         elif call.kind == "mkdir" and found is None and parent is not None:
             parent.since.append({name: Folder()})
-        elif call.kind == "unlink" and isinstance(found, File) and parent is not None:
-            parent.since.append({name: None})
-        elif call.kind == "rmdir" and isinstance(found, Folder) and not found.entries() and parent is not None:
+        elif (call.kind == "unlink" and isinstance(found, File) and parent is not None) or (
+            call.kind == "rmdir" and isinstance(found, Folder) and not found.entries() and parent is not None
+        ):
             parent.since.append({name: None})
         elif call.kind in ("rename", "link") and found is not None and parent is not None:
             self._named_anew(call, found, parent, name)
@@ -334,7 +334,9 @@ def _made(folder: Path) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     durable = of("local", changing=True)
     parser.add_argument("--scenario", nargs="*", choices=durable, default=durable)
     parser.add_argument("--states", type=int, default=1000, help="for each scenario")
@@ -344,10 +346,16 @@ def main() -> int:
     if args.moment is not None:
         report = Report()
         with tempfile.TemporaryDirectory(prefix="crashes-") as folder, Worker([MODULE]) as worker:
-            Look(record(_made(Path(folder) / "place"), args.scenario[0]), report, print).at(args.moment, args.seed, worker)
+            Look(record(_made(Path(folder) / "place"), args.scenario[0]), report, print).at(
+                args.moment, args.seed, worker
+            )
     else:
         report = run(args.scenario, args.states, args.seed)
-    print(json.dumps({"states": report.states, "outcomes": dict(report.outcomes), "wrong": len(report.wrong)}, indent=1))
+    print(
+        json.dumps(
+            {"states": report.states, "outcomes": dict(report.outcomes), "wrong": len(report.wrong)}, indent=1
+        )
+    )
     return int(bool(report.wrong))
 
 

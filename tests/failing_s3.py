@@ -39,7 +39,9 @@ _HANGS_FOR = 6.0
 
 
 def error(code: str) -> bytes:
-    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>made for a test</Message></Error>".encode()
+    return (
+        f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>made for a test</Message></Error>".encode()
+    )
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 import lance_artifact as la
 from commits import BUILD
-from conftest import content, encoded, stored_in, vectors
 from conftest import column as vector_column
+from conftest import content, encoded, stored_in, vectors
 
 DIM, FRAGMENT = 16, 300
 ARTIFACT_K, WIDTH = 7, 6
@@ -57,11 +57,15 @@ class Scenario:
 
 
 def _rows(count: int, seed: int, first: int) -> pa.Table:
-    return pa.table({"id": pa.array(range(first, first + count)), "vector": vector_column(vectors(count, DIM, seed=seed))})
+    return pa.table(
+        {"id": pa.array(range(first, first + count)), "vector": vector_column(vectors(count, DIM, seed=seed))}
+    )
 
 
 def _dataset(place: Place) -> Any:
-    return lance.write_dataset(_rows(2 * FRAGMENT, 0, 0), place.at("ds"), max_rows_per_file=FRAGMENT, **place.storage)
+    return lance.write_dataset(
+        _rows(2 * FRAGMENT, 0, 0), place.at("ds"), max_rows_per_file=FRAGMENT, **place.storage
+    )
 
 
 def _append(place: Place) -> None:
@@ -163,7 +167,9 @@ def _read(place: Place) -> Callable[[], Any]:
     expected = artifact_state(place)
 
     def read() -> None:
-        assert content(la.Artifact.open(place.at("artifact"), place.options or None)) == expected, "rows are wrong"
+        assert content(la.Artifact.open(place.at("artifact"), place.options or None)) == expected, (
+            "rows are wrong"
+        )
 
     return read
 
@@ -197,7 +203,13 @@ def _merge(place: Place) -> Callable[[], Any]:
 
 def _resume(place: Place) -> Callable[[], Any]:
     ds = place.dataset()
-    run: dict[str, Any] = {"artifact_uri": place.at("run"), "num_shards": 2, "resume": True, "sync": True, **place.storage}
+    run: dict[str, Any] = {
+        "artifact_uri": place.at("run"),
+        "num_shards": 2,
+        "resume": True,
+        "sync": True,
+        **place.storage,
+    }
     return lambda: la.create_index(ds, "vector", **run, **BUILD)
 
 
@@ -235,25 +247,28 @@ def _refilled(place: Place) -> Callable[[], Any]:
 
 SCENARIOS = {
     "write": Scenario(lambda place: None, _write, artifact_state, retry=_refilled),
-    "write-unsynced": Scenario(lambda place: None, _write_unsynced, artifact_state, durable=False, retry=_refilled, stores=("local",)),
+    "write-unsynced": Scenario(
+        lambda place: None, _write_unsynced, artifact_state, durable=False, retry=_refilled, stores=("local",)
+    ),
     "overwrite": Scenario(lambda place: _fill(place, 10), _overwrite, artifact_state),
     "upload": Scenario(lambda place: None, _upload, _uploaded_state, stores=("s3",)),
     "verify": Scenario(lambda place: _fill(place, 10), _verify, artifact_state, only_reads=True),
     "read": Scenario(lambda place: _fill(place, 10), _read, artifact_state, only_reads=True),
     "encode": Scenario(_plain, _encode, artifact_state, retry=lambda place: _encode(place, overwrite=True)),
     "finalize": Scenario(_encoded, _finalize, index_state),
-    "create": Scenario(lambda place: la.create_index(_dataset(place), "vector", **BUILD), _create, index_state),
+    "create": Scenario(
+        lambda place: la.create_index(_dataset(place), "vector", **BUILD), _create, index_state
+    ),
     "extend": Scenario(_extended, _extend, index_state),
     "merge": Scenario(_segments, _merge, index_state),
     "resume": Scenario(_half_a_run, _resume, index_state),
 }
 
+
 def of(store: str, changing: bool = False) -> list[str]:
     """The names of a store's scenarios; of those that change something, if so wished."""
     return [
-        name
-        for name, one in SCENARIOS.items()
-        if store in one.stores and not (changing and one.only_reads)
+        name for name, one in SCENARIOS.items() if store in one.stores and not (changing and one.only_reads)
     ]
 
 

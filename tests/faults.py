@@ -27,6 +27,7 @@ from worker import Ended, Raised, Stuck
 # Seconds until what comes late has come.
 LATE = 1.5
 
+
 @dataclass
 class Report:
     tries: int = 0
@@ -77,7 +78,9 @@ class Campaign:
         self.at.restore()
         self._sound("ready", self.name, self.at.place)
         self._sound("call")
-        assert self._sound("state", self.name, self.at.place) == self.new, f"{self.name}: the call gives different results"
+        assert self._sound("state", self.name, self.at.place) == self.new, (
+            f"{self.name}: the call gives different results"
+        )
 
     def every(self) -> list[list[Step]]:
         """Each call in each way."""
@@ -89,7 +92,11 @@ class Campaign:
         ]
 
     def kills(self) -> list[list[Step]]:
-        return [[Step(kind, number, KILL)] for kind, count in sorted(self.calls.items()) for number in range(count)]
+        return [
+            [Step(kind, number, KILL)]
+            for kind, count in sorted(self.calls.items())
+            for number in range(count)
+        ]
 
     def schedule(self, rng: random.Random) -> list[Step]:
         """Two to five calls go wrong."""
@@ -195,7 +202,12 @@ def _plain(name: str) -> str:
 
 def _known(name: str) -> bool:
     """Whether it is a name of the format, of what is no part of an artifact any more."""
-    return bool(re.fullmatch(r"(run/shards/\d+|artifact)/((partitions/)?\.lance-artifact-.*|partitions/bucket-\d+(-TAG)?\.lance|metadata(-TAG)?\.lance)", name))
+    return bool(
+        re.fullmatch(
+            r"(run/shards/\d+|artifact)/((partitions/)?\.lance-artifact-.*|partitions/bucket-\d+(-TAG)?\.lance|metadata(-TAG)?\.lance)",
+            name,
+        )
+    )
 
 
 def _kind_of_file(name: str) -> str:
@@ -227,7 +239,11 @@ def run(
             chosen = [steps for steps in tries if rng.random() < share]
             for steps in chosen:
                 campaign.attempt(steps)
-            for kill in rng.sample(campaign.kills(), min(kills, sum(campaign.calls.values()))) if store == "local" else []:
+            for kill in (
+                rng.sample(campaign.kills(), min(kills, sum(campaign.calls.values())))
+                if store == "local"
+                else []
+            ):
                 campaign.attempt(kill)
             for _ in range(schedules):
                 campaign.attempt(campaign.schedule(rng))
@@ -237,7 +253,9 @@ def run(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--store", choices=["local", "s3"], default="local")
     parser.add_argument("--scenario", nargs="*", choices=list(SCENARIOS), default=[])
     parser.add_argument("--share", type=float, default=1.0, help="of all faults, the share that is tried")
@@ -245,7 +263,9 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=0, help="random ones for each scenario")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", nargs="*", help="just this try")
-    parser.add_argument("--forever", action="store_true", help="from the first step on, all calls of the kind go wrong")
+    parser.add_argument(
+        "--forever", action="store_true", help="from the first step on, all calls of the kind go wrong"
+    )
     args = parser.parse_args()
     args.scenario = args.scenario or of(args.store)
     if args.steps:

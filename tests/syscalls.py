@@ -109,7 +109,11 @@ def supported() -> str:
         actions = Path("/proc/sys/kernel/seccomp/actions_avail").read_text()
     except OSError:
         return "this system has no seccomp"
-    return "" if "user_notif" in actions.split() else "this kernel does not tell of system calls (5.19 or later does)"
+    return (
+        ""
+        if "user_notif" in actions.split()
+        else "this kernel does not tell of system calls (5.19 or later does)"
+    )
 
 
 # In the child.
@@ -232,15 +236,13 @@ class Watched(Worker):
     def _call(self, pid: int, name: str, arguments: list[int]) -> Call | None:
         kind, places = CALLS[name]
         paths: list[str] = []
-        index = 0
-        for place in places:
+        for index, place in enumerate(places):
             if place == "f":
                 paths.append(os.readlink(f"/proc/{pid}/fd/{arguments[index]}"))
             elif place == "p":
                 paths.append(self._path(pid, AT_FDCWD, arguments[index]))
             elif place == "d":
                 paths.append(self._path(pid, arguments[index], arguments[index + 1]))
-            index += 1
         if not any(path == self.root or path.startswith(self.root + "/") for path in paths):
             return None
         shown = [path.removeprefix(self.root).lstrip("/") for path in paths]
@@ -267,7 +269,9 @@ class Watched(Worker):
         path = os.fsdecode(text.split(b"\0", 1)[0])
         if path.startswith("/"):
             return os.path.normpath(path)
-        base = os.readlink(f"/proc/{pid}/cwd" if folder & 0xFFFFFFFF == AT_FDCWD else f"/proc/{pid}/fd/{folder}")
+        base = os.readlink(
+            f"/proc/{pid}/cwd" if folder & 0xFFFFFFFF == AT_FDCWD else f"/proc/{pid}/fd/{folder}"
+        )
         return os.path.normpath(os.path.join(base, path)) if path else base
 
     def _memory(self, pid: int, pointer: int, count: int) -> bytes:
@@ -286,7 +290,9 @@ class Watched(Worker):
             data = self._memory(pid, arguments[1], arguments[2])
         elif name in ("writev", "pwritev"):
             pieces = self._memory(pid, arguments[1], 16 * arguments[2])
-            data = b"".join(self._memory(pid, *struct.unpack_from("=QQ", pieces, 16 * n)) for n in range(arguments[2]))
+            data = b"".join(
+                self._memory(pid, *struct.unpack_from("=QQ", pieces, 16 * n)) for n in range(arguments[2])
+            )
         else:
             raise NotImplementedError(f"{name} is not recorded")
         if name in ("pwrite64", "pwritev"):
@@ -345,4 +351,3 @@ class Watched(Worker):
             data = self._memory(pid, arguments[1], arguments[2])
             os.write(own, data) if name == "write" else os.pwrite(own, data, arguments[3])
             os.close(own)
-

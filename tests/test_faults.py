@@ -15,7 +15,7 @@ import faults
 import syscalls
 from fault_scenarios import SCENARIOS, of
 from syscalls import Call, Fault, Watched
-from worker import Ended, Raised, Worker
+from worker import Ended, Raised
 
 watched = pytest.mark.skipif(bool(syscalls.supported()), reason=syscalls.supported())
 
