@@ -71,7 +71,9 @@ def test_actions_are_pinned_with_their_version(path: Path) -> None:
 def test_one_version_of_each_action() -> None:
     pins: dict[str, set[str]] = {}
     for path in ACTIONS:
-        for name, pin in re.findall(r"uses: ([\w.-]+/[\w.-]+)[\w./-]*@(\S+ # \S+)", path.read_text(encoding="utf-8")):
+        for name, pin in re.findall(
+            r"uses: ([\w.-]+/[\w.-]+)[\w./-]*@(\S+ # \S+)", path.read_text(encoding="utf-8")
+        ):
             pins.setdefault(name, set()).add(pin)
     assert pins and all(len(found) == 1 for found in pins.values()), pins
 
@@ -85,7 +87,12 @@ def test_jobs_may_do_little_and_end(path: Path) -> None:
     for name, job in workflow["jobs"].items():
         granted = job["permissions"]
         written = {what for what, how in granted.items() if how == "write"}
-        allowed = {"attest": {"id-token", "attestations"}, "pypi": {"id-token"}, "github": {"contents"}, "report": {"issues"}}
+        allowed = {
+            "attest": {"id-token", "attestations"},
+            "pypi": {"id-token"},
+            "github": {"contents"},
+            "report": {"issues"},
+        }
         assert written == allowed.get(name, set()), (path.name, name)
         assert "uses" in job or 0 < job["timeout-minutes"] <= 360, (path.name, name)
         for step in job.get("steps", ()):
@@ -113,5 +120,10 @@ def test_the_threat_model_names_tests_and_code_that_exist() -> None:
     for path in re.findall(r"`((?:src|tests)/[\w/]+\.\w+)`", text):
         assert (ROOT / path).is_file(), path
     for name in re.findall(r"`([a-z]\w+(?:_\w+)+)`", text):
-        known = f"def {name}(" in tests or f"fn {name}" in rust or f"def {name}(" in python or f"{name}:" in python
+        known = (
+            f"def {name}(" in tests
+            or f"fn {name}" in rust
+            or f"def {name}(" in python
+            or f"{name}:" in python
+        )
         assert known, name

@@ -62,7 +62,9 @@ class Call:
 
 def printable(text: str) -> str:
     """Without what a terminal would obey: names in manifests are whatever their writers wrote."""
-    return "".join(c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else f"\\x{ord(c):02x}" for c in text)
+    return "".join(
+        c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else f"\\x{ord(c):02x}" for c in text
+    )
 
 
 class Printable(logging.Formatter):
