@@ -62,6 +62,7 @@ impl State {
             life: Life::Running,
             stopped: false,
             told: Told::Nothing,
+            overslept: false,
             slept: false,
             failures: 0,
             json: None,

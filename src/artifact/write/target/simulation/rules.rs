@@ -8,7 +8,9 @@ use crate::artifact::write::target::leftovers::ABANDONED_AFTER;
 
 impl State {
     pub fn breaks(&mut self, what: String) {
-        self.broken.get_or_insert(what);
+        if !self.is_void {
+            self.broken.get_or_insert(what);
+        }
     }
 
     /// Whether `of` may be taken for abandoned by `by`: nothing was heard of it for a week, from elsewhere.
@@ -37,9 +39,14 @@ impl State {
     /// The files of a live attempt are its own, and its claim is until it gives it up.
     fn touched(&mut self, by: usize, path: &str, there: &Object, how: &str) {
         let of = there.by;
-        if of == by || self.actors[of].life != Life::Running || self.looks_abandoned(of, by) {
+        if of == by || self.actors[of].life != Life::Running {
             return;
         }
+        if self.looks_abandoned(of, by) {
+            self.actors[of].overslept = true;
+            return;
+        }
+        self.is_void |= self.actors[by].overslept;
         let is_claim = matches!(ours(path), Some(Ours::Claim(_)));
         // What was published may be replaced by others before the writer hears of it.
         if is_claim || !self.actors[of].was_published {
@@ -50,6 +57,7 @@ impl State {
     fn before_publish(&mut self, by: usize, content: &Bytes) {
         let there = self.objects.get(MANIFEST_FILE).map(|object| object.content.clone());
         let actor = &self.actors[by];
+        self.is_void |= actor.overslept;
         let told = actor.told;
         if actor.json.as_ref() != Some(content) {
             self.breaks(format!("actor {by} publishes a manifest that is not its own"));

@@ -91,6 +91,8 @@ pub struct Run {
     pub moves: usize,
     /// Artifacts deleted between a look and an unconditional delete.
     pub deleted_unseen: usize,
+    /// Somebody acted on others in the moment in which he was taken for abandoned.
+    pub is_void: bool,
 }
 
 struct Runner<'a> {
@@ -119,7 +121,7 @@ pub fn run(scenario: &Scenario, seed: u64, chooser: &mut dyn Choose) -> Run {
     state.pending.clear();
     let trace = if state.broken.is_some() { moves.iter().map(shown).collect() } else { Vec::new() };
     let told = state.actors.iter().map(|actor| actor.told).collect();
-    Run { broken: state.broken.take(), trace, told, moves: moves.len(), deleted_unseen: state.deleted_unseen }
+    Run { broken: state.broken.take(), trace, told, moves: moves.len(), deleted_unseen: state.deleted_unseen, is_void: state.is_void }
 }
 
 fn shown((what, request): &(Move, Option<(usize, Request)>)) -> String {
@@ -150,7 +152,7 @@ impl Runner<'_> {
             self.stage(stage, self.scenario.faults).await;
             self.acting = None;
         }
-        if self.is_broken() {
+        if self.is_decided() {
             return;
         }
         // A process of its own, on the first machine, that sees who is gone.
@@ -163,13 +165,16 @@ impl Runner<'_> {
             }
             state.now += ABANDONED_AFTER + Duration::from_secs(60);
         }
-        if !self.is_broken() {
+        if !self.is_decided() {
             self.last(&Plan { process: 1_000_001, ..last }, true).await;
         }
     }
 
     async fn last(&mut self, plan: &Plan, long_after: bool) {
         self.stage(&[*plan], Faults::default()).await;
+        if self.is_decided() {
+            return;
+        }
         let mut state = self.world.lock();
         let last = state.actors.len() - 1;
         if state.actors[last].told != Told::Published {
@@ -179,8 +184,9 @@ impl Runner<'_> {
         state.check_left(last, long_after);
     }
 
-    fn is_broken(&self) -> bool {
-        self.world.lock().broken.is_some()
+    fn is_decided(&self) -> bool {
+        let state = self.world.lock();
+        state.broken.is_some() || state.is_void
     }
 
     async fn stage(&mut self, plans: &[Plan], faults: Faults) {
@@ -194,7 +200,7 @@ impl Runner<'_> {
         let mut moves = 0;
         loop {
             self.settle().await;
-            if self.is_broken() {
+            if self.is_decided() {
                 return;
             }
             let choices = choices(&self.world.lock(), first, self.acting, faults);

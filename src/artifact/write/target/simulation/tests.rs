@@ -101,7 +101,8 @@ fn of_seed(seed: u64, late: bool) -> Run {
 
 /// Seeds of a range, on all cores; moves, and what was told.
 fn seeds(first: u64, count: u64) {
-    let (next, moves, told, unseen) = (AtomicU64::new(first), AtomicUsize::new(0), [const { AtomicUsize::new(0) }; 6], AtomicUsize::new(0));
+    let (next, told) = (AtomicU64::new(first), [const { AtomicUsize::new(0) }; 6]);
+    let [moves, unseen, void] = [const { AtomicUsize::new(0) }; 3];
     let start = Instant::now();
     crate::sync::fan_out(std::thread::available_parallelism().map_or(1, usize::from), "schedules", || {
         loop {
@@ -112,6 +113,7 @@ fn seeds(first: u64, count: u64) {
             let run = checked(of_seed(seed, false), &format!("LANCE_ARTIFACT_SEED={seed} of {:?}", drawn(seed, false)));
             moves.fetch_add(run.moves, Ordering::Relaxed);
             unseen.fetch_add(run.deleted_unseen, Ordering::Relaxed);
+            void.fetch_add(usize::from(run.is_void), Ordering::Relaxed);
             for one in run.told {
                 told[one as usize].fetch_add(1, Ordering::Relaxed);
             }
@@ -120,11 +122,12 @@ fn seeds(first: u64, count: u64) {
     let kinds = [Told::Nothing, Told::Published, Told::Lost, Told::Removed, Told::Unknown, Told::Deleted];
     let told: Vec<String> = kinds.iter().zip(&told).map(|(kind, count)| format!("{kind:?} {}", count.load(Ordering::Relaxed))).collect();
     println!(
-        "{count} schedules, {} requests, in {:.0} s; told: {}; deleted unseen: {}",
+        "{count} schedules, {} requests, in {:.0} s; told: {}; deleted unseen: {}; void: {}",
         moves.into_inner(),
         start.elapsed().as_secs_f64(),
         told.join(", "),
-        unseen.into_inner()
+        unseen.into_inner(),
+        void.into_inner()
     );
 }
 

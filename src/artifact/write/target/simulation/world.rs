@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::artifact::format::{CLAIM_FILE, MANIFEST_FILE};
+use crate::artifact::format::{CLAIM_FILE, MANIFEST_FILE, Ours, ours};
 use crate::io::outside::stand_in::Outside;
 use crate::sync::locked;
 
@@ -127,6 +127,9 @@ pub struct Actor {
     /// It was told to stop, as by Ctrl-C.
     pub stopped: bool,
     pub told: Told,
+    /// It was taken for abandoned, as it may be after a week, and has not looked since whether what it has is still its own. What
+    /// it was about to do at that moment no store can keep it from.
+    pub overslept: bool,
     /// The last that it asked for was a pause.
     pub slept: bool,
     /// Requests that failed, or whose answers were lost.
@@ -181,6 +184,8 @@ pub struct State {
     pub lie: Lie,
     /// Entity tags are of the content, as with some stores, and not of the write.
     pub content_tags: bool,
+    /// Somebody who overslept did something to others: what follows is not judged.
+    pub is_void: bool,
     /// Manifests that were deleted between a look and an unconditional delete.
     pub deleted_unseen: usize,
     numbers: u64,
@@ -206,6 +211,7 @@ impl World {
                 activity: 0,
                 lie,
                 content_tags,
+                is_void: false,
                 deleted_unseen: 0,
                 numbers: 0,
                 seed,
@@ -330,8 +336,14 @@ impl State {
 
     /// An actor has heard what a request of its own found.
     pub fn heard(&mut self, by: usize, request: &Request, answer: &Result<Answer, Refusal>) {
-        let Request::Get(path) = request else { return };
-        if path != MANIFEST_FILE {
+        let has_plain = self.actors[by].files.keys().any(|name| ours(name) == Some(Ours::Data(None)));
+        match request {
+            Request::Get(path) if path == CLAIM_FILE => self.actors[by].overslept = false,
+            // Its files, where it can know by no claim.
+            Request::List(_) if !has_plain => self.actors[by].overslept = false,
+            _ => {}
+        }
+        if !matches!(request, Request::Get(path) if path == MANIFEST_FILE) {
             return;
         }
         match answer {
