@@ -104,7 +104,7 @@ def _shards(run: Run, everything: bool, dry_run: bool) -> list[Leftover]:
         if files:
             found.append(Leftover("attempt", place, len(files)))
             if not dry_run:
-                core.delete_files(place, files, ["partitions", ""], run.storage_options)
+                core.delete_unfinished(place, run.storage_options, everything)
         if not everything:
             continue
         try:

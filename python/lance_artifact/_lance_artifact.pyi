@@ -25,6 +25,7 @@ __all__ = [
     "default_memory_limit",
     "delete_artifact",
     "delete_files",
+    "delete_unfinished",
     "discard_segment",
     "encode_on_device",
     "list_folder",
@@ -370,6 +371,9 @@ def model_of_index(dataset: _Dataset, name: str, segments: Sequence[str] | None 
 def unfinished_files(
     folder: str, storage_options: _StorageOptions | None = None, unknown_too: bool = False
 ) -> tuple[list[str], bool]: ...
+def delete_unfinished(
+    folder: str, storage_options: _StorageOptions | None = None, unknown_too: bool = False
+) -> None: ...
 def unfinished_segments(dataset: _Dataset) -> list[str]: ...
 def segments_with(dataset: _Dataset, name: str, text: str) -> list[str]: ...
 def segments_without_coverage(dataset: _Dataset, name: str) -> list[str]: ...

@@ -10,5 +10,6 @@ mod write;
 pub use format::{Assignment, FileEntry, Groups, Manifest, ModelSummary, PartitionTable, RowCounts, RowRange, Source, WriterInfo};
 pub use read::{Artifact, BucketFiles, CONCURRENT_ARTIFACTS, PartitionReader, PartitionRows, SLICE_BYTES, VerifyReport, row_ids_and_codes};
 pub use write::{
-    BuilderOptions, Encoding, MemoryPlan, PartitionArtifactBuilder, Unfinished, default_limit, delete_artifact, unfinished_files,
+    BuilderOptions, Encoding, MemoryPlan, PartitionArtifactBuilder, Unfinished, default_limit, delete_artifact, delete_unfinished,
+    unfinished_files,
 };

@@ -1,10 +1,11 @@
-//! Bytes: stores, URIs (true and shown), local files, uploads, checksummed tails, and whose a file is.
+//! Bytes: stores, URIs (true and shown), local files, uploads, checksummed tails, whose a file is, and what comes from outside.
 //!
 //! What may enter: what would be the same for any bytes. Nothing in here knows what they mean, or Lance.
 
 mod file;
 mod limits;
 mod local;
+pub mod outside;
 mod owner;
 mod store;
 mod tail;

@@ -4,9 +4,11 @@
 //! certain that the process is gone. That is known for processes of the same machine, boot and process namespace: by their
 //! number and the moment they were started, because numbers are used again. Of any other process nothing is known.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
+
+use super::outside::{exists, host, now, process, started};
 
 /// Marks of one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +26,8 @@ pub struct Owner {
 impl Owner {
     /// The marks of this process.
     pub fn this() -> Self {
-        let pid = std::process::id();
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let pid = process();
+        let at = now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         Self { host: host(), pid, started: started(pid).unwrap_or_default(), at }
     }
 
@@ -61,54 +63,6 @@ impl Owner {
             None => !exists(self.pid),
         }
     }
-}
-
-#[cfg(target_os = "linux")]
-fn host() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_string()).ok();
-    let namespace = std::fs::read_link("/proc/self/ns/pid").ok();
-    match (read("/proc/sys/kernel/hostname"), read("/proc/sys/kernel/random/boot_id"), namespace) {
-        (Some(name), Some(boot), Some(namespace)) => format!("{name} {boot} {}", namespace.display()),
-        _ => String::new(),
-    }
-}
-
-/// The 22nd field of `/proc/PID/stat`; the second one is in parentheses and may hold anything.
-#[cfg(target_os = "linux")]
-fn started(pid: u32) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    // A zombie does nothing any more.
-    (!matches!(state, "Z" | "X")).then(|| fields.nth(18).map(str::to_string))?
-}
-
-/// Whether there is a process of that number, a zombie apart; true also where that cannot be known.
-#[cfg(target_os = "linux")]
-fn exists(pid: u32) -> bool {
-    let Ok(pid) = libc::pid_t::try_from(pid) else { return true };
-    // SAFETY: signal 0 is not sent; only whether it could be is asked.
-    let free = unsafe { libc::kill(pid, 0) } == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH);
-    let zombie = std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next().map(|state| matches!(state, "Z" | "X"))).unwrap_or(false)
-    });
-    !free && !zombie
-}
-
-/// Elsewhere nobody is known to be gone, and what is left behind is removed by its age only.
-#[cfg(not(target_os = "linux"))]
-fn host() -> String {
-    String::new()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn exists(_: u32) -> bool {
-    true
-}
-
-#[cfg(not(target_os = "linux"))]
-fn started(_: u32) -> Option<String> {
-    None
 }
 
 #[cfg(test)]

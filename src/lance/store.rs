@@ -119,6 +119,13 @@ impl LanceStore {
         Ok(Self { files: Store::new(store.inner.clone(), root, true_uri, local_root), store })
     }
 
+    /// A folder of a store that a test stands in for; nothing can be read of it by Lance.
+    #[cfg(test)]
+    pub fn standing_in(store: Arc<dyn object_store::ObjectStore>, root: &str) -> Self {
+        static NONE: LazyLock<Arc<ObjectStore>> = LazyLock::new(|| Arc::new(ObjectStore::memory()));
+        Self { files: Store::new(store, root.into(), format!("test://{root}"), None), store: NONE.clone() }
+    }
+
     /// What reads of this store go through. Call within a Tokio runtime.
     pub(super) fn scheduler(&self) -> Arc<ScanScheduler> {
         // The scheduler keeps its store, so that no other one can be at its address.

@@ -107,3 +107,11 @@ pub fn unfinished_files(
         )?;
     Ok((found.files, found.is_busy))
 }
+
+/// Delete them, plain names under a claim on those, and local folders that are empty then.
+#[pyfunction]
+#[pyo3(signature = (folder, storage_options = None, unknown_too = false))]
+pub fn delete_unfinished(py: Python<'_>, folder: String, storage_options: Option<StorageOptionsArg>, unknown_too: bool) -> PyResult<()> {
+    let (options, _) = parts(storage_options);
+    run(py, None, |_, cancel| async move { cancel.race(crate::artifact::delete_unfinished(&folder, options.as_ref(), unknown_too)).await })
+}

@@ -51,6 +51,7 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(model::model_of_index, module)?)?;
     module.add_function(wrap_pyfunction!(process::default_memory_limit, module)?)?;
     module.add_function(wrap_pyfunction!(files::unfinished_files, module)?)?;
+    module.add_function(wrap_pyfunction!(files::delete_unfinished, module)?)?;
     module.add_function(wrap_pyfunction!(segment::unfinished_segments, module)?)?;
     module.add_function(wrap_pyfunction!(files::put_new, module)?)?;
     module.add_function(wrap_pyfunction!(files::read_file, module)?)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 
 use crate::error::Result;
-use crate::io::{HIDDEN_PREFIX, check_relative_path};
+use crate::io::{HIDDEN_PREFIX, check_relative_path, outside};
 use crate::model::item_field;
 
 /// The version whose manifest lists the partitions itself. Other writers and readers know it.
@@ -122,7 +122,7 @@ fn is_tag(text: &str) -> bool {
 
 /// A tag for an attempt.
 pub fn new_tag() -> String {
-    uuid::Uuid::new_v4().simple().to_string()[..8].to_string()
+    outside::unique()[..8].to_string()
 }
 
 /// The schema of a bucket file.

@@ -10,77 +10,23 @@ use tokio::runtime::Handle;
 
 use super::batch::EncodedColumns;
 use super::buckets::Buckets;
+use super::options::{BuilderOptions, Encoding};
 use super::partitions_file::write_partitions;
 use super::plan::{MemoryPlan, Wanted, default_limit};
 use super::stage::Stage;
 use super::target::{Abandoned, Target};
 use crate::artifact::format::{
-    Assignment, CHECKSUM_KIND, LISTED, Manifest, ModelSummary, PartitionTable, RowCounts, Source, TABLED, WriterInfo, metadata_path,
+    Assignment, CHECKSUM_KIND, LISTED, Manifest, ModelSummary, PartitionTable, RowCounts, TABLED, WriterInfo, metadata_path,
     partitions_path, write_model,
 };
 use crate::budget::settle;
 use crate::error::{Error, Result};
 use crate::io::files_left;
-use crate::lance::{LanceStore, StorageOptions};
-use crate::model::IvfPqModel;
+use crate::lance::LanceStore;
 use crate::sync::{Background, block_on, locked};
 
 /// Encoded ranges that a manifest lists: some 200,000, in some 10 MB of JSON.
 const MOST_LISTED_BYTES: usize = 600 << 10;
-
-/// What is encoded: a model, or just the shape that the codes have.
-#[derive(Debug, Clone)]
-pub enum Encoding {
-    Model(Arc<IvfPqModel>),
-    Shape { num_partitions: usize, pq_code_width: usize },
-}
-
-impl From<IvfPqModel> for Encoding {
-    fn from(model: IvfPqModel) -> Self {
-        Self::Model(Arc::new(model))
-    }
-}
-
-/// Options of a [`PartitionArtifactBuilder`]; the default is what users get.
-#[derive(Debug, Clone)]
-pub struct BuilderOptions {
-    /// Files of the artifact; `min(num_partitions, 256)`, fewer where few rows are expected, an object store's upload buffers would not fit the limit on
-    /// memory, or open files the process's limit.
-    pub num_buckets: Option<usize>,
-    /// Bytes; 1 GiB or a quarter of the machine's memory, whichever is less.
-    pub memory_limit: Option<u64>,
-    /// Bytes that others hold of the limit that a caller gave, for messages.
-    pub held: u64,
-    /// Rows that will be appended, about: for the parts of uploads, which there may be 10,000 of in a file, and for what is
-    /// reserved at the start. More may come as long as they fit; without it parts are as large as a share of the limit allows.
-    pub expected_rows: Option<u64>,
-    /// Replace an artifact that is there already. It stays whole until the new one is published.
-    pub overwrite: bool,
-    pub storage_options: Option<StorageOptions>,
-    /// Where the rows come from, for the finalizer's checks.
-    pub source: Option<Source>,
-    /// 1 or 2; by default 1 unless there are so many ranges that a manifest is no place for them.
-    pub format_version: Option<u32>,
-    /// Let `finish` wait until the files are on the local disk, so that a crash of the machine cannot lose them. Not needed for
-    /// an artifact that does not outlive its build.
-    pub sync: bool,
-}
-
-impl Default for BuilderOptions {
-    fn default() -> Self {
-        Self {
-            num_buckets: None,
-            memory_limit: None,
-            held: 0,
-            expected_rows: None,
-            overwrite: false,
-            storage_options: None,
-            source: None,
-            format_version: None,
-            sync: true,
-        }
-    }
-}
 
 /// Streams encoded batches into a partition artifact.
 ///
@@ -136,22 +82,19 @@ impl PartitionArtifactBuilder {
     /// Check the options, then the target, where only a claim is put. Call within a Tokio runtime, which the builder uses for IO.
     pub async fn try_new(uri: &str, encoding: impl Into<Encoding>, options: BuilderOptions) -> Result<Self> {
         let encoding = encoding.into();
-        let (num_partitions, code_width) = match &encoding {
-            Encoding::Model(model) => (model.num_partitions(), model.code_width()),
-            Encoding::Shape { num_partitions, pq_code_width } => (*num_partitions, *pq_code_width),
-        };
-        if num_partitions == 0 || u32::try_from(num_partitions).is_err() {
-            return Err(Error::invalid(format!("num_partitions: got {num_partitions}, expected 1 to {}", u32::MAX)));
-        }
-        if code_width == 0 || code_width > i32::MAX as usize {
-            return Err(Error::invalid(format!("pq_code_width: got {code_width}, expected the bytes of one code, at least 1")));
-        }
+        encoding.check()?;
         if let Some(version) = options.format_version
             && ![LISTED, TABLED].contains(&version)
         {
             return Err(Error::invalid(format!("format_version: got {version}, expected {LISTED} or {TABLED}")));
         }
         let store = LanceStore::open(uri, options.storage_options.as_ref()).await?;
+        Self::at(store, encoding, options).await
+    }
+
+    /// The same at a place that is open.
+    pub(super) async fn at(store: LanceStore, encoding: Encoding, options: BuilderOptions) -> Result<Self> {
+        let (num_partitions, code_width) = encoding.shape();
         let limit = options.memory_limit.unwrap_or_else(default_limit);
         let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, 16);
         let plan = MemoryPlan::choose(&Wanted {

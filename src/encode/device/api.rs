@@ -17,7 +17,7 @@ pub trait Device: Send + Sync + 'static {
     /// For messages and reports.
     fn name(&self) -> String;
 
-    /// Make the device the calling thread's own. Every thread calls it before anything else.
+    /// Make the device the calling thread's own. Every thread calls it before anything else. Where this fails the device is lost.
     fn make_current(&self) -> Result<()>;
 
     /// Bytes that can be allocated now.
@@ -52,12 +52,13 @@ pub trait Device: Send + Sync + 'static {
     /// As for [`Device::copy_in`].
     unsafe fn copy_out(&self, stream: &Self::Stream, source: &Self::Memory, target: &Self::Pinned, bytes: usize) -> Result<()>;
 
+    /// Where this fails the device is lost, and nobody waits for its work any more.
     fn record(&self, event: &Self::Event, stream: &Self::Stream) -> Result<()>;
 
     /// What is put on `stream` from now on runs after `event`.
     fn wait(&self, stream: &Self::Stream, event: &Self::Event) -> Result<()>;
 
-    /// Block until `event`.
+    /// Block until `event`. Where this fails the device is lost.
     fn finish(&self, event: &Self::Event) -> Result<()>;
 
     /// Seconds on the device between two finished events; `None` where they are not timed.

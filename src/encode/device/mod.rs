@@ -8,6 +8,8 @@ mod host;
 mod numa;
 mod pipeline;
 mod slot;
+#[cfg(test)]
+mod stress;
 mod tensor;
 #[cfg(test)]
 mod tests;

@@ -174,14 +174,15 @@ impl<D: Device> Slot<D> {
         self.in_flight = true;
         self.device.record(&self.copy_started, stream)?;
         let mut to = 0;
-        for (first, rows) in runs {
-            // SAFETY: the slot owns both memories and waits for the copies before it is reused or freed.
-            unsafe {
-                self.device.copy_in(stream, &self.input, first * row_bytes, &self.vectors, to * row_bytes, rows * row_bytes)?;
-            }
+        let copied = runs.into_iter().try_for_each(|(first, rows)| {
+            let at = to * row_bytes;
             to += rows;
-        }
-        self.device.record(&self.copied, stream)
+            // SAFETY: the slot owns both memories and waits for the copies before it is reused or freed.
+            unsafe { self.device.copy_in(stream, &self.input, first * row_bytes, &self.vectors, at, rows * row_bytes) }
+        });
+        // Also after an error, because other copies may be under way.
+        self.device.record(&self.copied, stream)?;
+        copied
     }
 
     /// Block until the input is there.
@@ -206,12 +207,15 @@ impl<D: Device> Slot<D> {
     pub fn take_results(&mut self, stream: &D::Stream) -> Result<(RecordBatch, f64)> {
         let (rows, width) = (self.rows(), self.sizing.code_width);
         self.device.wait(stream, &self.encoded)?;
-        // SAFETY: the slot owns all four memories and waits for the copies just below.
-        unsafe {
-            self.device.copy_out(stream, &self.part_ids, &self.part_ids_out, rows * 4)?;
-            self.device.copy_out(stream, &self.codes, &self.codes_out, rows * width)?;
-        }
+        // SAFETY: the slot owns all four memories and waits for the copies just below, or when it is dropped.
+        let copied = unsafe {
+            self.device
+                .copy_out(stream, &self.part_ids, &self.part_ids_out, rows * 4)
+                .and_then(|()| self.device.copy_out(stream, &self.codes, &self.codes_out, rows * width))
+        };
+        // Also after an error, because one copy may be under way.
         self.device.record(&self.returned, stream)?;
+        copied?;
         self.device.finish(&self.returned)?;
         self.in_flight = false;
         let seconds = self.device.seconds_between(&self.copy_started, &self.copied).unwrap_or(0.0);

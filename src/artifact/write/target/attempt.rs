@@ -22,7 +22,7 @@ use super::claim::Claim;
 use super::leftovers::{self, Cleaner};
 use crate::artifact::format::{FileEntry, MANIFEST_FILE, Manifest, Ours, PARTITIONS_DIR, new_tag, ours, temporary_prefix};
 use crate::error::{Error, Result};
-use crate::io::{Condition, Entry, Seen, parents_of_new, sync_dir};
+use crate::io::{Condition, Entry, Seen, outside, parents_of_new, sync_dir};
 use crate::lance::LanceStore;
 
 /// How often a small request is tried before the caller is told, and how long to wait after the first time; then twice as long.
@@ -319,9 +319,11 @@ async fn retry<T, F: Future<Output = Result<T>>>(stopped: &(impl Fn() -> bool + 
 }
 
 async fn pause(time: Duration, stopped: &(impl Fn() -> bool + Sync)) {
-    let end = tokio::time::Instant::now() + time;
-    while !stopped() && tokio::time::Instant::now() < end {
-        tokio::time::sleep_until((tokio::time::Instant::now() + WAIT_POLL).min(end)).await;
+    let mut left = time;
+    while !stopped() && !left.is_zero() {
+        let step = left.min(WAIT_POLL);
+        outside::sleep(step).await;
+        left -= step;
     }
 }
 

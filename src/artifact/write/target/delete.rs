@@ -10,16 +10,19 @@ use super::leftovers::{delete_plain, remove_folders};
 use crate::artifact::format::{CLAIM_FILE, MANIFEST_FILE, Manifest, Ours, new_tag, ours};
 use crate::artifact::read::read_manifest;
 use crate::error::{Error, Result};
-use crate::io::Store;
+use crate::io::{Store, outside};
 use crate::lance::{LanceStore, StorageOptions};
 
 /// Delete an artifact: the manifest first, so that what is left at any moment is not an artifact any more. One that another
 /// writer has put in its place meanwhile stays.
 pub async fn delete_artifact(uri: &str, storage_options: Option<&StorageOptions>) -> Result<()> {
-    let store = LanceStore::open(uri, storage_options).await?;
-    let json = read_manifest(&store).await?;
+    delete_at(&LanceStore::open(uri, storage_options).await?).await
+}
+
+pub async fn delete_at(store: &LanceStore) -> Result<()> {
+    let json = read_manifest(store).await?;
     let manifest = Manifest::parse(&json).map_err(|e| e.context(store.uri()))?;
-    delete_files(&store, &json, &manifest.names()).await
+    delete_files(store, &json, &manifest.names()).await
 }
 
 /// Delete the artifact whose manifest is `json`, which goes first, so that what is left at any moment is no artifact any more.
@@ -40,7 +43,7 @@ async fn delete_files(store: &Store, json: &Bytes, names: &BTreeSet<String>) -> 
             if claim.is_some() {
                 break;
             }
-            tokio::time::sleep(WAIT).await;
+            outside::sleep(WAIT).await;
         }
         plain_deleted = match claim {
             Some(claim) => delete_plain(store, &claim, &plain).await,

@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::claim::{Claim, Marks};
-use crate::artifact::format::{CLAIM_FILE, MANIFEST_FILE, Ours, PARTITIONS_DIR, claim_file, ours};
+use crate::artifact::format::{CLAIM_FILE, MANIFEST_FILE, Manifest, Ours, PARTITIONS_DIR, claim_file, ours};
 use crate::error::Result;
-use crate::io::{Entry, Lock, Seen, Store};
+use crate::io::{Entry, Lock, Seen, Store, outside};
 
 /// An attempt of which nothing was written for so long is taken for abandoned, where it cannot be known whether its process is
 /// still there.
@@ -78,7 +78,7 @@ struct Found {
 
 impl Cleaner<'_> {
     pub async fn run(&self) -> Result<()> {
-        let now = SystemTime::now();
+        let now = outside::now();
         let found = self.find().await?;
         let plain_marks = found.plain_claim.as_ref().and_then(|(_, seen)| Marks::parse(&seen.content));
         let mut doomed: Vec<String> = Vec::new();
@@ -169,8 +169,18 @@ impl Cleaner<'_> {
 }
 
 /// Delete files of plain names, and give up the claim on them.
+///
+/// They were seen before the claim was taken: others may have deleted them since, and somebody used their names anew and published. From
+/// the claim on nobody uses them, so what the manifest that is there now does not name is waste.
 pub async fn delete_plain(store: &Store, claim: &Claim, files: &[String]) -> Result<()> {
-    let deleted = store.delete(files).await;
+    let deleted = async {
+        let named = match store.read(MANIFEST_FILE).await? {
+            Some(json) => Manifest::parse(&json)?.names(),
+            None => BTreeSet::new(),
+        };
+        store.delete(&files.iter().filter(|file| !named.contains(*file)).cloned().collect::<Vec<_>>()).await
+    };
+    let deleted = deleted.await;
     deleted.and(claim.release(store).await)
 }
 

@@ -4,8 +4,10 @@ mod attempt;
 mod claim;
 mod delete;
 mod leftovers;
+#[cfg(test)]
+mod simulation;
 mod unfinished;
 
 pub use attempt::{Abandoned, Target};
 pub use delete::delete_artifact;
-pub use unfinished::{Unfinished, unfinished_files};
+pub use unfinished::{Unfinished, delete_unfinished, unfinished_files};

@@ -1,12 +1,12 @@
 //! What attempts that came to nothing left at a place, for somebody who wants to clean up without writing there.
 
-use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::claim::Marks;
-use super::leftovers::{Fate, fate, list};
-use crate::artifact::format::{CLAIM_FILE, MANIFEST_FILE, Manifest, Ours, claim_file, ours};
-use crate::error::Result;
+use super::claim::{Claim, Marks};
+use super::leftovers::{Fate, delete_plain, fate, list};
+use crate::artifact::format::{CLAIM_FILE, MANIFEST_FILE, Manifest, Ours, PARTITIONS_DIR, claim_file, new_tag, ours};
+use crate::error::{Error, Result};
+use crate::io::{Entry, Seen, Store, outside};
 use crate::lance::{LanceStore, StorageOptions};
 
 /// Files of attempts that are over, and whether an attempt is at work there.
@@ -15,39 +15,80 @@ pub struct Unfinished {
     /// In the order in which they may be deleted.
     pub files: Vec<String>,
     pub is_busy: bool,
+    /// The claim on plain names as it was.
+    plain_claim: Option<Seen>,
 }
 
 /// Look at a place; nothing is changed. Attempts of which it cannot be known from here whether they go on are taken for over if
 /// `unknown_too`, and for busy otherwise.
 pub async fn unfinished_files(uri: &str, storage_options: Option<&StorageOptions>, unknown_too: bool) -> Result<Unfinished> {
     let store = LanceStore::open(uri, storage_options).await?;
-    let names = match store.read(MANIFEST_FILE).await? {
-        Some(json) => Manifest::parse(&json).map_err(|e| e.context(store.uri()))?.names(),
-        None => Default::default(),
-    };
-    // By tag, the plain names under none: newest file, and files.
-    let mut attempts: BTreeMap<Option<String>, (SystemTime, Vec<String>)> = BTreeMap::new();
-    for entry in list(&store, &names).await?.into_iter().filter(|entry| !entry.is_folder && !names.contains(&entry.path)) {
-        let tag = match ours(&entry.path) {
-            Some(Ours::Data(tag) | Ours::Claim(tag) | Ours::Temporary(tag)) => tag.map(str::to_string),
-            _ => continue,
+    unfinished_at(&store, unknown_too).await
+}
+
+/// Delete what is unfinished there, and local folders that are empty then.
+pub async fn delete_unfinished(uri: &str, storage_options: Option<&StorageOptions>, unknown_too: bool) -> Result<()> {
+    let store = LanceStore::open(uri, storage_options).await?;
+    delete_unfinished_at(&store, unknown_too).await
+}
+
+pub async fn delete_unfinished_at(store: &Store, unknown_too: bool) -> Result<()> {
+    let found = unfinished_at(store, unknown_too).await?;
+    let is_plain = |name: &String| matches!(ours(name), Some(Ours::Data(None) | Ours::Claim(None)));
+    let (plain, tagged): (Vec<String>, Vec<String>) = found.files.into_iter().partition(is_plain);
+    let mut deleted = store.delete(&tagged).await;
+    if !plain.is_empty() {
+        // Somebody else may be faster, and use these names before this one comes to delete them.
+        let tag = new_tag();
+        let claim = match &found.plain_claim {
+            Some(left) => match Claim::take_over(store, &tag, left).await {
+                // Without locks nobody takes a claim over: it is removed, and free for the first who comes.
+                Err(Error::InvalidInput(_)) if store.delete_if(CLAIM_FILE, &left.content).await? => Claim::take(store, &tag, true).await?,
+                taken => taken?,
+            },
+            None => Claim::take(store, &tag, true).await?,
         };
-        let (newest, files) = attempts.entry(tag).or_insert((entry.modified, Vec::new()));
-        *newest = entry.modified.max(*newest);
-        files.push(entry.path);
+        if let Some(claim) = claim {
+            let files: Vec<String> = plain.into_iter().filter(|name| name != CLAIM_FILE).collect();
+            deleted = deleted.and(delete_plain(store, &claim, &files).await);
+        }
     }
-    let plain = store.read(CLAIM_FILE).await?.as_deref().and_then(Marks::parse);
-    let mut found = Unfinished::default();
-    for (tag, (newest, files)) in attempts {
+    store.remove_empty_dirs(&[PARTITIONS_DIR, ""]);
+    deleted
+}
+
+pub async fn unfinished_at(store: &Store, unknown_too: bool) -> Result<Unfinished> {
+    // By tag, the plain names under none.
+    let mut attempts: BTreeMap<Option<String>, Vec<Entry>> = BTreeMap::new();
+    for entry in list(store, &BTreeSet::new()).await?.into_iter().filter(|entry| !entry.is_folder) {
+        if let Some(Ours::Data(tag) | Ours::Claim(tag) | Ours::Temporary(tag)) = ours(&entry.path) {
+            attempts.entry(tag.map(str::to_string)).or_default().push(entry);
+        }
+    }
+    let plain_claim = store.see(CLAIM_FILE).await?;
+    let plain = plain_claim.as_ref().and_then(|seen| Marks::parse(&seen.content));
+    let mut marked = Vec::new();
+    for (tag, entries) in attempts {
         let marks = match &tag {
             Some(tag) if plain.as_ref().is_none_or(|marks| marks.attempt != *tag) => {
                 store.read(&claim_file(Some(tag))).await?.as_deref().and_then(Marks::parse)
             }
             _ => plain.clone(),
         };
+        marked.push((marks, entries));
+    }
+    // Last: who had given up his claim before has published, or never will.
+    let names = match store.read(MANIFEST_FILE).await? {
+        Some(json) => Manifest::parse(&json).map_err(|e| e.context(store.uri()))?.names(),
+        None => BTreeSet::new(),
+    };
+    let mut found = Unfinished { plain_claim, ..Default::default() };
+    for (marks, mut entries) in marked {
+        entries.retain(|entry| !names.contains(&entry.path));
+        let Some(newest) = entries.iter().map(|entry| entry.modified).max() else { continue };
         let alive = marks.as_ref().is_some_and(|marks| marks.owner.is_alive());
-        if fate(marks.as_ref(), newest, SystemTime::now()) == Fate::Over || (unknown_too && !alive) {
-            found.files.extend(files);
+        if fate(marks.as_ref(), newest, outside::now()) == Fate::Over || (unknown_too && !alive) {
+            found.files.extend(entries.into_iter().map(|entry| entry.path));
         } else {
             found.is_busy = true;
         }
