@@ -173,7 +173,9 @@ class Campaign:
                 return "the same call, again, gives something else"
         self._sound("clean", self.name, self.at.place)
         # Whoever cleans up may fail too: then files stay whose names say what they are (docs/FORMAT.md), which those who come later remove.
-        left = [name for name in self._left() if ended != "done" or not _known(name)]
+        # Of a file that the system made and denied nobody knows.
+        denied = any(step.kind == "create" and str(step).endswith(":done:EIO") for step in steps)
+        left = [name for name in self._left() if not ((denied or ended == "done") and _known(name))]
         if any(step.kind in ("BEGIN", "ABORT") for step in steps):
             # Of an upload of which the client heard nothing only the store knows: its rules end it.
             left = [name for name in left if not name.startswith("upload of ")]
