@@ -54,9 +54,12 @@ def proxy(
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def passed_on(self, body: bytes) -> tuple[int, bytes, list[tuple[str, str]]]:
+        def passed_on(
+            self, body: bytes, asked: tuple[str, str, dict[str, str]] | None = None
+        ) -> tuple[int, bytes, list[tuple[str, str]]]:
+            command, path, headers = asked or (self.command, self.path, self.given)
             connection = http.client.HTTPConnection(urlsplit(s3["aws_endpoint"]).netloc)
-            connection.request(self.command, self.path, body, self.given)
+            connection.request(command, path, body, headers)
             response = connection.getresponse()
             said = response.status, response.read(), response.getheaders()
             connection.close()
@@ -85,7 +88,9 @@ def proxy(
             if how == "slow":
                 stopped.wait(1)
             if how == "late":
-                threading.Timer(1, self.passed_on, [body]).start()
+                # By then the connection carries another request.
+                asked = (self.command, self.path, self.given)
+                threading.Timer(1, self.passed_on, [body, asked]).start()
             answer: tuple[int, bytes, list[tuple[str, str]]] = (500, b"", [])
             if how not in ("500", "503", "403", "late"):
                 answer = self.passed_on(body)
