@@ -62,19 +62,23 @@ impl Error {
 
     /// The same error with `context` (what was being done, where) in front.
     pub fn context(self, context: impl Display) -> Self {
-        let wrap = |message: String| format!("{context}: {message}");
+        self.reworded(|message| format!("{context}: {message}"))
+    }
+
+    /// The same error with another message.
+    pub fn reworded(self, reword: impl FnOnce(String) -> String) -> Self {
         match self {
-            Self::InvalidInput(m) => Self::InvalidInput(wrap(m)),
-            Self::ArtifactNotFound(m) => Self::ArtifactNotFound(wrap(m)),
-            Self::ArtifactExists(m) => Self::ArtifactExists(wrap(m)),
-            Self::CorruptArtifact(m) => Self::CorruptArtifact(wrap(m)),
-            Self::ArtifactMismatch(m) => Self::ArtifactMismatch(wrap(m)),
-            Self::CommitConflict(m) => Self::CommitConflict(wrap(m)),
-            Self::Storage(m) => Self::Storage(wrap(m)),
-            Self::Device(m) => Self::Device(wrap(m)),
-            Self::DeviceMemory(m) => Self::DeviceMemory(wrap(m)),
-            Self::Interrupted(m) => Self::Interrupted(wrap(m)),
-            Self::Internal(m) => Self::Internal(wrap(m)),
+            Self::InvalidInput(m) => Self::InvalidInput(reword(m)),
+            Self::ArtifactNotFound(m) => Self::ArtifactNotFound(reword(m)),
+            Self::ArtifactExists(m) => Self::ArtifactExists(reword(m)),
+            Self::CorruptArtifact(m) => Self::CorruptArtifact(reword(m)),
+            Self::ArtifactMismatch(m) => Self::ArtifactMismatch(reword(m)),
+            Self::CommitConflict(m) => Self::CommitConflict(reword(m)),
+            Self::Storage(m) => Self::Storage(reword(m)),
+            Self::Device(m) => Self::Device(reword(m)),
+            Self::DeviceMemory(m) => Self::DeviceMemory(reword(m)),
+            Self::Interrupted(m) => Self::Interrupted(reword(m)),
+            Self::Internal(m) => Self::Internal(reword(m)),
         }
     }
 }

@@ -254,6 +254,34 @@ def test_links_out_of_the_artifact_are_refused(artifact: Path, tmp_path: Path) -
         la.Artifact.open(str(artifact)).read_partition(1)
 
 
+def test_a_partition_that_has_lost_its_ranges_is_not_empty(artifact: Path) -> None:
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest["partitions"][1].update(ranges=[], num_rows=0)
+    del manifest["rows"]
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    opened = la.Artifact.open(str(artifact))
+    with pytest.raises(la.CorruptArtifactError, match="partition 1 has checksum 0000000000000000"):
+        opened.read_partition(1).read_all()
+    assert not opened.verify().ok
+
+
+def test_a_linked_folder_is_not_looked_into(artifact: Path, tmp_path: Path) -> None:
+    shutil.move(artifact / "partitions", tmp_path / "elsewhere")
+    (artifact / "partitions").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(la.CorruptArtifactError, match="link"):
+        la.Artifact.open(str(artifact)).verify()
+
+
+@pytest.mark.parametrize("name", ["a#b.lance", "büket ~1.lance", "[x] {y}.lance"])
+def test_files_may_have_any_name_that_the_format_allows(name: str, artifact: Path) -> None:
+    before = content(la.Artifact.open(str(artifact)))
+    (artifact / "partitions/bucket-00001.lance").rename(artifact / "partitions" / name)
+    text = (artifact / "manifest.json").read_text()
+    (artifact / "manifest.json").write_text(text.replace("bucket-00001.lance", name))
+    opened = la.Artifact.open(str(artifact))
+    assert content(opened) == before and opened.verify().ok
+
+
 def test_no_artifact(tmp_path: Path) -> None:
     with pytest.raises(la.ArtifactNotFoundError, match=r"manifest\.json does not exist"):
         la.Artifact.open(str(tmp_path))

@@ -303,12 +303,17 @@ def test_a_folder_that_leads_elsewhere_is_no_target(exists: bool, tmp_path: Path
 
 
 def test_an_empty_folder_elsewhere_stays(artifact: Path, tmp_path: Path) -> None:  # noqa: F811
-    """The folders of an artifact's files go with them where they are empty then."""
+    """The folders of an artifact's files go with them where they are empty then; with a link to another place nothing goes."""
     (tmp_path / "elsewhere/empty").mkdir(parents=True)
     (artifact / "link").symlink_to(tmp_path / "elsewhere")
     (artifact / "mine/empty").mkdir(parents=True)
     named = {name: {"num_rows": 1, "size_bytes": 1} for name in ("link/empty/x.lance", "mine/empty/x.lance")}
     edit(artifact, lambda m: m["files"].update(named))
+    before = leftovers(tmp_path)
+    with pytest.raises(la.CorruptArtifactError, match="links are refused"):
+        core.delete_artifact(str(artifact))
+    assert (tmp_path / "elsewhere/empty").is_dir() and leftovers(tmp_path) == before
+    (artifact / "link").unlink()
     core.delete_artifact(str(artifact))
     assert (tmp_path / "elsewhere/empty").is_dir()
     assert leftovers(tmp_path) == [] and not (artifact / "mine").exists()

@@ -45,7 +45,9 @@ pub async fn read_everything(uri: &str) -> Option<(Arc<Artifact>, Vec<Option<Row
     assert!(complete || !verified, "verified, and a file is missing");
     let mut read = Vec::new();
     for partition in 0..partitions.min(READ) {
-        let rows = answer(artifact.read_partitions(partition..partition + 1).await).map(|rows| {
+        let whole = artifact.read_partitions(partition..partition + 1).await;
+        let error = whole.as_ref().err().cloned();
+        let rows = answer(whole).map(|rows| {
             let found = rows_at(&rows, 0, width);
             assert_eq!(found.len() as u64, artifact.partition_rows(partition));
             assert_eq!(rows.num_rows(0), found.len());
@@ -61,7 +63,7 @@ pub async fn read_everything(uri: &str) -> Option<(Arc<Artifact>, Vec<Option<Row
                 slices.extend(rows_at(&slice, 0, width));
             }
         }
-        assert_eq!(slices, rows, "partition {partition} slice by slice and as a whole");
+        assert_eq!(slices, rows, "partition {partition} slice by slice and as a whole ({error:?})");
         read.push(rows);
     }
     if let Some(windows) = answer(artifact.read_partitions(0..partitions.min(READ)).await) {

@@ -5,7 +5,7 @@ use serde_json::{Map, Number, Value};
 use crate::input::Input;
 
 /// Texts that mean something to a reader of manifests.
-const TEXTS: [&str; 30] = [
+const TEXTS: [&str; 31] = [
     "",
     "manifest.json",
     "metadata.lance",
@@ -21,6 +21,7 @@ const TEXTS: [&str; 30] = [
     "link/bucket.lance",
     "linked.lance",
     "link",
+    "link/empty/none.lance",
     "/etc/hostname",
     "file:///etc/hostname",
     "a\\b",

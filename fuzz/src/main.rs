@@ -86,11 +86,17 @@ fn main() {
         TARGETS.iter().filter(|target| !target.is_planted).for_each(|target| println!("{}", target.name));
         return;
     }
-    let Some(entry) = TARGETS.iter().find(|target| target.name == name) else {
+    let mut found = TARGETS.iter().find(|target| target.name == name);
+    if found.is_some() {
+        arguments.remove(1);
+    } else if let Ok(name) = std::env::var("FUZZ_TARGET") {
+        // libFuzzer starts itself anew to merge inputs, with the arguments that it was given.
+        found = TARGETS.iter().find(|target| target.name == name);
+    }
+    let Some(entry) = found else {
         eprintln!("fuzz: {name:?} is no target; fuzz --list names them");
         std::process::exit(2);
     };
-    arguments.remove(1);
     let chosen = Chosen { target: Mutex::new((entry.make)()), is_json: entry.is_json };
     if CHOSEN.set(chosen).is_err() {
         std::process::exit(2);

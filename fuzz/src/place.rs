@@ -55,7 +55,7 @@ impl Ground {
         for (name, bytes) in outside {
             fs::write(dir.join(OUTSIDE).join(name.rsplit('/').next().unwrap()), bytes).unwrap();
         }
-        // Read once, so that what is looked at from here on is what others do.
+        fs::create_dir(dir.join(OUTSIDE).join("empty")).unwrap();
         let watch = Watch::of(&dir.join(OUTSIDE));
         let ground = Self { runtime, dir, watch, laid: Default::default() };
         ground.make_folders();
@@ -102,15 +102,6 @@ impl Ground {
         };
         self.laid[place as usize] = files.clone();
         uri
-    }
-
-    /// Begin with empty folders again, where a target has changed what was laid out.
-    pub fn clear(&mut self) {
-        for place in [Where::Disk, Where::Linked] {
-            let _ = fs::remove_dir_all(self.root(place));
-            self.laid[place as usize] = Files::new();
-        }
-        self.make_folders();
     }
 
     /// Nobody has opened, changed or listed the folder outside.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use object_store::path::Path;
+use object_store::path::{Path, PathPart};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion};
 
 use super::local::{self, HIDDEN_PREFIX, Put};
@@ -98,8 +98,10 @@ impl Store {
     /// The full path of `relative`, which must stay below the root, symbolic links included, and be a file or a folder where it is there.
     pub fn path(&self, relative: &str) -> Result<Path> {
         check_relative_path(relative)?;
+        // Of what is not there, the folder that it would be in.
         if let Some(root) = &self.local_root
-            && let (Ok(real_root), Ok(real)) = (root.canonicalize(), root.join(relative).canonicalize())
+            && let Ok(real_root) = root.canonicalize()
+            && let Some(real) = root.join(relative).ancestors().find_map(|there| there.canonicalize().ok())
         {
             if !real.starts_with(&real_root) {
                 return Err(Error::corrupt(format!(
@@ -112,7 +114,11 @@ impl Store {
                 return Err(Error::corrupt(format!("{}: {relative} is a pipe, a socket or a device, and no file", self.shown_uri)));
             }
         }
-        Ok(relative.split('/').fold(self.root.clone(), |path, part| path.join(part)))
+        // Parsed, not made: of a name with a `#` or an `é` in it a store would look for another one, in which those are encoded.
+        relative.split('/').try_fold(self.root.clone(), |path, name| match PathPart::parse(name) {
+            Ok(part) => Ok(path.join(part)),
+            Err(e) => Err(Error::corrupt(format!("{}: file path {relative:?} is refused: {e}", self.shown_uri))),
+        })
     }
 
     /// The content of a file, or `None` where it does not exist.
@@ -215,11 +221,14 @@ impl Store {
     pub async fn delete(&self, relative: &[String]) -> Result<()> {
         let mut first = Ok(());
         for file in relative {
-            match self.inner.delete(&self.path(file)?).await {
-                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(e) if first.is_ok() => first = Err(Error::from(e).context(format!("deleting {file} of {}", self.shown_uri))),
-                Err(_) => {}
-            }
+            let deleted = match self.path(file) {
+                Ok(path) => match self.inner.delete(&path).await {
+                    Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                    Err(e) => Err(Error::from(e).context(format!("deleting {file} of {}", self.shown_uri))),
+                },
+                refused => refused.map(|_| ()),
+            };
+            first = first.and(deleted);
         }
         first
     }
@@ -251,11 +260,12 @@ impl Store {
     /// The files and folders of one folder (`""` is the root), nothing below them; none where it does not exist.
     pub async fn list_folder(&self, folder: &str) -> Result<Vec<Entry>> {
         let listing = |e: Error| e.context(format!("listing {folder:?} of {}", self.shown_uri));
+        // A folder that is a link to a place outside is not looked into.
+        let prefix = if folder.is_empty() { self.root.clone() } else { self.path(folder)? };
         if let Some(root) = &self.local_root {
             let (dir, folder) = (root.join(folder), folder.to_string());
             return tokio::task::spawn_blocking(move || local_entries(&dir, &folder)).await?.map_err(|e| listing(Error::from(e)));
         }
-        let prefix = if folder.is_empty() { self.root.clone() } else { self.path(folder)? };
         let found = self.inner.list_with_delimiter(Some(&prefix)).await.map_err(|e| listing(Error::from(e)))?;
         let named = |path: &Path| path.filename().map(|name| below(folder, name)).unwrap_or_default();
         // A folder made by hand in a store's console is an empty object named like the folder.
@@ -326,4 +336,72 @@ fn local_entries(dir: &FsPath, folder: &str) -> std::io::Result<Vec<Entry>> {
         }
     }
     Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::local::LocalFileSystem;
+
+    use super::*;
+
+    fn local(root: &FsPath) -> Store {
+        let path = Path::from_absolute_path(root).unwrap();
+        Store::new(Arc::new(LocalFileSystem::new()), path, root.display().to_string(), Some(root.to_path_buf()))
+    }
+
+    #[tokio::test]
+    async fn a_name_is_the_same_to_the_store_and_to_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let store = local(&root);
+        std::fs::create_dir(root.join("ordner é")).unwrap();
+        for name in ["a", "~", "a#b.lance", "büket.lance", "ordner é/a b", "x?y*z", "[1]{2}|<3>^`\"", "a.", "=&+"] {
+            std::fs::write(root.join(name), name).unwrap();
+            assert_eq!(store.read(name).await.unwrap().as_deref(), Some(name.as_bytes()));
+            assert_eq!(store.size(name).await.unwrap(), Some(name.len() as u64));
+            store.delete(&[name.to_string()]).await.unwrap();
+            assert!(!root.join(name).exists(), "{name}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn files_behind_one_that_is_refused_are_deleted_too() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
+        let root = dir.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.join("link")).unwrap();
+        for name in ["a", "z"] {
+            std::fs::write(root.join(name), "").unwrap();
+        }
+        let deleted = local(&root).delete(&["a", "link", "z"].map(String::from)).await;
+        assert!(matches!(&deleted, Err(Error::CorruptArtifact(m)) if m.contains("link")), "{deleted:?}");
+        assert!(!root.join("a").exists() && !root.join("z").exists() && outside.path().exists());
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn nothing_is_reached_through_a_link_to_another_place() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(outside.path().join("empty")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.join("link")).unwrap();
+        let store = local(&root);
+        for name in ["link", "link/empty", "link/not there", "link/empty/not/there"] {
+            assert!(matches!(store.path(name), Err(Error::CorruptArtifact(_))), "{name}");
+        }
+        store.remove_empty_dirs(&["link/empty", "link"]);
+        assert!(outside.path().join("empty").exists());
+        assert!(store.path("not/there").is_ok() && store.read("not/there").await.unwrap().is_none());
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_folder_that_is_a_link_to_another_place_is_not_listed() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::write(outside.path().join("theirs"), "").unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.join("partitions")).unwrap();
+        let listed = local(&root).list_folder("partitions").await;
+        assert!(matches!(&listed, Err(Error::CorruptArtifact(m)) if m.contains("link")), "{listed:?}");
+    }
 }

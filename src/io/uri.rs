@@ -32,13 +32,33 @@ pub fn without_credentials(uri: &str) -> String {
     shown
 }
 
+/// What somebody else says of `uri`, without its credentials: it may be quoted there as it was written, or as a parser writes it.
+pub fn without_quoted_credentials(message: &str, uri: &str) -> String {
+    let message = message.replace(uri, &without_credentials(uri));
+    let ends = |c: char| c.is_whitespace() || "\"'`".contains(c);
+    message.split_inclusive(ends).map(hidden_in_word).collect()
+}
+
+/// Of a word that holds a URI, wherever it begins.
+fn hidden_in_word(word: &str) -> String {
+    let Some(mark) = word.find("://") else { return word.to_string() };
+    let start = word[..mark].rfind(|c: char| !is_of_scheme(c)).map_or(0, |at| at + word[at..].chars().next().map_or(0, char::len_utf8));
+    // What ended the word is none of its last value.
+    let end = word.trim_end_matches(|c: char| c.is_whitespace() || "\"'`".contains(c)).len().max(start);
+    format!("{}{}{}", &word[..start], without_credentials(&word[start..end]), &word[end..])
+}
+
 /// Whether a text begins like a URI: a scheme, and `://`.
 pub fn has_scheme(uri: &str) -> bool {
     uri.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme))
 }
 
 fn is_scheme(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+    text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(is_of_scheme)
+}
+
+fn is_of_scheme(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "+-.".contains(c)
 }
 
 /// `user:password@host`; a user without a password may be the container of `abfss://container@account`.
@@ -103,6 +123,22 @@ mod tests {
             ("https://h/a#access_token=x", "https://h/a#access_token=***"),
         ] {
             assert_eq!(without_credentials(uri), shown);
+        }
+    }
+
+    #[test]
+    fn what_others_quote_is_hidden_too() {
+        let uri = "S3:///#=&sig=secret";
+        for (message, shown) in [
+            ("no such place: S3:///#=&sig=secret", "no such place: S3:///#=&sig=***"),
+            (
+                "URL did not match any pattern for scheme: s3:///#=&sig=secret, at aws.rs",
+                "URL did not match any pattern for scheme: s3:///#=&sig=*** at aws.rs",
+            ),
+            ("(s3://u:secret@b/x) is \"s3://b?token=secret\"", "(s3://u:***@b/x) is \"s3://b?token=***\""),
+            ("é://x, and nothing: else", "é://x, and nothing: else"),
+        ] {
+            assert_eq!(without_quoted_credentials(message, uri), shown);
         }
     }
 }

@@ -11,7 +11,7 @@ use lance_io::scheduler::{ScanScheduler, SchedulerConfig};
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
-use crate::io::{Store, has_scheme, without_credentials};
+use crate::io::{Store, has_scheme, without_credentials, without_quoted_credentials};
 use crate::sync::locked;
 
 /// `storage_options` as pylance takes them, and where they are renewed when they end.
@@ -100,14 +100,11 @@ impl LanceStore {
         let params = ObjectStoreParams { storage_options_accessor: storage_options.cloned(), ..Default::default() };
         let shown = without_credentials(uri);
         let (store, root) = ObjectStore::from_uri_and_params(REGISTRY.clone(), uri, &params).await.map_err(|e| {
-            // Lance's messages may quote the URI.
-            let hide = |message: String| message.replace(uri, &shown);
-            match Error::from(e) {
-                Error::InvalidInput(m) => Error::InvalidInput(hide(m)),
-                Error::Storage(m) => Error::Storage(hide(m)),
-                other => Error::Internal(hide(other.to_string())),
-            }
-            .context(format!("artifact_uri {shown:?}"))
+            let error = match Error::from(e) {
+                known @ (Error::InvalidInput(_) | Error::Storage(_)) => known,
+                other => Error::Internal(other.to_string()),
+            };
+            error.reworded(|message| without_quoted_credentials(&message, uri)).context(format!("artifact_uri {shown:?}"))
         })?;
         let store = if store.scheme() == "memory" { locked(&MEMORY).get_or_insert(store).clone() } else { store };
         let local_root = store.is_local().then(|| PathBuf::from(format!("/{root}")));

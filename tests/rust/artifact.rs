@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow_array::{FixedSizeListArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
 use lance_artifact::Error;
 use lance_artifact::artifact::format::bucket_schema;
-use lance_artifact::artifact::{Artifact, BuilderOptions, Encoding, PartitionArtifactBuilder, row_ids_and_codes};
+use lance_artifact::artifact::{Artifact, BuilderOptions, Encoding, PartitionArtifactBuilder, delete_artifact, row_ids_and_codes};
 use lance_artifact::model::fixed_size_list;
 
 const PARTITIONS: usize = 5;
@@ -112,4 +112,26 @@ async fn refusals_are_typed() {
     assert!(matches!(builder.append_batch(&batch(0, 1)), Err(Error::InvalidInput(_))));
     let again = PartitionArtifactBuilder::try_new(&uri, shape(), BuilderOptions::default()).await;
     assert!(matches!(again, Err(Error::ArtifactExists(_))));
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_artifact_that_cannot_be_deleted_stays_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let uri = dir.path().join("a").to_string_lossy().to_string();
+    let options = BuilderOptions { num_buckets: Some(2), ..Default::default() };
+    let builder = PartitionArtifactBuilder::try_new(&uri, shape(), options).await.unwrap();
+    builder.append_batch(&batch(0, 50)).unwrap();
+    builder.finish(None).unwrap();
+    let (bucket, elsewhere) = (dir.path().join("a/partitions/bucket-00001.lance"), dir.path().join("elsewhere"));
+    std::fs::rename(&bucket, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &bucket).unwrap();
+    assert!(matches!(delete_artifact(&uri, None).await, Err(Error::CorruptArtifact(_))));
+    for left in ["a/manifest.json", "a/partitions/bucket-00000.lance", "a/partitions/bucket-00001.lance", "elsewhere"] {
+        assert!(dir.path().join(left).exists(), "{left}");
+    }
+    std::fs::remove_file(&bucket).unwrap();
+    std::fs::rename(&elsewhere, &bucket).unwrap();
+    delete_artifact(&uri, None).await.unwrap();
+    assert!(!dir.path().join("a").exists());
 }

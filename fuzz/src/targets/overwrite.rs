@@ -85,8 +85,15 @@ impl Target for Overwrite {
         });
         content(&folder, "", &mut after);
         let mut named = BTreeSet::from(["manifest.json".to_string()]);
-        if let Ok(value) = serde_json::from_slice(json) {
-            texts(&value, &mut named);
+        match serde_json::from_slice::<Value>(json) {
+            Ok(value) => {
+                texts(&value, &mut named);
+                if value.get("metadata_file").is_none() {
+                    named.insert("metadata.lance".to_string());
+                }
+            }
+            // A number that no type holds may stand where nobody looks: what such a one names is not known here.
+            Err(_) => named.extend(before.keys().cloned()),
         }
         let unchanged = match &result {
             Err((error, begun)) => {

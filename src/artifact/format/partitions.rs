@@ -205,7 +205,9 @@ impl PartitionTable {
         let start = self.bytes.len() as u64;
         let (mut end, mut rows) = (0u64, 0u64);
         for range in &ranges {
-            let Some(next) = range.offset.checked_add(range.num_rows).filter(|_| range.num_rows > 0 && range.offset < 1 << 62) else {
+            // Gaps between ranges are signed.
+            let fits = |end: &u64| range.num_rows > 0 && range.offset < 1 << 62 && *end < 1 << 63;
+            let Some(next) = range.offset.checked_add(range.num_rows).filter(fits) else {
                 return Err(Error::corrupt(format!("partition {id} has an empty or overflowing range {range:?}")));
             };
             let gap = range.offset as i64 - end as i64;

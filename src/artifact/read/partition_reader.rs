@@ -54,6 +54,8 @@ impl<A: std::borrow::Borrow<Artifact>> PartitionReader<A> {
         let last = ranges.peek().is_none();
         let Some(path) = partition.path().filter(|_| !wanted.is_empty()) else {
             self.done = true;
+            // Of no rows too: one that has lost its ranges is not empty.
+            artifact.check_checksum(self.partition, self.sum)?;
             return Ok(None);
         };
         // What is cancelled or fails here must not be taken for the end.

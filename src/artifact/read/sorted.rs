@@ -35,8 +35,9 @@ pub async fn read_sorted(store: LanceStore) -> Result<Option<(BucketFiles, Manif
     }
     // Each is named by the first of the batches it was sorted from, as many for each.
     let step = numbers.iter().nth(1).copied().unwrap_or(1);
-    if let Some((expected, _)) = (0..).step_by(step.max(1) as usize).zip(&numbers).find(|(expected, number)| expected != *number) {
-        return Err(Error::corrupt(format!("{}: {} is missing", store.uri(), name_of(expected))));
+    let expected = |place: u64| place.saturating_mul(step);
+    if let Some((_, place)) = numbers.iter().zip(0..).find(|(number, place)| **number != expected(*place)) {
+        return Err(Error::corrupt(format!("{}: {} is missing", store.uri(), name_of(expected(place)))));
     }
     let files = BucketFiles::new(&store, BTreeMap::new());
     if !names.contains(METADATA_FILE) {

@@ -10,7 +10,7 @@ use lance_io::object_store::{ObjectStoreParams, StorageOptionsAccessor};
 use super::manifest::DatasetManifest;
 use super::version::Dataset;
 use crate::error::{Error, Result};
-use crate::io::without_credentials;
+use crate::io::{without_credentials, without_quoted_credentials};
 use crate::lance::StorageOptions;
 
 /// The dataset of a caller's handle.
@@ -112,7 +112,8 @@ impl DatasetHandle {
             builder =
                 builder.with_base_store_params(base, ObjectStoreParams { storage_options_accessor: Some(accessor), ..Default::default() });
         }
-        Ok(Dataset::new(builder.load().await?))
+        let loaded = builder.load().await.map_err(|e| Error::from(e).reworded(|message| without_quoted_credentials(&message, &self.uri)));
+        Ok(Dataset::new(loaded?))
     }
 }
 

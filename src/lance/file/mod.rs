@@ -1,5 +1,6 @@
 //! Lance files: written page by page without an encoder, opened without trusting what they say, read by ranges.
 
+mod bounded;
 mod flat;
 mod lists;
 mod read;

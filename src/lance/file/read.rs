@@ -11,13 +11,14 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use lance_core::cache::LanceCache;
 use lance_encoding::decoder::{ColumnInfo, DecoderPlugins, FilterExpression};
-use lance_file::LanceEncodingsIo;
 use lance_file::reader::{CachedFileMetadata, FileReader, FileReaderOptions};
 use lance_io::ReadBatchParams;
 use lance_io::scheduler::{FileScheduler, ScanScheduler};
 use lance_io::utils::CachedFileSize;
+use object_store::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::bounded::Bounded;
 use super::flat::{FlatColumn, FlatType};
 use crate::error::{Error, Result};
 use crate::io::Store;
@@ -94,9 +95,9 @@ impl LanceFiles {
                     (file, size)
                 }
             };
-            let plugins = Arc::<DecoderPlugins>::default();
-            let reader = FileReader::try_open(file.clone(), None, plugins, &LanceCache::no_cache(), FileReaderOptions::default()).await?;
-            check_pages(reader.metadata(), size)?;
+            let metadata = Arc::new(FileReader::read_all_metadata(&file).await?);
+            check_pages(&metadata, size)?;
+            let reader = reader_of(&file, path, metadata, size).await?;
             // Its conversion panics on damaged type names.
             let schema = Schema::from(reader.schema().as_ref());
             Ok((file, reader, schema, size))
@@ -106,6 +107,12 @@ impl LanceFiles {
         let (store, name, bytes_read) = (self.store.clone(), name.to_string(), self.bytes_read.clone());
         Ok(LanceFile { store, name, file, reader, schema, size, bytes_read })
     }
+}
+
+/// A reader of what `metadata` says of a file, which reads nothing behind its end.
+async fn reader_of(file: &FileScheduler, path: Path, metadata: Arc<CachedFileMetadata>, size: u64) -> lance_core::Result<FileReader> {
+    let (io, plugins, cache) = (Bounded::new(file.clone(), size), Arc::<DecoderPlugins>::default(), LanceCache::no_cache());
+    FileReader::try_open_with_file_metadata(io, path, None, plugins, metadata, &cache, FileReaderOptions::default()).await
 }
 
 impl LanceFile {
@@ -135,6 +142,7 @@ impl LanceFile {
     /// The same bytes as another table: of these columns, which lie in the file, with so many rows.
     pub async fn seen_as(&self, schema: Schema, columns: Vec<Arc<ColumnInfo>>, num_rows: u64) -> Result<Self> {
         let (file, metadata, path) = (self.file.clone(), self.reader.metadata().clone(), self.store.path(&self.name)?);
+        let size = self.size;
         let (reader, schema) = panics_caught(&self.name, &self.store, async move {
             let seen = CachedFileMetadata {
                 file_schema: Arc::new(lance_core::datatypes::Schema::try_from(&schema)?),
@@ -152,11 +160,7 @@ impl LanceFile {
                 file_size_bytes: metadata.file_size_bytes,
                 retained_global_buffers: BTreeMap::new(),
             };
-            let io = Arc::new(LanceEncodingsIo::new(file));
-            let (plugins, cache) = (Arc::<DecoderPlugins>::default(), LanceCache::no_cache());
-            let options = FileReaderOptions::default();
-            let reader = FileReader::try_open_with_file_metadata(io, path, None, plugins, Arc::new(seen), &cache, options).await?;
-            Ok((reader, schema))
+            Ok((reader_of(&file, path, Arc::new(seen), size).await?, schema))
         })
         .await?;
         let (store, name, bytes_read) = (self.store.clone(), self.name.clone(), self.bytes_read.clone());

@@ -32,7 +32,7 @@ pub async fn model_of_segments(dataset: &Dataset, name: &str, uuids: Option<&[St
             None => found = Some((model, segment)),
         }
     }
-    found.map(|(model, _)| model).ok_or_else(|| Error::invalid(format!("index {name:?} does not exist in {}", dataset.shown_uri())))
+    found.map(|(model, _)| model).ok_or_else(|| Error::invalid(format!("name: index {name:?} does not exist in {}", dataset.shown_uri())))
 }
 
 async fn model_of_segment(dataset: &Dataset, name: &str, segment: &IndexMetadata) -> Result<IvfPqModel> {

@@ -31,6 +31,9 @@ use crate::model::fixed_size_list;
 /// Rows decoded at once.
 const BATCH_ROWS: u32 = 1 << 16;
 
+/// The most rows for a byte of a file.
+const ROWS_PER_BYTE: u64 = 8;
+
 /// Where rows of a deferred compaction are now.
 #[derive(Clone)]
 pub struct RowIdRemapper(Arc<CompactFragReuseIndex>);
@@ -99,7 +102,14 @@ impl SegmentReader {
         if end != file.num_rows() {
             return Err(Error::corrupt(name(&format!("its partitions have {end} rows, its file {}", file.num_rows()))));
         }
-        let code_width = quantization.num_sub_vectors * quantization.nbits as usize / 8;
+        // Row ids differ, and none is told from the next in less than a bit: more rows than that ask for memory that nobody has.
+        if end > file.size().saturating_mul(ROWS_PER_BYTE) {
+            return Err(Error::corrupt(name(&format!("it claims {end} rows in {} bytes", file.size()))));
+        }
+        let bits = quantization.num_sub_vectors.checked_mul(quantization.nbits as usize);
+        let code_width = bits.map(|bits| bits / 8).filter(|width| (1..=i32::MAX as usize).contains(width)).ok_or_else(|| {
+            Error::corrupt(name(&format!("codes of {} sub-vectors of {} bits", quantization.num_sub_vectors, quantization.nbits)))
+        })?;
         Ok(Self { uuid, file, is_remote: folder.local().is_none(), starts, code_width, transposed: quantization.transposed, remapper })
     }
 

@@ -22,7 +22,10 @@ pub async fn delete_artifact(uri: &str, storage_options: Option<&StorageOptions>
 pub async fn delete_at(store: &LanceStore) -> Result<()> {
     let json = read_manifest(store).await?;
     let manifest = Manifest::parse(&json).map_err(|e| e.context(store.uri()))?;
-    delete_files(store, &json, &manifest.names()).await
+    let names = manifest.names();
+    // What is refused, as a link to another place is, is refused before anything is gone.
+    names.iter().try_for_each(|name| store.path(name).map(|_| ()))?;
+    delete_files(store, &json, &names).await
 }
 
 /// Delete the artifact whose manifest is `json`, which goes first, so that what is left at any moment is no artifact any more.
