@@ -292,6 +292,8 @@ class Look:
             self.report.outcomes[f"known to be damaged ({there.name})"] += 1
             if self.durable:
                 return f"what is there is damaged: {there.message}"
+            # Of a torn manifest nobody can tell whose it is: it is refused, and the refusal says that it is to be removed.
+            (self.was.folder / "artifact" / "manifest.json").unlink()
         else:
             which = "new" if there == self.was.new else "old" if there == self.was.old else "neither"
             self.report.outcomes[f"{'after' if returned else 'during'} the call: {which}"] += 1

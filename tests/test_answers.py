@@ -19,6 +19,7 @@ import lance_artifact as la
 from commits import BUILD, ROWS, append, at_the_commit, before_commit, cleanup, folders, nearest, written
 from conftest import segment, vectors
 from lance_artifact import _commit
+from lance_artifact._says import lance_says
 
 
 @pytest.fixture(params=[True, False], ids=["", "restarted"], autouse=True)
@@ -204,3 +205,15 @@ def test_a_dataset_that_is_removed(
         at_the_commit(monkeypatch, removed)
     with pytest.raises((la.StorageError, la.CommitConflictError), match="removed"):
         la.finalize(ds, "vector", artifact, replace=True)
+
+
+def test_what_lance_says_ends_without_a_place_in_its_source() -> None:
+    for text, shown in (
+        (
+            "LanceError(IO): no space, /a/lance/rust/lance-io/src/object_writer.rs:689:9",
+            "LanceError(IO): no space",
+        ),
+        ("no space, /a/b.rs:1:2, src/c.rs:3:4", "no space"),
+        ("in x.rs, line 2", "in x.rs, line 2"),
+    ):
+        assert lance_says(OSError(text)) == f"Lance says: {shown}"

@@ -132,3 +132,17 @@ def _tried(store: str, name: str, tries: int, kills: int) -> None:
 @pytest.mark.parametrize("name", of("local"))
 def test_calls_that_go_wrong(name: str) -> None:
     _tried("local", name, 8, 0 if SCENARIOS[name].only_reads else 2)
+
+
+@pytest.mark.parametrize("name", of("s3"))
+def test_requests_that_go_wrong(name: str) -> None:
+    _tried("s3", name, 5, 0)
+
+
+@watched
+@pytest.mark.parametrize("name", of("local", changing=True))
+def test_machines_that_stop(name: str) -> None:
+    found: list[str] = []
+    report = crashes.run([name], 24, 0, found.append)
+    assert not report.wrong, "\n".join(report.wrong)
+    assert report.states == 24

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import subprocess
 import sys
@@ -284,6 +285,30 @@ def test_a_manifest_put_whose_answer_is_lost(overwrite: bool, s3: dict[str, str]
     assert holds(f"s3://vectors/{name}", 2, s3) and keys(s3, name) == named(s3, name)
 
 
+def test_what_cannot_be_deleted_after_publishing_is_told(
+    s3: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The artifact is there, so it is no error; without a word nobody would know of the files."""
+    small("s3://vectors/kept", 1, s3).finish()
+    old = named(s3, "kept")
+    silent = threading.Event()
+
+    def act(method: str, key: str, _: dict[str, str]) -> str | None:
+        if method == "PUT" and key.endswith("manifest.json"):
+            silent.set()
+        return "403" if silent.is_set() and (method == "DELETE" or "?delete" in key) else None
+
+    with proxy(s3, act) as options, caplog.at_level(logging.WARNING, "lance_artifact"):
+        small("s3://vectors/kept", 2, options, overwrite=True).finish()
+    assert holds("s3://vectors/kept", 2, s3)
+    told = [record for record in caplog.records if "a later overwrite" in record.getMessage()]
+    assert [record.name for record in told] == ["lance_artifact"] and "s3://vectors/kept" in caplog.text
+    left = set(keys(s3, "kept")) - set(named(s3, "kept"))
+    assert left >= set(old) - {"kept/manifest.json"}
+    small("s3://vectors/kept", 3, s3, overwrite=True).finish()
+    assert holds("s3://vectors/kept", 3, s3)
+
+
 def test_an_abort_does_not_destroy_what_was_published_unheard(s3: dict[str, str]) -> None:
     """The manifest was put, and from then on nobody answered: its files stay until it is known whether it is there."""
     silent = threading.Event()
@@ -305,6 +330,31 @@ def test_an_abort_does_not_destroy_what_was_published_unheard(s3: dict[str, str]
         silent.clear()
         made.abort()
     assert holds("s3://vectors/unheard", 1, s3) and keys(s3, "unheard") == named(s3, "unheard")
+
+
+def test_an_abort_that_could_not_delete_is_called_again(s3: dict[str, str]) -> None:
+    refused = {"publish", "delete"}
+
+    def act(method: str, key: str, _: dict[str, str]) -> str | None:
+        what = "delete" if method == "DELETE" or "?delete" in key else method
+        if method == "PUT" and key.endswith("manifest.json"):
+            what = "publish"
+        return "403" if what in refused else None
+
+    with proxy(s3, act) as options:
+        made = small("s3://vectors/refused", 1, options)
+        with pytest.raises(la.StorageError):
+            made.finish()
+        with pytest.raises(la.StorageError, match=r"abort\(\) again"):
+            made.abort()
+        # Whose the files are stays written down, for as long as there are any.
+        claims = [key for key in keys(s3, "refused") if "-claim" in key]
+        assert len(claims) == 1 and len(keys(s3, "refused")) > 1
+        refused.clear()
+        with pytest.raises(la.InvalidInputError, match="aborted"):
+            made.finish()
+        made.abort()
+        assert keys(s3, "refused") == []
 
 
 @pytest.mark.parametrize("ignored", ["if-none-match", "if-match"])

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from ._lance_artifact import Artifact, IvfPqModel
+from ._says import lance_says
 from .exceptions import InvalidInputError, InvalidTypeError, StorageError, UnsupportedError
 
 P = ParamSpec("P")
@@ -65,9 +66,14 @@ def text(what: str, value: Any, expected: str = "a string") -> str:
 
 
 def path(what: str, value: Any) -> str:
+    expected = "a path or URI (str or os.PathLike)"
     if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    return text(what, value, "a path or URI (str or os.PathLike)")
+        try:
+            value = os.fspath(value)
+        except TypeError:
+            # Of neither text nor bytes.
+            raise refuse_type(what, value, expected) from None
+    return text(what, value, expected)
 
 
 def whole(least: int = 0, most: int = _MOST) -> Check:
@@ -215,10 +221,29 @@ def dataset(what: str, value: Any, storage_options: Any = None) -> Any:
         )
     except ValueError as error:
         raise InvalidInputError(
-            f"{what}: {uri} cannot be opened: expected a Lance dataset that exists. Lance says: {error}"
+            f"{what}: {uri} cannot be opened: expected a Lance dataset that exists. {lance_says(error)}"
         ) from error
     except OSError as error:
         raise StorageError(f"{what}: {uri} cannot be opened: {error}") from error
+
+
+def factors(what: str, value: Any) -> list[int | None]:
+    expected = "at least one whole number, or None"
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise refuse_type(what, value, expected)
+    found = [None if each is None else whole(1)(what, each) for each in value]
+    if not found:
+        raise refuse(what, found, expected)
+    return found
+
+
+def share(what: str, value: Any) -> float:
+    expected = "more than 0 and at most 1"
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        raise refuse_type(what, value, expected)
+    if not 0 < value <= 1:
+        raise refuse(what, value, expected)
+    return float(value)
 
 
 # Where None is an argument's default it stays None.
@@ -235,6 +260,11 @@ CHECKS: dict[str, Check] = {
     "index_uuid": index_uuid,
     "k": whole(1, 10_000),
     "num_queries": whole(1, 100_000),
+    "nprobes": numbers("at least one number of partitions", _MOST),
+    "refine_factors": factors,
+    "target_recall": share,
+    "uri": path,
+    "shard": whole(),
     "verify": flag,
     "calibrate": flag,
     "everything": flag,

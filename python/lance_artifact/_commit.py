@@ -19,6 +19,7 @@ from ._arguments import Mode
 from ._cancel import poll, shielded
 from ._dataset import Handle, readable
 from ._log import LOGGER, log
+from ._says import lance_says
 from ._undo import TRIES, Committed, coverage, made_by, manifest, undo, versions_down
 from .exceptions import (
     ArtifactMismatchError,
@@ -384,7 +385,7 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
             conflict = error
     raise CommitConflictError(
         f"index {name!r} was not committed: {TRIES} times another change of the dataset came first; finalize again. "
-        f"Lance says: {conflict}"
+        f"{lance_says(conflict)}"
     ) from conflict
 
 
@@ -429,7 +430,7 @@ def readable_commit(name: str, handle: Handle) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         kind = CommitConflictError if _is_conflict(error) else StorageError
         raise kind(
-            f"index {name!r} of {handle.core.uri} was not committed; the previous one stays. Lance says: {error}"
+            f"index {name!r} of {handle.core.uri} was not committed; the previous one stays. {lance_says(error)}"
         ) from error
 
 
@@ -455,11 +456,11 @@ def _translated(error: BaseException, name: str, attempt: Attempt) -> LanceArtif
     message = f"index {name!r} of {attempt.at.core.uri} was not committed"
     if _is_conflict(error):
         return CommitConflictError(
-            f"{message}: another change of the dataset came first; build again from the latest version. Lance says: {error}"
+            f"{message}: another change of the dataset came first; build again from the latest version. {lance_says(error)}"
         )
     if "not found" in str(error).lower():
         return StorageError(
-            f"{message}: the dataset or a version of it was moved or removed; open it anew. Lance says: {error}"
+            f"{message}: the dataset or a version of it was moved or removed; open it anew. {lance_says(error)}"
         )
     if isinstance(error, OSError):
         unknown = (
@@ -469,9 +470,9 @@ def _translated(error: BaseException, name: str, attempt: Attempt) -> LanceArtif
         )
         return StorageError(
             f"{message}, or its answer was lost: the dataset could not be read or written; see describe_indices() before building "
-            f"again{unknown}. Lance says: {error}"
+            f"again{unknown}. {lance_says(error)}"
         )
-    return CommitConflictError(f"{message}: Lance refuses it; the previous index stays. Lance says: {error}")
+    return CommitConflictError(f"{message}: Lance refuses it; the previous index stays. {lance_says(error)}")
 
 
 def _look_for(

@@ -18,6 +18,7 @@ import pyarrow as pa
 from ._checked import nearest, refuse_type
 from ._lance_artifact import _Dataset, _VectorSource
 from ._lancedb import Table, table_of
+from ._says import lance_says
 from .exceptions import (
     ArtifactMismatchError,
     ColumnNotFoundError,
@@ -175,7 +176,7 @@ def readable(what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         raise StorageError(
-            f"{what} cannot be read: the dataset was moved or removed, or the store failed. Lance says: {error}"
+            f"{what} cannot be read: the dataset was moved or removed, or the store failed. {lance_says(error)}"
         ) from error
 
 

@@ -209,14 +209,12 @@ def evaluate(
         )
     if not covered:
         raise InvalidInputError(f"name: index {name!r} covers no fragment that is there")
-    if target_recall is not None and not 0 < target_recall <= 1:
-        raise InvalidInputError(f"target_recall: got {target_recall}, expected more than 0 and at most 1")
     report = reporter(progress)
     drawn = queries is None
     if drawn:
         asked = _rows(handle, index, covered, num_queries, seed)
     else:
-        asked = np.ascontiguousarray(np.asarray(queries, dtype=np.float32))
+        asked = _given(queries)
         if asked.ndim != 2 or asked.shape[1] != model.dimension or not len(asked):
             raise InvalidInputError(f"queries: got shape {asked.shape}, expected (n, {model.dimension})")
         if not np.isfinite(asked).all():
@@ -262,6 +260,15 @@ def check_recall(dataset: lance.LanceDataset, name: str) -> None:
             "lance_artifact.evaluate",
             stacklevel=4,
         )
+
+
+def _given(queries: Any) -> np.ndarray:
+    try:
+        return np.ascontiguousarray(np.asarray(queries, dtype=np.float32))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInputError(
+            f"queries: got {type(queries).__name__}, expected an array of floats: {error}"
+        ) from error
 
 
 def _rows(handle: Handle, index: CommittedIndex, covered: list[int], count: int, seed: int) -> np.ndarray:

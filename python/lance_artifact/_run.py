@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _lance_artifact as core
-from ._arguments import Progress, StorageOptions
+from ._arguments import Progress, StorageOptions, fixed_size_list
 from ._artifacts import absolute, check_apart
 from ._assign import check_assigned
 from ._build_artifact import build_artifact
 from ._calls import awaited
-from ._checked import check
+from ._checked import check, flag, instance, path, whole
 from ._commit import AlreadyCommitted
 from ._dataset import Handle
 from ._lance_artifact import Artifact, IvfPqModel
@@ -102,7 +102,8 @@ class Run:
         ArtifactExistsError
             Something else is there.
         """
-        uri = check_apart(plan.dataset_uri, check("artifact_uri", uri))
+        plan = instance(BuildPlan, "a BuildPlan")("plan", plan)
+        uri = check_apart(plan.dataset_uri, path("uri", uri))
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -147,7 +148,7 @@ class Run:
         CorruptArtifactError
             Its plan cannot be read, or is of another release.
         """
-        uri = absolute(check("artifact_uri", uri))
+        uri = absolute(path("uri", uri))
         found = core.read_file(uri, PLAN, storage_options)
         if found is None:
             raise ArtifactNotFoundError(f"{uri}: no run here: {PLAN} does not exist")
@@ -165,7 +166,7 @@ class Run:
 
     def shard_uri(self, shard: int) -> str:
         """Where the artifact of a shard is, or will be."""
-        return f"{self.uri.rstrip('/')}/{SHARDS}/{shard:05}"
+        return f"{self.uri.rstrip('/')}/{SHARDS}/{whole()('shard', shard):05}"
 
     def dataset(self, dataset: Any = None) -> Handle:
         """The dataset as it was planned, of the caller's handle or opened anew; no other one.
@@ -233,6 +234,7 @@ class Run:
         ``model`` and ``ivf_centroids`` must be passed where the plan was made with them, until it is published. ``sample`` are prepared
         vectors in random order to train on, where others have drawn them; by default they are drawn here.
         """
+        model = check("model", model)
         found = self.model()
         if found is not None:
             return found
@@ -244,6 +246,11 @@ class Run:
         if model is None and ivf_centroids is not None:
             ivf_centroids = plan.centroids(ivf_centroids)
         if model is None and sample is not None:
+            sample = fixed_size_list("sample", sample)
+            devices, device_memory_limit = (
+                check("devices", devices),
+                check("device_memory_limit", device_memory_limit),
+            )
             chosen = resolve_backend(backend, devices, device_memory_limit)
             model = train_on(sample, chosen, plan.training_params(ivf_centroids), progress).with_training(
                 target_partition_size=plan.target_partition_size,
@@ -306,8 +313,8 @@ class Run:
         ArtifactMismatchError
             What is in the shard's folder is not this shard of this run.
         """
-        wanted = self._shard(shard)
-        model = model or self.model()
+        wanted = self._shard(whole()("shard", shard))
+        model = check("model", model) or self.model()
         if model is None:
             raise InvalidInputError(f"{self.uri}: has no model yet; call train() first")
         published = self._published(shard, model)
@@ -407,7 +414,10 @@ class Run:
         ArtifactNotFoundError
             Shards are missing; the message names them.
         """
-        return _finalize(self, dataset, sync=sync, memory_limit=memory_limit, progress=progress)
+        sync, memory_limit = flag("sync", sync), check("memory_limit", memory_limit)
+        return _finalize(
+            self, dataset, sync=sync, memory_limit=memory_limit, progress=check("progress", progress)
+        )
 
     def committed(self) -> dict[str, Any] | None:
         """``segment`` and ``version`` of the run's commit, as far as it was written down."""

@@ -253,7 +253,7 @@ impl PyPartitionArtifactBuilder {
     }
 
     /// Stop and remove what was written; uploads are aborted when it returns, or half a minute was spent on that. After
-    /// finish() it does nothing.
+    /// finish() it does nothing. Where not all could be removed it raises, and may be called again.
     fn abort(&self, py: Python<'_>) -> PyResult<()> {
         self.aborted.store(true, Ordering::Relaxed);
         self.builder.cancel();

@@ -1,17 +1,18 @@
 //! Arguments parsed once, so that function bodies see only valid values.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef, FixedSizeListArray};
-use arrow_schema::DataType;
+use arrow_array::{Array, ArrayRef, FixedSizeListArray, RecordBatch, RecordBatchOptions};
+use arrow_schema::{DataType, Schema};
+use pyo3::exceptions::{PyIndexError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict};
-use pyo3_arrow::PyArray;
-use pyo3_arrow::input::AnyRecordBatch;
+use pyo3_arrow::{PyArray, PyArrayReader};
 
 use crate::artifact::Source;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::model::Metric;
 
 /// `"l2"`, `"cosine"` or `"dot"`.
@@ -145,19 +146,86 @@ impl<'a, 'py> FromPyObject<'a, 'py> for FixedSizeListArg {
     }
 }
 
+/// The array of an argument of a name, which an error begins with.
+fn list_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<FixedSizeListArg> {
+    value.extract::<FixedSizeListArg>().map_err(|error| {
+        let (py, said) = (value.py(), format!("{name}: {}", error.value(value.py())));
+        if is_theirs(py, &error) {
+            return Error::invalid(said).into();
+        }
+        let ours = py.import("lance_artifact.exceptions").and_then(|module| module.getattr("InvalidInputError"));
+        match ours {
+            // Of the same type, which may be one of a TypeError too.
+            Ok(kind) if error.value(py).is_instance(&kind).unwrap_or(false) => {
+                error.get_type(py).call1((said,)).map_or(error, PyErr::from_value)
+            }
+            _ => error,
+        }
+    })
+}
+
+pub fn ivf_centroids(value: &Bound<'_, PyAny>) -> PyResult<FixedSizeListArg> {
+    list_of("ivf_centroids", value)
+}
+
+pub fn pq_codebook(value: &Bound<'_, PyAny>) -> PyResult<FixedSizeListArg> {
+    list_of("pq_codebook", value)
+}
+
+pub fn vectors(value: &Bound<'_, PyAny>) -> PyResult<FixedSizeListArg> {
+    list_of("vectors", value)
+}
+
 /// Record batches of any object with `__arrow_c_array__` (a struct array) or `__arrow_c_stream__`.
-pub fn record_batches(data: &Bound<'_, PyAny>) -> PyResult<Box<dyn Iterator<Item = PyResult<arrow_array::RecordBatch>>>> {
-    let arrow = ["__arrow_c_array__", "__arrow_c_stream__"].iter().any(|name| data.hasattr(*name).unwrap_or(false));
-    if !arrow {
-        return Err(Error::invalid(format!(
-            "append_batch: got {}, expected an object with __arrow_c_array__ or __arrow_c_stream__, such as a pyarrow RecordBatch",
-            shown(data.as_borrowed())
-        ))
-        .into());
+pub fn record_batches(data: &Bound<'_, PyAny>) -> PyResult<Box<dyn Iterator<Item = PyResult<RecordBatch>>>> {
+    let has = |name: &str| data.hasattr(name).unwrap_or(false);
+    if has("__arrow_c_array__") {
+        let (array, _) = data.extract::<PyArray>().map_err(|error| unreadable(data.py(), error))?.into_inner();
+        return Ok(Box::new(std::iter::once(Ok(batch_of(&array)?))));
     }
-    let data: AnyRecordBatch = data.extract()?;
-    let reader = data.into_reader()?;
-    Ok(Box::new(reader.map(|batch| batch.map_err(|e| Error::invalid(format!("append_batch: the Arrow stream failed: {e}")).into()))))
+    if has("__arrow_c_stream__") {
+        let stream = data.extract::<PyArrayReader>().and_then(PyArrayReader::into_reader);
+        let arrays = stream.map_err(|error| unreadable(data.py(), error))?;
+        return Ok(Box::new(arrays.map(|array| {
+            let array = array.map_err(|e| Error::invalid(format!("append_batch: the Arrow stream failed: {e}")))?;
+            Ok(batch_of(&array)?)
+        })));
+    }
+    Err(Error::invalid(format!(
+        "append_batch: got {}, expected an object with __arrow_c_array__ or __arrow_c_stream__, such as a pyarrow RecordBatch",
+        shown(data.as_borrowed())
+    ))
+    .into())
+}
+
+/// A struct array as a batch. pyo3-arrow panics where a row is null as a whole, and of a stream takes what lies below it.
+fn batch_of(array: &ArrayRef) -> Result<RecordBatch> {
+    let Some(rows) = array.as_struct_opt() else {
+        return Err(Error::invalid(format!("append_batch: got an Arrow array of {}, expected a struct of columns", array.data_type())));
+    };
+    if rows.null_count() > 0 {
+        return Err(Error::invalid(format!("append_batch: {} rows are null as a whole; drop them before encoding", rows.null_count())));
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(rows.fields().clone())), rows.columns().to_vec(), &options)
+        .map_err(|e| Error::invalid(format!("append_batch: {e}")))
+}
+
+/// Whether an error is pyo3-arrow's, about an object that hands over something else than it says, and no error of ours.
+fn is_theirs(py: Python<'_>, error: &PyErr) -> bool {
+    let ours = py.import("lance_artifact.exceptions").and_then(|module| module.getattr("LanceArtifactError"));
+    let is_ours = ours.is_ok_and(|kind| error.value(py).is_instance(&kind).unwrap_or(false));
+    let kinds = error.is_instance_of::<PyValueError>(py) || error.is_instance_of::<PyTypeError>(py);
+    !is_ours && (kinds || error.is_instance_of::<PyIndexError>(py))
+}
+
+/// Such an error as ours. What an object's own methods raise stays what it is.
+fn unreadable(py: Python<'_>, error: PyErr) -> PyErr {
+    if is_theirs(py, &error) {
+        Error::invalid(format!("append_batch: the Arrow data cannot be read: {}", error.value(py))).into()
+    } else {
+        error
+    }
 }
 
 /// Where rows come from, as a dictionary with the manifest's keys.

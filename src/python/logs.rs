@@ -1,4 +1,4 @@
-//! What Lance and its stores log, on its way to Python's `logging`. Whatever thread it comes from, it is kept until the thread that waits
+//! What Lance, its stores and this crate log, on its way to Python's `logging`. Whatever thread it comes from, it is kept until the thread that waits
 //! for the work looks for signals: worker threads never ask for the GIL.
 
 use std::collections::VecDeque;
@@ -150,7 +150,8 @@ fn give_on(py: Python<'_>) -> PyResult<()> {
             log::Level::Warn => 30,
             log::Level::Info | log::Level::Debug | log::Level::Trace => 10,
         };
-        get_logger.call1((format!("lance_artifact.{target}"),))?.call_method1("log", (level, "%s", text))?;
+        let name = if target.starts_with("lance_artifact") { target } else { format!("lance_artifact.{target}") };
+        get_logger.call1((name,))?.call_method1("log", (level, "%s", text))?;
     }
     let lost = LOST.swap(0, Ordering::Relaxed);
     if lost > 0 {

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use arrow_array::{UInt8Array, UInt32Array};
 use pyo3::prelude::*;
 
-use super::convert::{FixedSizeListArg, MaxIters, MetricArg, NumSubVectors, SampleRate, TargetPartitionSize, shown, to_pyarrow, to_python};
+use super::convert::{
+    FixedSizeListArg, MaxIters, MetricArg, NumSubVectors, SampleRate, TargetPartitionSize, ivf_centroids, pq_codebook, shown, to_pyarrow,
+    to_python, vectors,
+};
 use super::dataset::PyDataset;
 use super::runtime::{run, run_apart, run_blocking};
 use crate::encode::{CpuEncoder, Encoder, TrainParams, check_prepared, train_cpu};
@@ -42,8 +45,8 @@ impl PyIvfPqModel {
     #[pyo3(signature = (ivf_centroids, pq_codebook, metric = MetricArg(crate::model::Metric::L2), *, num_sub_vectors = None), text_signature = "(ivf_centroids, pq_codebook, metric=\"l2\", *, num_sub_vectors=None)")]
     fn new(
         py: Python<'_>,
-        ivf_centroids: FixedSizeListArg,
-        pq_codebook: FixedSizeListArg,
+        #[pyo3(from_py_with = ivf_centroids)] ivf_centroids: FixedSizeListArg,
+        #[pyo3(from_py_with = pq_codebook)] pq_codebook: FixedSizeListArg,
         metric: MetricArg,
         num_sub_vectors: Option<NumSubVectors>,
     ) -> PyResult<Self> {
@@ -260,7 +263,11 @@ impl PyCpuEncoder {
     ///     A vector is null, has a null, NaN or infinite element, or (cosine) is not of unit norm.
     /// ArtifactMismatchError
     ///     The dtype or dimension is not the model's.
-    fn encode<'py>(&self, py: Python<'py>, vectors: FixedSizeListArg) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    fn encode<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = vectors)] vectors: FixedSizeListArg,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let encoder = self.0.clone();
         let metric = self.1.metric();
         let encoded = run_blocking(py, move || {

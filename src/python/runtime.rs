@@ -321,5 +321,8 @@ fn block_inside<T: Send + 'static>(py: Python<'_>, inside: &Inside, work: impl F
         inside.detach(py, || sync::caught(work))
     };
     give_back(py, inside, started);
+    if !exit::is_closing() {
+        logs::deliver(py);
+    }
     Ok(result?)
 }

@@ -69,6 +69,8 @@ enum State {
     /// All files are complete; what is left is to publish the manifest.
     Closed(Arc<Closed>),
     Finished,
+    /// Stopped, but not all that was written could be removed.
+    Aborting,
     Aborted,
 }
 
@@ -224,7 +226,7 @@ impl PartitionArtifactBuilder {
         if matches!(inner.state, State::Finished) {
             return Err(Error::invalid(format!("{call}: the artifact {} is finished; it cannot change any more", self.store.uri())));
         }
-        if self.buckets.is_cancelled() || matches!(inner.state, State::Aborted) {
+        if self.buckets.is_cancelled() || matches!(inner.state, State::Aborting | State::Aborted) {
             return Err(Error::invalid(format!("{call}: the builder of {} is aborted; make a new one", self.store.uri())));
         }
         match &inner.failed {
@@ -402,7 +404,7 @@ impl PartitionArtifactBuilder {
         self.buckets.cancel();
     }
 
-    /// Stop and remove what was written. After `finish` it does nothing.
+    /// Stop and remove what was written. After `finish` it does nothing; after an error it may be called again.
     pub fn abort(&self) -> Result<()> {
         if self.process != std::process::id() {
             // A forked child: the files and the threads that write them are the parent's.
@@ -413,7 +415,7 @@ impl PartitionArtifactBuilder {
         let mut inner = locked(&self.inner);
         let closed = match &inner.state {
             State::Finished | State::Aborted => return Ok(()),
-            State::Open => None,
+            State::Open | State::Aborting => None,
             State::Closed(closed) => Some(closed.clone()),
         };
         let _ = self.wait(&mut inner);
@@ -427,9 +429,13 @@ impl PartitionArtifactBuilder {
             }
             // Whether the artifact is there is not known: its files stay, and this may be called again.
             (Ok(Abandoned::Unknown(error)), _) => Err(error),
-            (result, _) => {
+            (Ok(_), _) => {
                 inner.state = State::Aborted;
-                result.map(|_| ())
+                Ok(())
+            }
+            (Err(error), _) => {
+                inner.state = State::Aborting;
+                Err(error.context("not all that the aborted build wrote could be removed; abort() again to try once more"))
             }
         }
     }

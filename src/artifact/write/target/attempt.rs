@@ -249,16 +249,23 @@ impl Target {
         Ok(())
     }
 
-    /// After publishing: delete what is only waste now, and give up the claim. What cannot be deleted is waste and no error.
+    /// After publishing: delete what is only waste now, and give up the claim. What cannot be deleted is waste and no error, and is told.
     pub async fn clean_up(&self, json: &Bytes, names: &BTreeSet<String>) {
         let nothing = BTreeSet::new();
         let replaced = self.replaced.as_ref().map_or(&nothing, |replaced| &replaced.names);
         let cleaner = Cleaner { store: &self.store, tag: &self.tag, plain: self.plain, json, names, replaced };
-        let _ = cleaner.run().await;
-        let _ = self.claim.release(&self.store).await;
+        let cleaned = cleaner.run().await;
+        if let Err(error) = cleaned.and(self.claim.release(&self.store).await) {
+            log::warn!(
+                target: "lance_artifact",
+                "{}: the artifact is published, but not all that it replaced, or that others left, could be deleted; a later overwrite there does \
+                 so: {error}",
+                self.store.uri()
+            );
+        }
     }
 
-    /// Remove this attempt's closed `files` and its claim, unless its manifest is published, or may be.
+    /// Remove this attempt's closed `files` and its claim, unless its manifest is published, or may be. After an error it may be called again.
     pub async fn abandon(&self, files: &[String], json: Option<&Bytes>) -> Result<Abandoned> {
         if let Some(json) = json.filter(|_| self.tried.load(Ordering::Relaxed)) {
             match self.store.read(MANIFEST_FILE).await {
@@ -272,10 +279,13 @@ impl Target {
         }
         // Plain names of an attempt that was taken for abandoned may be another's by now.
         let mine = files.is_empty() || !self.plain || self.claim.is_held(&self.store).await?;
-        let deleted = if mine { self.store.delete(files).await } else { Ok(()) };
+        if mine {
+            // Where that fails the claim stays, which says whose the files are: the next attempt deletes them once this process is gone.
+            self.store.delete(files).await?;
+        }
         let released = self.claim.release(&self.store).await;
         remove_dirs(&self.store, self.had_root).await;
-        deleted.and(released).map(|()| Abandoned::Removed)
+        released.map(|()| Abandoned::Removed)
     }
 }
 

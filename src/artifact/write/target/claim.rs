@@ -4,12 +4,17 @@
 //! ever, so its claim only tells others whose files they are. Plain names are shared by all attempts: whoever creates or deletes
 //! one must hold [`CLAIM_FILE`], which one attempt at a time can.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::format::{CLAIM_FILE, claim_file};
 use crate::error::{Error, Result};
 use crate::io::{Condition, Owner, Seen, Store};
+
+/// The longest that a claim of which nothing was heard is looked for.
+const UNHEARD: Duration = Duration::from_secs(10);
 
 /// What a claim says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,9 +48,17 @@ impl Claim {
     /// Claim the tag itself, or the plain names; `None` where somebody else holds them.
     pub async fn take(store: &Store, tag: &str, plain: bool) -> Result<Option<Self>> {
         let claim = Self::new(tag, plain)?;
-        let taken = store.put_if(&claim.file, claim.content.clone(), Condition::Absent, false).await?;
-        // An answer may be lost, and the client's next try then finds its own claim.
-        Ok((taken || claim.is_held(store).await?).then_some(claim))
+        let put = async {
+            let taken = store.put_if(&claim.file, claim.content.clone(), Condition::Absent, false).await?;
+            // An answer may be lost, and the client's next try then finds its own claim.
+            Ok(taken || claim.is_held(store).await?)
+        };
+        let taken: Result<bool> = put.await;
+        if taken.is_err() {
+            // It may be there all the same, and would be this process's for as long as that lives. Whoever asks does not wait for it long.
+            let _ = tokio::time::timeout(UNHEARD, claim.release(store)).await;
+        }
+        Ok(taken?.then_some(claim))
     }
 
     /// Take over the plain names of an attempt that is over; `None` where somebody else was faster.

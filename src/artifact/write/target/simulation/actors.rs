@@ -208,8 +208,7 @@ impl Writer<'_> {
                     return target.clean_up(&artifact.json, &artifact.names).await;
                 }
                 Ok(Abandoned::Removed) => return self.tell(Told::Removed),
-                Ok(Abandoned::Unknown(_)) => self.tell(Told::Unknown),
-                Err(_) => return self.tell(Told::Unknown),
+                Ok(Abandoned::Unknown(_)) | Err(_) => self.tell(Told::Unknown),
             }
         }
     }

@@ -359,8 +359,8 @@ def failing() -> Iterator[pa.RecordBatch]:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (pa.array([1, 2]), "int64"),
-        (pa.chunked_array([[1, 2]]), "int64"),
+        (pa.array([1, 2]), "Int64"),
+        (pa.chunked_array([[1, 2]]), "Int64"),
         (pa.array([{"row_id": 1}, None]), "null"),
         (pa.chunked_array([pa.array([{"row_id": 1}, None])]), "null"),
         (pa.StructArray.from_arrays(good(3).columns, names=good(3).schema.names, mask=pa.array([False, True, False])), "null"),
