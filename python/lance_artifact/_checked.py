@@ -263,7 +263,6 @@ CHECKS: dict[str, Check] = {
     "nprobes": numbers("at least one number of partitions", _MOST),
     "refine_factors": factors,
     "target_recall": share,
-    "uri": path,
     "shard": whole(),
     "verify": flag,
     "calibrate": flag,
