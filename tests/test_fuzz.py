@@ -39,6 +39,12 @@ def test_every_target_has_inputs_and_all_are_small() -> None:
     assert sizes and sum(sizes) < 1 << 20
 
 
+@pytest.mark.parametrize("target", sorted({path.parent.name for path in CORPUS.glob("*/found-*")}))
+def test_what_once_found_something_does_not_any_more(target: str) -> None:
+    done = fuzz(target, "--input", *map(str, sorted((CORPUS / target).glob("found-*"))))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+
+
 def test_an_input_that_finds_something_is_an_error(tmp_path: Path) -> None:
     bad, good = tmp_path / "bad", tmp_path / "good"
     bad.write_text("panic")
