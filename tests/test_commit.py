@@ -17,6 +17,7 @@ import lance_artifact as la
 from commits import BUILD, DIM, ROWS, K, M, append, before_commit, cleanup, folders, nearest, written
 from conftest import LINUX, leftovers, segment, vectors
 from lance_artifact import _create_index
+from lance_artifact._dataset import Handle
 
 
 @pytest.fixture(params=[False, True], ids=["addresses", "stable"])
@@ -52,6 +53,33 @@ def test_a_cleanup_and_an_append(replace: bool, ds: Any, monkeypatch: pytest.Mon
     assert set(segment(latest, "vector_idx").fragment_ids) == {0, 1, 2}
     assert nearest(latest, vectors(ROWS, DIM)[9]) == 9
     assert nearest(latest, vectors(50, DIM, seed=3)[9]) == ROWS + 9
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_others_append_and_index_that_between_two_looks(
+    look: int, ds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whichever look it comes, it came meanwhile: it is not taken for a part of the index that was there and would stay."""
+    la.create_index(ds, "vector", **BUILD)
+    latest, looks = Handle.latest, []
+
+    def looked(self: Handle) -> Any:
+        found = latest(self)
+        looks.append(found.version)
+        if len(looks) == look:
+            append(ds)
+            la.extend_index(lance.dataset(ds.uri), "vector_idx", backend="cpu")
+        return found
+
+    monkeypatch.setattr(Handle, "latest", looked)
+    la.create_index(ds, "vector", replace=True, **{**BUILD, "seed": 5})
+    monkeypatch.undo()
+    assert len(looks) >= look
+    now = lance.dataset(ds.uri)
+    # Those rows are indexed where the build did not replace their segment, and scanned where it did.
+    assert {0, 1, 2} <= set(segment(now, "vector_idx").fragment_ids) <= {0, 1, 2, 3}
+    assert nearest(now, vectors(ROWS, DIM)[9]) == 9
+    assert nearest(now, vectors(50, DIM, seed=3)[9]) == ROWS + 9
 
 
 @pytest.mark.parametrize("index_before", [False, True])

@@ -180,6 +180,17 @@ def _check_fits(dataset: lance.LanceDataset, index: Any, segment: Any, wanted: W
     wanted.of_model.add(theirs_uuid)
 
 
+def check_latest(
+    handle: Handle, at: Handle, wanted: Wanted, fragment_ids: list[int], *, trains: bool = False
+) -> None:
+    """`check_name` before a build: in the latest version, where fragments that came since that of ``at`` may lose their index.
+
+    Both are of one look at the dataset: what came between two would be taken for something that was there all along.
+    """
+    latest = handle.latest()
+    check_name(latest, wanted, fragment_ids, at.fragments_since(latest), trains=trains)
+
+
 class AlreadyCommitted(LanceArtifactError):
     """Another process has committed the index of the same run."""
 

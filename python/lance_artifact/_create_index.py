@@ -34,7 +34,7 @@ from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._cancel import poll, shielded
 from ._checked import checked
-from ._commit import Wanted, check_name, readable_commit
+from ._commit import Wanted, check_latest, check_name, readable_commit
 from ._dataset import Handle, vector_column
 from ._evaluate import check_recall
 from ._finalize import finalize
@@ -375,9 +375,9 @@ def _create(
     progress: Progress,
 ) -> None:
     """Train, encode and finalize, unless an artifact of the same is there (``looks``)."""
-    fragments, since = ids or handle.fragment_ids(), handle.fragments_since()
+    fragments = ids or handle.fragment_ids()
     may_be_there = artifact_uri is not None and looks
-    check_name(handle.latest(), wanted, fragments, since, trains=model is None and not may_be_there)
+    check_latest(handle, handle, wanted, fragments, trains=model is None and not may_be_there)
     partitions = wanted_partitions(
         asked.num_partitions,
         centroids if model is None else model.ivf_centroids,
@@ -393,7 +393,7 @@ def _create(
             source, str(artifact_uri), storage_options, asked, partitions, model, centroids
         )
         if artifact is None and model is None:
-            check_name(handle.latest(), wanted, fragments, since, trains=True)
+            check_latest(handle, handle, wanted, fragments, trains=True)
     if artifact is None:
         width = cast(int, asked.num_sub_vectors) * asked.num_bits // 8
         check_target(source, artifact_uri, partitions, width, asked.num_bits, memory_limit, storage_options)

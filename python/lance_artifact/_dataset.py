@@ -155,9 +155,9 @@ class Handle:
             )
         return found
 
-    def fragments_since(self) -> frozenset[int]:
-        """Fragments of the latest version that this one does not have."""
-        return frozenset(f.fragment_id for f in self.latest().get_fragments()) - set(self.fragment_ids())
+    def fragments_since(self, later: lance.LanceDataset) -> frozenset[int]:
+        """Fragments of a later version that this one does not have."""
+        return frozenset(f.fragment_id for f in later.get_fragments()) - set(self.fragment_ids())
 
     def fragment_ids(self) -> list[int]:
         return [f.fragment_id for f in self.dataset.get_fragments()]

@@ -19,7 +19,7 @@ from ._arguments import (
 from ._artifacts import common_version, covered, open_artifacts
 from ._calls import awaited
 from ._checked import checked
-from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
+from ._commit import Wanted, attempt_of, check_latest, commit_segment, provenance
 from ._dataset import Handle, vector_column
 from ._lance_artifact import Artifact, IvfPqModel
 from ._log import stage
@@ -138,7 +138,7 @@ def finalize(
         models[0].fingerprint if models else None,
     )
     path = at.path_of(wanted.field_id, path)
-    check_name(handle.latest(), wanted, covered(at, opened, ids), at.fragments_since())
+    check_latest(handle, at, wanted, covered(at, opened, ids))
     with attempt_of(handle, at, index_uuid) as attempt:
         with stage(
             "built",

@@ -30,7 +30,7 @@ from ._arguments import (
 from ._assign import check_assign
 from ._calls import awaited
 from ._checked import checked
-from ._commit import Wanted, check_name
+from ._commit import Wanted, check_latest
 from ._dataset import Handle, vector_column
 from ._estimate import Estimate, estimate, page
 from ._lance_artifact import IvfPqModel
@@ -287,7 +287,7 @@ target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centro
     wanted = Wanted(
         made.name, made.mode, made.field_id, path, made.index_type, made.metric, model and model.fingerprint
     )
-    check_name(handle.latest(), wanted, made.fragment_ids, handle.fragments_since(), trains=model is None)
+    check_latest(handle, handle, wanted, made.fragment_ids, trains=model is None)
     source = handle.vectors(path, made.fragment_ids)
     return dataclasses.replace(made, estimate=estimate(made, source, chosen, calibrate))
 

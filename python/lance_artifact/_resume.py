@@ -12,7 +12,7 @@ from ._calls import awaited
 from ._cancel import shielded
 from ._checked import checked
 from ._clean import clean_run
-from ._commit import Wanted, check_name
+from ._commit import Wanted, check_latest
 from ._dataset import Handle
 from ._lance_artifact import IvfPqModel
 from ._plan import planned_build
@@ -148,9 +148,7 @@ def create_by_run(
         num_shards=num_shards,
     )
     if not is_run(uri, storage_options):
-        check_name(
-            handle.latest(), wanted, planned.fragment_ids, handle.fragments_since(), trains=model is None
-        )
+        check_latest(handle, handle, wanted, planned.fragment_ids, trains=model is None)
     run = Run.create(planned, uri, storage_options=storage_options)
     do_all(
         run,

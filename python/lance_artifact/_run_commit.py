@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from . import _lance_artifact as core
 from ._arguments import Progress
 from ._cancel import shielded
-from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
+from ._commit import Wanted, attempt_of, check_latest, commit_segment, provenance
 from ._dataset import Handle
 from ._index import CommittedIndex, model_of
 from ._lance_artifact import Artifact, IvfPqModel
@@ -44,7 +44,7 @@ def build_and_commit(
         model.fingerprint,
         run_id=run.run_id,
     )
-    check_name(handle.latest(), wanted, plan.fragment_ids, at.fragments_since())
+    check_latest(handle, at, wanted, plan.fragment_ids)
     with attempt_of(handle, at) as attempt:
         with stage(
             "built",
