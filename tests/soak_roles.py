@@ -272,8 +272,35 @@ class Searching(Role):
     def step(self) -> dict[str, Any]:
         ds = self.open()
         query = self.numpy.standard_normal(DIM).astype(np.float32) * 3
-        seen = check_version(ds, self.kind, query, self.random.choice([1, 10, 100]))
+        k = self.random.choice([1, 10, 100])
+        try:
+            seen = check_version(ds, self.kind, query, k)
+        except SoakError as error:
+            raise SoakError(f"{error}. {self.again(ds, query, k)}") from error
         return {"op": "search", "of": int(ds.version), "found": seen}
+
+    def again(self, ds: Any, query: np.ndarray, k: int) -> str:
+        """What the same search finds now: whether the table is wrong, the handle, or that one answer."""
+        version, found = int(ds.version), []
+        lists = ds.describe_indices()
+        handles = {
+            "the same handle": ds,
+            "a handle opened anew": lance.dataset(
+                ds.uri, version=version, storage_options=self.options or None
+            ),
+        }
+        for name, handle in handles.items():
+            try:
+                check_version(handle, self.kind, query, k)
+                found.append(f"{name} gives a right answer now")
+            except Exception as error:
+                found.append(f"{name}: {error}")
+        segments = [
+            (s.uuid, sorted(s.fragment_ids), s.dataset_version_at_last_update)
+            for i in lists
+            for s in i.segments
+        ]
+        return f"{'; '.join(found)}; query {query.tolist()}; segments {segments}"
 
 
 ROLES: dict[str, type[Role]] = {

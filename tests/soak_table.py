@@ -181,11 +181,25 @@ def check_answer(
     last = np.partition(exact[must], wanted - 1)[wanted - 1]
     nearer = must & (exact < last - slack)
     missing = np.setdiff1d(rows.ids[nearer], ids, assume_unique=True)
-    expect(not len(missing), f"{how} does not find {_few(missing)} of the {wanted} nearest rows")
+    expect(
+        not len(missing),
+        f"{how} does not find {_few(missing)} of the {wanted} nearest rows; {_whose(rows, missing, covered)}",
+    )
     expect(len(ids) >= wanted, f"{how} returns {len(ids)} rows of {wanted} that there are")
     if scope.all():
         further = exact[place] > last + slack[place]
         expect(not further.any(), f"{how} returns rows that are further than others: {_few(ids[further])}")
+
+
+def _whose(rows: Rows, missing: np.ndarray, covered: np.ndarray) -> str:
+    """The fragments of rows that were not found, and how many rows with a vector each has."""
+    lost = np.isin(rows.ids, missing)
+    found = []
+    for fragment in np.unique(rows.fragments[lost]):
+        of = rows.fragments == fragment
+        state = "covered" if covered[of].all() else "not covered"
+        found.append(f"{(of & lost).sum()} of {(of & rows.usable).sum()} of fragment {fragment} ({state})")
+    return ", ".join(found)
 
 
 def _cosine(query: np.ndarray, rows: Rows) -> np.ndarray:

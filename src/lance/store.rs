@@ -106,6 +106,8 @@ impl LanceStore {
             };
             error.reworded(|message| without_quoted_credentials(&message, uri)).context(format!("artifact_uri {shown:?}"))
         })?;
+        // Options that are renewed are others each time: what nobody has any more would stay in it, with its credentials.
+        drop(REGISTRY.active_stores());
         let store = if store.scheme() == "memory" { locked(&MEMORY).get_or_insert(store).clone() } else { store };
         let local_root = store.is_local().then(|| PathBuf::from(format!("/{root}")));
         // A path is resolved once: the working directory may be another one when the artifact is opened again.
@@ -140,5 +142,36 @@ impl LanceStore {
     /// The same place, with temporary files whose names begin otherwise.
     pub fn with_temporary_prefix(&self, temporary_prefix: String) -> Self {
         Self { files: self.files.with_temporary_prefix(temporary_prefix), store: self.store.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tells by its count whether it is kept.
+    struct Kept {
+        _by: Arc<()>,
+    }
+
+    #[async_trait]
+    impl OptionsSource for Kept {
+        async fn fetch(&self) -> Result<Option<HashMap<String, String>>> {
+            Ok(None)
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn options_are_kept_no_longer_than_their_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = async |kept: &Arc<()>| {
+            let options = renewed_options(HashMap::new(), Box::new(Kept { _by: kept.clone() }));
+            LanceStore::open(folder.path().to_str().unwrap(), Some(&options)).await.unwrap()
+        };
+        let (first, second) = (Arc::new(()), Arc::new(()));
+        drop(open(&first).await);
+        let held = open(&second).await;
+        assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second) > 1), (1, true));
+        drop(held);
     }
 }
