@@ -10,6 +10,7 @@ import faulthandler
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -282,6 +283,9 @@ class Searching(Role):
     def again(self, ds: Any, query: np.ndarray, k: int) -> str:
         """What the same search finds now: whether the table is wrong, the handle, or that one answer."""
         version, found = int(ds.version), []
+        if not self.options:
+            # As it is now: the others go on, and clean up.
+            shutil.copytree(self.uri, f"{self.work}/found.lance")
         lists = ds.describe_indices()
         handles = {
             "the same handle": ds,

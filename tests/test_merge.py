@@ -198,6 +198,22 @@ def test_what_happens_meanwhile(write: Callable[..., Any], monkeypatch: pytest.M
     check_searches(ds)
 
 
+def test_after_deletes_and_a_compaction_searches_return_all_that_they_are_asked_for(
+    write: Callable[..., Any],
+) -> None:
+    """In a table of stable row ids entries of deleted rows take places among the nearest, by Lance, until they are gone."""
+    x = vectors(ROWS, DIM)
+    ds = write(x, enable_stable_row_ids=True)
+    build(ds, False)
+    nearest = np.argsort(((x - x[7]) ** 2).sum(axis=1))[:50]
+    ds.delete(f"id in ({', '.join(map(str, nearest))})")
+    ds.optimize.compact_files(materialize_deletions_threshold=0.0)
+    done = la.merge_segments(ds, "vector_idx")
+    assert done.rows_dropped == 50 and done.rows_missing == 0
+    found = ds.to_table(nearest={"column": "vector", "q": x[7], "k": 10, "nprobes": K})
+    assert found.num_rows == 10
+
+
 def test_a_compaction_meanwhile_leaves_all_as_it_was(
     write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
