@@ -13,8 +13,9 @@ import numpy as np
 # starts threads, and lets go of them: of these the line goes through the fewest of each window, which is what stays.
 FILES, THREADS = 12, 32
 WINDOWS = 20
-# Of memory, in runs of so many seconds and more: this share of what the process has, or so many bytes where that is more.
-MEMORY_SECONDS, MEMORY_SHARE, MEMORY_BYTES = 600, 0.1, 32 << 20
+# Of memory, in runs of so many seconds and more: this share of what the process has, or so many bytes where that is more. Allocators take a
+# new arena now and then, after an hour too: what is found are some ten kilobytes for each of a run's thousands of steps.
+MEMORY_SECONDS, MEMORY_SHARE, MEMORY_BYTES = 1800, 0.15, 64 << 20
 WARM_UP = 0.1
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

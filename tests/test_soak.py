@@ -174,22 +174,22 @@ def test_files_that_nobody_names_are_found(small: Any) -> None:
 def test_what_grows_is_found() -> None:
     def grown(**rise: int) -> dict[str, dict[str, float]]:
         watched = Watched(0)
-        for second in range(700):
+        for second in range(2100):
             # A step opens sockets and starts threads, more of them towards the end, and lets go of them.
             wave, step = second % 7, second // 5 if second % 3 else 0
             watched.seen.append((
                 float(second),
-                20 + step + second * rise.get("files", 0) // 700,
-                30 + step + second * rise.get("threads", 0) // 700,
-                (200 << 20) + (wave << 20) + second * rise.get("memory", 0) // 700,
+                20 + step + second * rise.get("files", 0) // 2100,
+                30 + step + second * rise.get("threads", 0) // 2100,
+                (200 << 20) + (wave << 20) + second * rise.get("memory", 0) // 2100,
             ))  # fmt: skip
-        return watched.grown(700)
+        return watched.grown(2100)
 
-    assert not_flat("x", grown(), 700) == []
-    for name, rise in (("files", 20), ("threads", 45), ("memory", 60 << 20)):
-        (said,) = not_flat("x", grown(**{name: rise}), 700)
+    assert not_flat("x", grown(), 2100) == []
+    for name, rise in (("files", 20), ("threads", 45), ("memory", 90 << 20)):
+        (said,) = not_flat("x", grown(**{name: rise}), 2100)
         assert said.startswith(f"x: {name} grew by")
-    assert not_flat("x", grown(memory=60 << 20), 60) == []
+    assert not_flat("x", grown(memory=90 << 20), 600) == []
     this = Watched(os.getpid())
     this.look(time.monotonic())
     _, files, threads, memory = this.seen[0]
