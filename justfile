@@ -38,7 +38,7 @@ bench name="all" *args:
 
 # A wheel for this machine, stripped, in dist/
 wheel: setup
-    .venv/bin/maturin build --strip --out dist
+    .venv/bin/maturin build --strip --compression-level 9 --out dist
 
 # The documentation's site, in site/
 docs: setup
