@@ -29,8 +29,9 @@ from lance.dataset import Session
 import lance_artifact as la
 from soak_table import DIM, NAME, UPSERTED, Kind, SoakError, check_version, opened, table
 
-# Caches of a process, so small that they are soon full: what grows after that is a leak.
-CACHE_BYTES = 16 << 20
+# Each of a session's two caches, so small that they are full before the warm-up ends: what grows after that is a leak. With 16 MiB they
+# fill up for an hour.
+CACHE_BYTES = 1 << 20
 # What Lance's own errors of a commit that came second say.
 CONFLICTS = ("conflict", "incompatible transaction", "preempted", "too many concurrent", "contention")
 

@@ -13,9 +13,8 @@ import numpy as np
 # starts threads, and lets go of them: of these the line goes through the fewest of each window, which is what stays.
 FILES, THREADS = 12, 32
 WINDOWS = 20
-# Of memory, in runs of so many seconds and more: this share of what the process has, or so many bytes where that is more. Allocators take a
-# new arena now and then, after an hour too: what is found are some ten kilobytes for each of a run's thousands of steps.
-MEMORY_SECONDS, MEMORY_SHARE, MEMORY_BYTES = 1800, 0.15, 64 << 20
+# Of memory, in runs of so many seconds and more: allocators take a new arena now and then, after half an hour too.
+MEMORY_SECONDS, MEMORY = 1800, 32 << 20
 WARM_UP = 0.1
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -74,10 +73,9 @@ def curve(watched: Watched) -> list[list[float]]:
 
 def not_flat(role: str, grown: dict[str, dict[str, float]], seconds: float) -> list[str]:
     """What of a process grew further than it may."""
-    memory = grown["memory"]
     bounds = {"files": FILES, "threads": THREADS}
     if seconds >= MEMORY_SECONDS:
-        bounds["memory"] = max(MEMORY_BYTES, int(MEMORY_SHARE * memory["mean"]))
+        bounds["memory"] = MEMORY
     return [
         f"{role}: {name} grew by {grown[name]['growth']:,.0f} in {seconds:.0f} s, bound {most:,}"
         for name, most in bounds.items()

@@ -1,4 +1,4 @@
-"""The fuzz targets find what is planted for them, and nothing by the inputs that are kept. `scripts/fuzz --check` tries new ones too."""
+"""The fuzz targets find what is planted for them, and nothing by the inputs that are kept, nor by some new ones."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_every_target_has_inputs_and_all_are_small() -> None:
 
 
 @pytest.mark.parametrize("target", sorted(folder.name for folder in CORPUS.iterdir()))
-def test_no_kept_input_finds_anything(target: str) -> None:
-    """Those that reach most of the readers, and those that once found something."""
-    done = fuzz(target, "--input", *map(str, sorted((CORPUS / target).iterdir())))
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+def test_a_short_run_finds_nothing(target: str) -> None:
+    """The inputs that reach most of the readers, those that once found something, and a thousand made of them from a fixed seed."""
+    done = fuzz(target, "--check")
+    assert done.returncode == 0, done.stdout + done.stderr[-8000:]
 
 
 def test_an_input_that_finds_something_is_an_error(tmp_path: Path) -> None:

@@ -186,10 +186,10 @@ def test_what_grows_is_found() -> None:
         return watched.grown(2100)
 
     assert not_flat("x", grown(), 2100) == []
-    for name, rise in (("files", 20), ("threads", 45), ("memory", 90 << 20)):
+    for name, rise in (("files", 20), ("threads", 45), ("memory", 48 << 20)):
         (said,) = not_flat("x", grown(**{name: rise}), 2100)
         assert said.startswith(f"x: {name} grew by")
-    assert not_flat("x", grown(memory=90 << 20), 600) == []
+    assert not_flat("x", grown(memory=48 << 20), 600) == []
     this = Watched(os.getpid())
     this.look(time.monotonic())
     _, files, threads, memory = this.seen[0]
