@@ -277,8 +277,8 @@ class Searching(Role):
         k = self.random.choice([1, 10, 100])
         try:
             seen = check_version(ds, self.kind, query, k)
-        except SoakError as error:
-            raise SoakError(f"{error}. {self.again(ds, query, k)}") from error
+        except (SoakError, OSError) as error:
+            raise type(error)(f"{error}. {self.again(ds, query, k)}") from error
         return {"op": "search", "of": int(ds.version), "found": seen}
 
     def again(self, ds: Any, query: np.ndarray, k: int) -> str:
@@ -305,7 +305,11 @@ class Searching(Role):
             for i in lists
             for s in i.segments
         ]
-        return f"{'; '.join(found)}; query {query.tolist()}; segments {segments}"
+        named = {v["version"]: str(v["timestamp"]) for v in ds.versions() if v["version"] > version - 20}
+        return (
+            f"version {version}: {'; '.join(found)}; query {query.tolist()}; segments {segments}; "
+            f"versions {named}"
+        )
 
 
 ROLES: dict[str, type[Role]] = {

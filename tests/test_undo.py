@@ -188,6 +188,28 @@ def test_all_rows_are_deleted_at_the_commit(ds: Any, monkeypatch: pytest.MonkeyP
     assert (after.uuid, set(after.fragment_ids)) == (before.uuid, set(before.fragment_ids))
 
 
+def test_who_has_opened_what_is_undone_goes_on(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers are right, and for that its files are there, until a cleanup takes the version."""
+    la.create_index(ds, "vector", **BUILD)
+    old = segment(ds, "vector_idx").uuid
+    append(ds)
+    opened: list[Any] = []
+    at_the_commit(
+        monkeypatch,
+        lambda: lance.dataset(ds.uri).delete(f"id >= {ROWS}"),
+        lambda uuid: opened.append((uuid, lance.dataset(ds.uri))),
+    )
+    with pytest.raises(la.CommitConflictError, match=r"were deleted by version.*undone"):
+        la.extend_index(lance.dataset(ds.uri), "vector_idx")
+    ((uuid, reader),) = opened
+    assert uuid in {str(s.uuid) for s in reader.describe_indices()[0].segments}
+    assert reader.stats.index_stats("vector_idx")["num_indexed_rows"] == ROWS
+    assert nearest(reader, vectors(ROWS, 16)[9]) == 9
+    assert segment(lance.dataset(ds.uri), "vector_idx").uuid == old
+    cleanup(ds)
+    assert folders(ds) == {old}
+
+
 @pytest.mark.parametrize("versions", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("cleaned", [False, True], ids=["", "without old versions"])
 @pytest.mark.parametrize("fragment_ids", [None, [1]], ids=["all fragments", "one fragment"])

@@ -20,7 +20,7 @@ from ._cancel import poll, shielded
 from ._dataset import Handle, readable
 from ._log import LOGGER, log
 from ._says import lance_says
-from ._undo import TRIES, Committed, coverage, made_by, manifest, undo, versions_down
+from ._undo import TRIES, Committed, answers_rightly, coverage, made_by, manifest, undo, versions_down
 from .exceptions import (
     ArtifactMismatchError,
     CommitConflictError,
@@ -310,7 +310,8 @@ def _commit_and_look(attempt: Attempt, wanted: Wanted, segment: core._Segment) -
     wrong = _wrong(attempt.at, segment, done)
     if wrong is not None:
         undone, advice = undo(attempt.at, done)
-        if undone:
+        # Whoever opened that version meanwhile goes on with it, where what it finds is right; a cleanup takes it, and then the files.
+        if undone and (segment.missing_files(attempt.at.core) or not answers_rightly(attempt.at, done)):
             attempt.state = "built"
         raise CommitConflictError(
             f"index {wanted.name!r} was committed, but {wrong}, at that moment; {advice} Build again."

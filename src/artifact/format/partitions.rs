@@ -75,7 +75,8 @@ pub struct Partition<'a> {
 impl<'a> Partition<'a> {
     /// The bucket file that holds it, or `None` where it has no rows.
     pub fn path(self) -> Option<&'a str> {
-        self.table.files.get(self.entry().file as usize).map(String::as_str)
+        let Entry { file, num_rows, .. } = self.entry();
+        self.table.files.get(file as usize).filter(|_| num_rows > 0).map(String::as_str)
     }
 
     pub fn num_rows(self) -> u64 {
@@ -250,7 +251,8 @@ impl PartitionTable {
 
     /// The ranges of each file, one file after the other, sorted. Those of one are held at a time.
     pub fn for_each_file(&self, mut each: impl FnMut(&str, &[PartitionRange]) -> Result<()>) -> Result<()> {
-        let mut by_file: Vec<(u32, u32)> = (0u32..).zip(&self.entries).map(|(id, entry)| (entry.file, id)).collect();
+        let mut by_file: Vec<(u32, u32)> =
+            (0u32..).zip(&self.entries).filter(|(_, entry)| entry.num_rows > 0).map(|(id, entry)| (entry.file, id)).collect();
         by_file.sort_unstable();
         let mut ranges: Vec<PartitionRange> = Vec::new();
         for of_file in by_file.chunk_by(|a, b| a.0 == b.0) {
@@ -458,6 +460,9 @@ mod tests {
         table.push_encoded(None, 0, 0, &[]).unwrap();
         table.push_encoded(Some(1), 9, 7, &encoded(&ranges)).unwrap();
         assert!(table.get(1).unwrap().ranges().eq(ranges));
+        // Of no rows, in a file that need not be there.
+        table.push_encoded(Some(0), 0, 0, &[]).unwrap();
+        assert_eq!(table.get(2).unwrap().path(), None);
         let mut seen = Vec::new();
         table
             .for_each_file(|path, ranges| {
