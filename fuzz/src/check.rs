@@ -31,8 +31,9 @@ pub fn rows_at(rows: &PartitionRows, place: usize, width: usize) -> Rows {
 }
 
 /// Read all of an artifact in every way there is. What opens and verifies must be read, with as many rows as its manifest says; the rows
-/// of each partition that could be read, where the artifact opened.
-pub async fn read_everything(uri: &str) -> Option<(Arc<Artifact>, Vec<Option<Rows>>)> {
+/// of each partition that could be read, where the artifact opened. Slice by slice takes most of the time: one partition in three, by
+/// `turn`, and those that cannot be read.
+pub async fn read_everything(uri: &str, turn: usize) -> Option<(Arc<Artifact>, Vec<Option<Rows>>)> {
     let artifact = Arc::new(answer(Artifact::open(uri, None).await)?);
     let (partitions, width) = (artifact.num_partitions(), artifact.pq_code_width());
     assert!(partitions > 0 && artifact.manifest().partitions.len() == partitions);
@@ -55,6 +56,11 @@ pub async fn read_everything(uri: &str) -> Option<(Arc<Artifact>, Vec<Option<Row
             found
         });
         assert!(rows.is_some() || !verified, "verified, and partition {partition} cannot be read");
+        read.push(rows);
+        let rows = &read[partition];
+        if rows.is_some() && !(partition + turn).is_multiple_of(3) {
+            continue;
+        }
         // Some rows at a time.
         let mut reader = PartitionReader::of(artifact.clone(), partition, 700);
         let mut slices = Some(Rows::new());
@@ -63,8 +69,7 @@ pub async fn read_everything(uri: &str) -> Option<(Arc<Artifact>, Vec<Option<Row
                 slices.extend(rows_at(&slice, 0, width));
             }
         }
-        assert_eq!(slices, rows, "partition {partition} slice by slice and as a whole ({error:?})");
-        read.push(rows);
+        assert_eq!(slices, *rows, "partition {partition} slice by slice and as a whole ({error:?})");
     }
     if let Some(windows) = answer(artifact.read_partitions(0..partitions.min(READ)).await) {
         for (partition, rows) in read.iter().enumerate() {

@@ -27,6 +27,7 @@ pub fn make() -> Box<dyn Target> {
 
 impl Target for Buckets {
     fn run(&mut self, input: &[u8]) {
+        let turn = input.len();
         let mut input = Input::new(input);
         let (how, which) = (input.u8(), input.u8());
         let mut base = self.bases[usize::from(which) % self.bases.len()].clone();
@@ -44,7 +45,7 @@ impl Target for Buckets {
         let has_checksums = base.manifest.get("checksum_kind").is_some();
         let bytes = damaged(&base.files[name], &mut input);
         let uri = self.ground.lay(&base.with(name, bytes, how & 8 == 0), if how & 1 > 0 { Where::Memory } else { Where::Disk });
-        if let Some((_, read)) = self.ground.block_on(read_everything(&uri))
+        if let Some((_, read)) = self.ground.block_on(read_everything(&uri, turn))
             && has_checksums
         {
             for (partition, (found, written)) in read.into_iter().zip(&base.rows).enumerate() {

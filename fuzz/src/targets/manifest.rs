@@ -18,12 +18,13 @@ pub fn make() -> Box<dyn Target> {
 
 impl Target for Manifest {
     fn run(&mut self, input: &[u8]) {
+        let turn = input.len();
         let mut input = Input::new(input);
         let how = input.u8();
         let mut files: Files = self.bases[usize::from(how >> 2 & 1)].files.clone();
         files.insert("manifest.json".into(), input.rest().to_vec());
         let uri = self.ground.lay(&files, Where::of(how));
-        self.ground.block_on(read_everything(&uri));
+        self.ground.block_on(read_everything(&uri, turn));
         self.ground.assert_stayed_inside();
     }
 }

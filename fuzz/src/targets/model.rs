@@ -31,6 +31,7 @@ pub fn make() -> Box<dyn Target> {
 
 impl Target for Model {
     fn run(&mut self, input: &[u8]) {
+        let turn = input.len();
         let mut input = Input::new(input);
         let how = input.u8();
         let mut base = self.base.clone();
@@ -62,7 +63,7 @@ impl Target for Model {
             bytes
         };
         let uri = self.ground.lay(&base.with(FILE, bytes, true), if how & 1 > 0 { Where::Memory } else { Where::Disk });
-        let read = self.ground.block_on(read_everything(&uri));
+        let read = self.ground.block_on(read_everything(&uri, turn));
         if let Some(model) = read.and_then(|(artifact, _)| artifact.model().cloned()) {
             assert!(model.code_width() > 0 && model.dimension() > 0 && model.num_partitions() > 0);
             assert_eq!(model.dimension() % model.num_sub_vectors(), 0);

@@ -28,6 +28,7 @@ pub fn make() -> Box<dyn Target> {
 
 impl Target for Sidecar {
     fn run(&mut self, input: &[u8]) {
+        let turn = input.len();
         let mut input = Input::new(input);
         let how = input.u8();
         let mut base = self.base.clone();
@@ -48,7 +49,7 @@ impl Target for Sidecar {
             bytes
         };
         let uri = self.ground.lay(&base.with(FILE, bytes, true), if how & 1 > 0 { Where::Memory } else { Where::Disk });
-        let read = self.ground.block_on(read_everything(&uri));
+        let read = self.ground.block_on(read_everything(&uri, turn));
         if let (Some((artifact, _)), Some(told)) = (read, told) {
             let found: Vec<u64> = (0..artifact.num_partitions()).map(|partition| artifact.partition_rows(partition)).collect();
             assert_eq!(found, told);

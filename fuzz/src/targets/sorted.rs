@@ -66,6 +66,7 @@ const NAMES: [&str; 12] = [
 
 impl Target for Sorted {
     fn run(&mut self, input: &[u8]) {
+        let turn = input.len();
         let mut input = Input::new(input);
         let how = input.u8();
         let mut files = self.files.clone();
@@ -87,7 +88,7 @@ impl Target for Sorted {
             }
         }
         let uri = self.ground.lay(&files, if how & 1 > 0 { Where::Memory } else { Where::Disk });
-        if let Some((artifact, _)) = self.ground.block_on(read_everything(&uri)) {
+        if let Some((artifact, _)) = self.ground.block_on(read_everything(&uri, turn)) {
             assert!(artifact.manifest().num_partitions <= 1 << 20);
         }
         self.ground.assert_stayed_inside();
