@@ -7,7 +7,7 @@ import dataclasses
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -311,11 +311,18 @@ def _commit_and_look(attempt: Attempt, wanted: Wanted, segment: core._Segment) -
     if wrong is not None:
         undone, advice = undo(attempt.at, done)
         # Whoever opened that version meanwhile goes on with it, where what it finds is right; a cleanup takes it, and then the files.
-        if undone and (segment.missing_files(attempt.at.core) or not answers_rightly(attempt.at, done)):
+        if undone and not _is_usable(attempt.at, segment, done):
             attempt.state = "built"
         raise CommitConflictError(
             f"index {wanted.name!r} was committed, but {wrong}, at that moment; {advice} Build again."
         )
+
+
+def _is_usable(at: Handle, segment: core._Segment, done: Committed) -> bool:
+    """Whether the version that a commit made can be searched, and rightly. What cannot be looked at is not."""
+    with suppress(Exception):
+        return segment.missing_files(at.core) is None and answers_rightly(at, done)
+    return False
 
 
 def _wrong(at: Handle, segment: core._Segment, done: Committed) -> str | None:

@@ -106,21 +106,17 @@ def undo(at: Handle, done: Committed) -> tuple[bool, str]:
 
 def answers_rightly(at: Handle, done: Committed) -> bool:
     """Whether searches of the version that a commit made are right, however little its segment covers: what that is of is unchanged."""
-    if done.dataset is None:
+    if done.dataset is None or at.core.is_there(manifest(done.base)) is False:
         return False
-    with suppress(Exception):
-        if at.core.is_there(manifest(done.base)) is False:
-            return False
-        covered = coverage(done.dataset, done.uuid)
-        field = done.index.fields[0]
-        then, now = _column_files(done.base, field), _column_files(done.dataset, field)
-        before = {f.fragment_id: f.num_deletions for f in done.base.get_fragments()}
-        after = {f.fragment_id: f.num_deletions for f in done.dataset.get_fragments()}
-        # Of a fragment that is gone Lance hides what a segment holds. Rows that are back are in none.
-        return covered is not None and all(
-            f in then and then[f] == now.get(f) and before[f] <= after[f] for f in covered & after.keys()
-        )
-    return False
+    covered = coverage(done.dataset, done.uuid)
+    field = done.index.fields[0]
+    then, now = _column_files(done.base, field), _column_files(done.dataset, field)
+    before = {f.fragment_id: f.num_deletions for f in done.base.get_fragments()}
+    after = {f.fragment_id: f.num_deletions for f in done.dataset.get_fragments()}
+    # Of a fragment that is gone Lance hides what a segment holds. Rows that are back are in none.
+    return covered is not None and all(
+        f in then and then[f] == now.get(f) and before[f] <= after[f] for f in covered & after.keys()
+    )
 
 
 def _take_out(at: Handle, latest: lance.LanceDataset, done: Committed) -> None:
