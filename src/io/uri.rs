@@ -5,23 +5,15 @@ use url::form_urlencoded;
 
 /// What stands for what is not shown.
 const HIDDEN: &str = "***";
+/// Bytes from which on a secret is looked for in any text: a shorter one is part of words.
+const SHORTEST_SECRET: usize = 6;
 
 /// A URI without passwords, signatures and tokens, for messages, logs and manifests: everything else of it is kept, so that it
 /// still says which place is meant. It is not for opening anything.
 pub fn without_credentials(uri: &str) -> String {
-    let Some((scheme, rest)) = uri.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) else {
+    let Some(Parts { scheme, authority, path, query, fragment }) = Parts::of(uri) else {
         return uri.to_string();
     };
-    let mut end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    // A password with a slash in it makes no URL; it is a password all the same.
-    if Url::parse(uri).is_err()
-        && let Some(at) = rest.rfind('@')
-    {
-        end = end.max(at + 1);
-    }
-    let (authority, rest) = rest.split_at(end);
-    let (path, fragment) = rest.split_once('#').map_or((rest, None), |(path, fragment)| (path, Some(fragment)));
-    let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
     let mut shown = format!("{scheme}://{}{path}", without_password(authority));
     for (mark, pairs) in [('?', query), ('#', fragment)] {
         if let Some(pairs) = pairs {
@@ -32,20 +24,72 @@ pub fn without_credentials(uri: &str) -> String {
     shown
 }
 
-/// What somebody else says of `uri`, without its credentials: it may be quoted there as it was written, or as a parser writes it.
-pub fn without_quoted_credentials(message: &str, uri: &str) -> String {
-    let message = message.replace(uri, &without_credentials(uri));
-    let ends = |c: char| c.is_whitespace() || "\"'`".contains(c);
-    message.split_inclusive(ends).map(hidden_in_word).collect()
+/// A URI as it was written, in parts.
+struct Parts<'a> {
+    scheme: &'a str,
+    authority: &'a str,
+    path: &'a str,
+    query: Option<&'a str>,
+    fragment: Option<&'a str>,
 }
 
-/// Of a word that holds a URI, wherever it begins.
-fn hidden_in_word(word: &str) -> String {
-    let Some(mark) = word.find("://") else { return word.to_string() };
-    let start = word[..mark].rfind(|c: char| !is_of_scheme(c)).map_or(0, |at| at + word[at..].chars().next().map_or(0, char::len_utf8));
-    // What ended the word is none of its last value.
-    let end = word.trim_end_matches(|c: char| c.is_whitespace() || "\"'`".contains(c)).len().max(start);
-    format!("{}{}{}", &word[..start], without_credentials(&word[start..end]), &word[end..])
+impl<'a> Parts<'a> {
+    fn of(uri: &'a str) -> Option<Self> {
+        let (scheme, rest) = uri.split_once("://").filter(|(scheme, _)| is_scheme(scheme))?;
+        let mut end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        // A password with a slash in it makes no URL; it is a password all the same.
+        if Url::parse(uri).is_err()
+            && let Some(at) = rest.rfind('@')
+        {
+            end = end.max(at + 1);
+        }
+        let (authority, rest) = rest.split_at(end);
+        let (path, fragment) = rest.split_once('#').map_or((rest, None), |(path, fragment)| (path, Some(fragment)));
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        Some(Self { scheme, authority, path, query, fragment })
+    }
+}
+
+/// What somebody else says of `uri`, without its credentials: it may be quoted there as it was written, or as a parser writes it, whole or
+/// in parts.
+pub fn without_quoted_credentials(message: &str, uri: &str) -> String {
+    let mut message = message.replace(uri, &without_credentials(uri));
+    let parsed = Url::parse(uri).map(String::from);
+    if let Ok(parsed) = &parsed {
+        message = message.replace(parsed, &without_credentials(parsed));
+    }
+    let mut shown = String::with_capacity(message.len());
+    let mut rest = message.as_str();
+    while let Some((before, quoted, after)) = quoted_uri(rest) {
+        shown.push_str(before);
+        shown.push_str(&without_credentials(quoted));
+        rest = after;
+    }
+    shown.push_str(rest);
+    // What is left is no URI that could be told from the text around it.
+    for uri in std::iter::once(uri).chain(parsed.as_deref().ok()) {
+        for secret in secrets(uri).filter(|secret| secret.len() >= SHORTEST_SECRET) {
+            shown = shown.replace(secret, HIDDEN);
+        }
+    }
+    shown
+}
+
+/// The first URI in a text, between what is before it and what is after it: it ends with the quotation mark that it follows, or with white space.
+fn quoted_uri(text: &str) -> Option<(&str, &str, &str)> {
+    let mark = text.find("://")?;
+    let start = text[..mark].rfind(|c: char| !is_of_scheme(c)).map_or(0, |at| at + text[at..].chars().next().map_or(0, char::len_utf8));
+    let opening = text[..start].chars().next_back().filter(|c| "\"'`".contains(*c));
+    let end = text[mark..].find(|c: char| opening.map_or(c.is_whitespace(), |quote| c == quote)).map_or(text.len(), |at| mark + at);
+    Some((&text[..start], &text[start..end], &text[end..]))
+}
+
+/// What [`without_credentials`] hides of a URI.
+fn secrets(uri: &str) -> impl Iterator<Item = &str> {
+    let parts = Parts::of(uri);
+    let password = parts.as_ref().and_then(|parts| parts.authority.rsplit_once('@')).and_then(|(user, _)| user.split_once(':'));
+    let values = parts.into_iter().flat_map(|parts| [parts.query, parts.fragment]).flatten().flat_map(|pairs| pairs.split('&'));
+    password.into_iter().chain(values.filter_map(secret_of)).map(|(_, secret)| secret)
 }
 
 /// Whether a text begins like a URI: a scheme, and `://`.
@@ -70,11 +114,13 @@ fn without_password(authority: &str) -> String {
 }
 
 fn without_secret(pair: &str) -> String {
-    let key = form_urlencoded::parse(pair.as_bytes()).next().map(|(key, _)| key.into_owned()).unwrap_or_default();
-    match pair.split_once('=') {
-        Some((written, _)) if is_secret(&key) => format!("{written}={HIDDEN}"),
-        _ => pair.to_string(),
-    }
+    secret_of(pair).map_or_else(|| pair.to_string(), |(key, _)| format!("{key}={HIDDEN}"))
+}
+
+/// The key of a pair as it was written, and its value, where that is a secret.
+fn secret_of(pair: &str) -> Option<(&str, &str)> {
+    let (key, _) = form_urlencoded::parse(pair.as_bytes()).next()?;
+    pair.split_once('=').filter(|_| is_secret(&key))
 }
 
 /// Whether the value of a query's key gives access to something.
@@ -136,6 +182,10 @@ mod tests {
                 "URL did not match any pattern for scheme: s3:///#=&sig=*** at aws.rs",
             ),
             ("(s3://u:secret@b/x) is \"s3://b?token=secret\"", "(s3://u:***@b/x) is \"s3://b?token=***\""),
+            // A mark may be part of a host that no parser knows.
+            ("no pattern for az://h`%EF/a#&sig=secret", "no pattern for az://h`%EF/a#&sig=***"),
+            ("not 'az://h'x/a#&sig=secret', nor az", "not 'az://h'x/a#&sig=***', nor az"),
+            ("`s3://b?token=x` and `s3://b`", "`s3://b?token=***` and `s3://b`"),
             ("é://x, and nothing: else", "é://x, and nothing: else"),
         ] {
             assert_eq!(without_quoted_credentials(message, uri), shown);
