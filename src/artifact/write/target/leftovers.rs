@@ -150,7 +150,14 @@ impl Cleaner<'_> {
 
     async fn find(&self) -> Result<Found> {
         let mut found = Found { tagged: BTreeMap::new(), plain: Vec::new(), plain_claim: None, untagged: Vec::new(), has_lock: false };
-        for entry in list(self.store, self.names).await?.into_iter().filter(|entry| !entry.is_folder) {
+        let mut entries = list(self.store, self.names).await?;
+        let mut claim = None;
+        if !self.plain && entries.iter().any(|entry| ours(&entry.path) == Some(Ours::Claim(None))) {
+            // Before the files: a claim that is put after this is not taken for as old as the one that was there.
+            claim = self.store.see(CLAIM_FILE).await?;
+            entries = list(self.store, self.names).await?;
+        }
+        for entry in entries.into_iter().filter(|entry| !entry.is_folder) {
             match ours(&entry.path) {
                 Some(Ours::Data(Some(tag)) | Ours::Claim(Some(tag)) | Ours::Temporary(Some(tag))) if tag != self.tag => {
                     let (newest, files) = found.tagged.entry(tag.to_string()).or_insert((entry.modified, Vec::new()));
@@ -158,7 +165,7 @@ impl Cleaner<'_> {
                     files.push(entry.path);
                 }
                 Some(Ours::Data(None)) => found.plain.push(entry),
-                Some(Ours::Claim(None)) => found.plain_claim = self.store.see(CLAIM_FILE).await?.map(|seen| (entry.modified, seen)),
+                Some(Ours::Claim(None)) => found.plain_claim = claim.take().map(|seen| (entry.modified, seen)),
                 Some(Ours::Temporary(None)) => found.untagged.push(entry),
                 Some(Ours::Lock) => found.has_lock = true,
                 _ => {}

@@ -1,6 +1,7 @@
 //! What attempts that came to nothing left at a place, for somebody who wants to clean up without writing there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use super::claim::{Claim, Marks};
 use super::leftovers::{Fate, delete_plain, fate, list};
@@ -58,36 +59,54 @@ pub async fn delete_unfinished_at(store: &Store, unknown_too: bool) -> Result<()
 }
 
 pub async fn unfinished_at(store: &Store, unknown_too: bool) -> Result<Unfinished> {
+    // Before the files: a claim that is put after this is not taken for as old as what others left under its names.
+    let plain_claim = store.see(CLAIM_FILE).await?;
+    let plain = plain_claim.as_ref().and_then(|seen| Marks::parse(&seen.content));
     // By tag, the plain names under none.
     let mut attempts: BTreeMap<Option<String>, Vec<Entry>> = BTreeMap::new();
+    let mut published = SystemTime::UNIX_EPOCH;
     for entry in list(store, &BTreeSet::new()).await?.into_iter().filter(|entry| !entry.is_folder) {
         if let Some(Ours::Data(tag) | Ours::Claim(tag) | Ours::Temporary(tag)) = ours(&entry.path) {
             attempts.entry(tag.map(str::to_string)).or_default().push(entry);
+        } else if entry.path == MANIFEST_FILE {
+            published = entry.modified;
         }
     }
-    let plain_claim = store.see(CLAIM_FILE).await?;
-    let plain = plain_claim.as_ref().and_then(|seen| Marks::parse(&seen.content));
-    let mut marked = Vec::new();
-    for (tag, entries) in attempts {
-        let marks = match &tag {
+    let mut all_marks = Vec::new();
+    for tag in attempts.keys() {
+        all_marks.push(match tag {
             Some(tag) if plain.as_ref().is_none_or(|marks| marks.attempt != *tag) => {
                 store.read(&claim_file(Some(tag))).await?.as_deref().and_then(Marks::parse)
             }
             _ => plain.clone(),
-        };
-        marked.push((marks, entries));
+        });
     }
     // Last: who had given up his claim before has published, or never will.
     let names = match store.read(MANIFEST_FILE).await? {
         Some(json) => Manifest::parse(&json).map_err(|e| e.context(store.uri()))?.names(),
         None => BTreeSet::new(),
     };
+    // Who holds the plain names is one attempt with its tag. Under plain names without a claim files may be anybody's.
+    let attempt_of = |tag: &Option<String>| tag.clone().or_else(|| plain.as_ref().map(|marks| marks.attempt.clone()));
+    let mut heard: BTreeMap<Option<String>, SystemTime> = BTreeMap::new();
+    for (tag, entries) in &attempts {
+        let attempt = attempt_of(tag);
+        for entry in entries {
+            let modified = match names.contains(&entry.path) {
+                true if attempt.is_none() => continue,
+                true => entry.modified.max(published),
+                false => entry.modified,
+            };
+            let newest = heard.entry(attempt.clone()).or_insert(modified);
+            *newest = modified.max(*newest);
+        }
+    }
     let mut found = Unfinished { plain_claim, ..Default::default() };
-    for (marks, mut entries) in marked {
+    for ((tag, mut entries), marks) in attempts.into_iter().zip(all_marks) {
         entries.retain(|entry| !names.contains(&entry.path));
-        let Some(newest) = entries.iter().map(|entry| entry.modified).max() else { continue };
+        let Some(newest) = heard.get(&attempt_of(&tag)).filter(|_| !entries.is_empty()) else { continue };
         let alive = marks.as_ref().is_some_and(|marks| marks.owner.is_alive());
-        if fate(marks.as_ref(), newest, outside::now()) == Fate::Over || (unknown_too && !alive) {
+        if fate(marks.as_ref(), *newest, outside::now()) == Fate::Over || (unknown_too && !alive) {
             found.files.extend(entries.into_iter().map(|entry| entry.path));
         } else {
             found.is_busy = true;

@@ -63,6 +63,7 @@ impl State {
             stopped: false,
             told: Told::Nothing,
             overslept: false,
+            took_for_abandoned: BTreeSet::new(),
             slept: false,
             failures: 0,
             json: None,

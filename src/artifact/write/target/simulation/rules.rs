@@ -1,10 +1,17 @@
 //! What must hold after every request, whatever is lost, stopped or killed.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::world::{Life, Object, State, Told};
 use crate::artifact::format::{MANIFEST_FILE, Ours, claim_file, ours};
 use crate::artifact::write::target::leftovers::ABANDONED_AFTER;
+
+/// An object, until it is written anew.
+fn seen_as((path, object): (&String, &Object)) -> (String, Duration) {
+    (path.clone(), object.modified)
+}
 
 impl State {
     pub fn breaks(&mut self, what: String) {
@@ -16,6 +23,16 @@ impl State {
     /// Whether `of` may be taken for abandoned by `by`: nothing was heard of it for a week, from elsewhere.
     fn looks_abandoned(&self, of: usize, by: usize) -> bool {
         !self.same_host(of, by) && self.now.saturating_sub(self.actors[of].newest) > ABANDONED_AFTER
+    }
+
+    /// An actor looks for whose files are there.
+    pub fn before_list(&mut self, by: usize, folder: &str) {
+        let abandoned: Vec<_> = self.objects.iter().filter(|(_, object)| self.looks_abandoned(object.by, by)).map(seen_as).collect();
+        let took = &mut self.actors[by].took_for_abandoned;
+        if folder.is_empty() {
+            took.clear();
+        }
+        took.extend(abandoned);
     }
 
     pub fn before_write(&mut self, by: usize, path: &str, content: &Bytes) {
@@ -42,7 +59,8 @@ impl State {
         if of == by || self.actors[of].life != Life::Running {
             return;
         }
-        if self.looks_abandoned(of, by) {
+        // It may have woken up after it was looked for.
+        if self.looks_abandoned(of, by) || self.actors[by].took_for_abandoned.contains(&seen_as((&path.to_string(), there))) {
             self.actors[of].overslept = true;
             return;
         }

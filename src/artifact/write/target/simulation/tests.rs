@@ -324,3 +324,74 @@ fn a_sweeper_that_was_stopped_leaves_what_was_published_meanwhile() {
         assert_eq!(checked(scripted(&scenario, steps), "").told[2], Told::Published);
     }
 }
+
+/// One elsewhere looks for what builds left, and between two of its looks an artifact of eight days is deleted, and the next build claims its
+/// names: the claim is not as old as the files that were there before it.
+#[test]
+fn a_sweeper_takes_no_claim_for_as_old_as_files_that_were_there_before_it() {
+    let mut scenario = scenario(&[&[FRESH], &[Role::Sweeper, DELETER, FRESH]]);
+    scenario.faults.pauses = true;
+    scenario.stages[1][0].host = 1;
+    for step in [gets_claim as fn(&Request) -> bool, lists, gets_manifest] {
+        let steps = vec![End(0), Step::Pause, Until(1, step), End(2), UntilWorld(3, |state| has_written(state, 3)), End(1), End(3)];
+        assert_eq!(checked(scripted(&scenario, steps), "").told[3], Told::Published);
+    }
+}
+
+/// The same of a writer that deletes what others left, while one elsewhere does so too.
+#[test]
+fn a_cleaner_takes_no_claim_for_as_old_as_the_one_before_it() {
+    let mut scenario = scenario(&[&[FRESH], &[FRESH, Role::Sweeper]]);
+    (scenario.faults.pauses, scenario.faults.kills) = (true, true);
+    (scenario.stages[0][0].host, scenario.stages[1][1].host) = (1, 1);
+    let kill = |_: usize| Move::Kill(100, After::Never);
+    let steps = vec![
+        UntilWorld(0, |state| has_written(state, 0)),
+        Make(0, kill),
+        Step::Pause,
+        UntilWorld(1, |state| state.actors[1].was_published),
+        Until(1, gets_claim),
+        Until(2, deletes),
+        End(1),
+        End(2),
+    ];
+    assert_eq!(checked(scripted(&scenario, steps), "").told[1], Told::Published);
+}
+
+/// A writer that was stopped for a week publishes, and has not cleaned up when one elsewhere looks for what builds left.
+#[test]
+fn a_sweeper_leaves_the_claim_of_who_has_just_published() {
+    let mut scenario = scenario(&[&[FRESH], &[OVER, Role::Sweeper]]);
+    scenario.faults.pauses = true;
+    scenario.stages[1][0].host = 1;
+    for step in [lists as fn(&Request) -> bool, deletes] {
+        let steps = vec![
+            End(0),
+            UntilWorld(1, |state| has_written(state, 1)),
+            Step::Pause,
+            UntilWorld(1, |state| state.actors[1].was_published),
+            Until(1, step),
+            End(2),
+            End(1),
+        ];
+        assert_eq!(checked(scripted(&scenario, steps), "").told[1], Told::Published);
+    }
+}
+
+/// A writer that was stopped for a week goes on after it was taken for abandoned, and before its claim is deleted.
+#[test]
+fn who_wakes_up_while_he_is_taken_for_abandoned_is_told() {
+    let mut scenario = scenario(&[&[FRESH], &[OVER, OVER]]);
+    scenario.faults.pauses = true;
+    scenario.stages[1][0].host = 1;
+    let steps = vec![
+        End(0),
+        UntilWorld(1, |state| state.objects.values().any(|object| object.by == 1)),
+        Step::Pause,
+        Until(1, |request| matches!(request, Request::Put(path, ..) if path.ends_with(".lance"))),
+        Until(2, gets_claim),
+        UntilWorld(1, |state| state.objects.iter().any(|(path, object)| object.by == 1 && path.ends_with(".lance"))),
+        End(2),
+    ];
+    assert_eq!(checked(scripted(&scenario, steps), "").told[1..3], [Told::Removed, Told::Published]);
+}

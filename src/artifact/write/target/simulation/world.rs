@@ -1,6 +1,6 @@
 //! The world of a simulation: a store's objects, the requests that wait, and what is known of each actor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -130,6 +130,8 @@ pub struct Actor {
     /// It was taken for abandoned, as it may be after a week, and has not looked since whether what it has is still its own. What
     /// it was about to do at that moment no store can keep it from.
     pub overslept: bool,
+    /// What was there when it last looked, of those of whom it had heard nothing for a week: paths, and when they were written.
+    pub took_for_abandoned: BTreeSet<(String, Duration)>,
     /// The last that it asked for was a pause.
     pub slept: bool,
     /// Requests that failed, or whose answers were lost.
@@ -267,6 +269,7 @@ impl State {
                 self.objects.get(path).cloned().map(Answer::Found).ok_or(Refusal::NotFound)
             }
             Request::List(folder) => {
+                self.before_list(by, folder);
                 let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
                 let below = |path: &&String| path.starts_with(&prefix);
                 let found = self.objects.iter().filter(|(path, _)| below(path));
