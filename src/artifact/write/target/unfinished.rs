@@ -59,6 +59,8 @@ pub async fn delete_unfinished_at(store: &Store, unknown_too: bool) -> Result<()
 }
 
 pub async fn unfinished_at(store: &Store, unknown_too: bool) -> Result<Unfinished> {
+    // What is young when it is looked at does not get old by that, however long this takes.
+    let now = outside::now();
     // Before the files: a claim that is put after this is not taken for as old as what others left under its names.
     let plain_claim = store.see(CLAIM_FILE).await?;
     let plain = plain_claim.as_ref().and_then(|seen| Marks::parse(&seen.content));
@@ -106,7 +108,7 @@ pub async fn unfinished_at(store: &Store, unknown_too: bool) -> Result<Unfinishe
         entries.retain(|entry| !names.contains(&entry.path));
         let Some(newest) = heard.get(&attempt_of(&tag)).filter(|_| !entries.is_empty()) else { continue };
         let alive = marks.as_ref().is_some_and(|marks| marks.owner.is_alive());
-        if fate(marks.as_ref(), *newest, outside::now()) == Fate::Over || (unknown_too && !alive) {
+        if fate(marks.as_ref(), *newest, now) == Fate::Over || (unknown_too && !alive) {
             found.files.extend(entries.into_iter().map(|entry| entry.path));
         } else {
             found.is_busy = true;

@@ -59,8 +59,8 @@ impl State {
         if of == by || self.actors[of].life != Life::Running {
             return;
         }
-        // It may have woken up after it was looked for.
-        if self.looks_abandoned(of, by) || self.actors[by].took_for_abandoned.contains(&seen_as((&path.to_string(), there))) {
+        // Whoever was taken for abandoned may have woken up since.
+        if self.actors[by].took_for_abandoned.contains(&seen_as((&path.to_string(), there))) {
             self.actors[of].overslept = true;
             return;
         }

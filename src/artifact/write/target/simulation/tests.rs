@@ -378,6 +378,21 @@ fn a_sweeper_leaves_the_claim_of_who_has_just_published() {
     }
 }
 
+/// One elsewhere is stopped for a week after it has looked what is there: what was young then is not old by that.
+#[test]
+fn a_sweeper_that_was_stopped_takes_nobody_for_abandoned_by_that() {
+    let mut scenario = scenario(&[&[FRESH], &[Role::Sweeper, OVER]]);
+    scenario.faults.pauses = true;
+    scenario.stages[1][0].host = 1;
+    let look = || vec![End(0), UntilWorld(2, |state| has_written(state, 2)), Until(1, gets_manifest), Step::Pause];
+    for mut meanwhile in [vec![UntilWorld(2, |state| state.actors[2].was_published)], Vec::new()] {
+        let mut steps = look();
+        steps.append(&mut meanwhile);
+        steps.extend([End(1), End(2)]);
+        assert_eq!(checked(scripted(&scenario, steps), "").told[2], Told::Published);
+    }
+}
+
 /// A writer that was stopped for a week goes on after it was taken for abandoned, and before its claim is deleted.
 #[test]
 fn who_wakes_up_while_he_is_taken_for_abandoned_is_told() {
