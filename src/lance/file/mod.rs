@@ -4,6 +4,7 @@ mod bounded;
 mod flat;
 mod lists;
 mod read;
+mod widths;
 mod write;
 
 pub use flat::{FlatColumn, FlatType};

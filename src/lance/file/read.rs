@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::bounded::Bounded;
 use super::flat::{FlatColumn, FlatType};
+use super::widths::check_widths;
 use crate::error::{Error, Result};
 use crate::io::Store;
 use crate::lance::LanceStore;
@@ -111,6 +112,7 @@ impl LanceFiles {
 
 /// A reader of what `metadata` says of a file, which reads nothing behind its end.
 async fn reader_of(file: &FileScheduler, path: Path, metadata: Arc<CachedFileMetadata>, size: u64) -> lance_core::Result<FileReader> {
+    check_widths(&metadata)?;
     let (io, plugins, cache) = (Bounded::new(file.clone(), size), Arc::<DecoderPlugins>::default(), LanceCache::no_cache());
     FileReader::try_open_with_file_metadata(io, path, None, plugins, metadata, &cache, FileReaderOptions::default()).await
 }
