@@ -45,7 +45,8 @@ fn other_page(column: &ColumnInfo, kind: &DataType) -> Option<usize> {
         PageEncoding::Structural(PageLayout { layout }) => {
             let values = match layout {
                 Some(Layout::FullZipLayout(zipped)) => zipped.value_compression.as_ref(),
-                Some(Layout::MiniBlockLayout(blocks)) => blocks.value_compression.as_ref(),
+                // With a dictionary they are places in it.
+                Some(Layout::MiniBlockLayout(blocks)) => blocks.value_compression.as_ref().filter(|_| blocks.dictionary.is_none()),
                 _ => None,
             };
             !values.is_none_or(|values| may_compress(values, kind))
@@ -99,10 +100,65 @@ fn may_compress(encoding: &CompressiveEncoding, kind: &DataType) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::types::{Decimal128Type, Float32Type, Int8Type, UInt8Type, UInt32Type, UInt64Type};
+    use arrow_array::{Array, ArrayRef, ArrowPrimitiveType, PrimitiveArray, RecordBatch};
+    use arrow_schema::{Field, Schema};
     use lance_encoding::format::ProtobufUtils;
+    use lance_file::version::ConcreteFileVersion;
+    use lance_file::versions::create_writer;
+    use lance_file::writer::FileWriterOptions;
+    use lance_io::object_store::ObjectStore;
+    use object_store::path::Path;
 
     use super::*;
-    use crate::model::item_field;
+    use crate::lance::LanceStore;
+    use crate::lance::file::{Expected, LanceFiles};
+    use crate::model::{fixed_size_list, item_field};
+
+    const ROWS: usize = 20_000;
+    const COLUMNS: [&str; 6] = ["ids", "part_ids", "small", "wide", "codes", "vectors"];
+
+    /// `distinct` values, all over the range of their type.
+    fn values<T: ArrowPrimitiveType>(count: usize, distinct: u64, of: impl Fn(u64) -> T::Native) -> ArrayRef {
+        let value = |at: usize| of((at as u64 * 7 % distinct).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        Arc::new(PrimitiveArray::<T>::from_iter_values((0..count).map(value)))
+    }
+
+    /// Lance chooses how to encode by the values: as they are, packed, by a dictionary, or as one that is repeated.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_lance_writes_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LanceStore::open(folder.path().to_str().unwrap(), None).await.unwrap();
+        let files = LanceFiles::new(&store);
+        for distinct in [1, 3, 100, 1 << 40] {
+            let columns: [ArrayRef; 6] = [
+                values::<UInt64Type>(ROWS, distinct, |n| n),
+                values::<UInt32Type>(ROWS, distinct, |n| n as u32),
+                values::<Int8Type>(ROWS, distinct, |n| n as i8),
+                values::<Decimal128Type>(ROWS, distinct, i128::from),
+                Arc::new(fixed_size_list(values::<UInt8Type>(ROWS * 16, distinct, |n| n as u8), 16).unwrap()),
+                Arc::new(fixed_size_list(values::<Float32Type>(ROWS * 96, distinct, |n| n as f32), 96).unwrap()),
+            ];
+            let fields: Vec<Field> = COLUMNS.iter().zip(&columns).map(|(name, c)| Field::new(*name, c.data_type().clone(), true)).collect();
+            let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns.to_vec()).unwrap();
+            for version in [ConcreteFileVersion::V2_0, ConcreteFileVersion::V2_1, ConcreteFileVersion::V2_2] {
+                let (memory, path) = (Arc::new(ObjectStore::memory()), Path::from("file"));
+                let schema = lance_core::datatypes::Schema::try_from(batch.schema().as_ref()).unwrap();
+                let mut writer = create_writer(version, memory.create(&path).await.unwrap(), schema, FileWriterOptions::default()).unwrap();
+                writer.write_batch(&batch).await.unwrap();
+                writer.finish().await.unwrap();
+                let name = format!("{distinct}-{version:?}.lance");
+                std::fs::write(folder.path().join(&name), memory.read_one_all(&path).await.unwrap()).unwrap();
+                let file = files.open(&name, Expected::default()).await.unwrap_or_else(|e| panic!("{name}: {e}"));
+                let all = std::iter::once(0..ROWS as u64).collect();
+                let read = file.decode(all, COLUMNS.to_vec(), ROWS as u32, Ok).await.unwrap();
+                let [read] = read.as_slice() else { panic!("{name}: {} batches", read.len()) };
+                assert_eq!(read.columns(), batch.columns(), "{name}");
+            }
+        }
+    }
 
     #[test]
     fn values_have_the_width_of_their_type() {
