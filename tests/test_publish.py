@@ -165,12 +165,18 @@ int fsync(int fd) {
 """
 
 
+def preloaded(source: str, folder: Path) -> str:
+    """A library that stands before the system's functions."""
+    (folder / "preloaded.c").write_text(source)
+    library = folder / "preloaded.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, folder / "preloaded.c"], check=True)
+    return str(library)
+
+
 @LINUX
 @pytest.mark.parametrize("sync", [True, False])
 def test_new_folders_are_synced_into_their_parents(sync: bool, tmp_path: Path) -> None:
-    (tmp_path / "sync.c").write_text(SYNCED)
-    library = tmp_path / "sync.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "sync.c"], check=True)
+    library = preloaded(SYNCED, tmp_path)
     (tmp_path / "old").mkdir()
     path = tmp_path / "old/new/newer/a"
     script = f"""
@@ -182,7 +188,7 @@ with la.PartitionArtifactBuilder({str(path)!r}, num_partitions={K}, pq_code_widt
 """
     log = tmp_path / "log"
     log.touch()
-    environment = {**os.environ, "LD_PRELOAD": str(library), "SYNCED": str(log)}
+    environment = {**os.environ, "LD_PRELOAD": library, "SYNCED": str(log)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
     synced = log.read_text().splitlines()
     if not sync:
@@ -198,7 +204,7 @@ with la.PartitionArtifactBuilder({str(path)!r}, num_partitions={K}, pq_code_widt
 
 
 def test_an_interrupt_while_claiming_leaves_no_claim(tmp_path: Path) -> None:
-    """Ctrl-C is answered at once; what was under way in the target is wound up behind it."""
+    """Ctrl-C is answered in seconds, also where the target takes longer; that is wound up behind it."""
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import fcntl, os, signal, threading, time
@@ -225,3 +231,61 @@ except KeyboardInterrupt:
     )
     assert run.returncode == 42, run.stderr
     assert la.Artifact.open(tmp_path / "a").verify().ok
+
+
+SLOW_FOLDERS = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int mkdir(const char *path, mode_t mode) {
+    size_t length = strlen(path);
+    int slow = length > 5 && strcmp(path + length - 5, "/slow") == 0;
+    if (slow) usleep(500 * 1000);
+    int made = (int) syscall(SYS_mkdirat, AT_FDCWD, path, mode);
+    if (slow) usleep(500 * 1000);
+    return made;
+}
+"""
+
+INTERRUPTED = """
+import os, shutil, signal, sys, threading, time
+import lance_artifact as la
+folder = sys.argv[1]
+os.mkdir(folder)
+threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    la.PartitionArtifactBuilder(folder + "/slow", num_partitions=2, pq_code_width=1)
+except KeyboardInterrupt:
+    assert os.listdir(folder) == [], list(os.walk(folder))
+    shutil.rmtree(folder)
+    time.sleep(1.5)
+    sys.exit(42 if not os.path.exists(folder) else f"{folder} is there again: {os.listdir(folder)}")
+"""
+
+EXITING = """
+import os, sys, threading, time
+import lance_artifact as la
+folder = sys.argv[1]
+os.mkdir(folder)
+made = lambda: la.PartitionArtifactBuilder(folder + "/slow", num_partitions=2, pq_code_width=1)
+threading.Thread(target=made, daemon=True).start()
+time.sleep(0.7)
+sys.exit(42)
+"""
+
+
+@LINUX
+@pytest.mark.parametrize("script", [INTERRUPTED, EXITING], ids=["interrupt", "exit"])
+def test_nothing_appears_behind_a_builder_that_was_not_made(script: str, tmp_path: Path) -> None:
+    """A builder is interrupted while its folder is made: once that is told, nothing is there, and nothing comes."""
+    folder = tmp_path / "scratch"
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(folder)],
+        check=False, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "LD_PRELOAD": preloaded(SLOW_FOLDERS, tmp_path)},
+    )  # fmt: skip
+    assert run.returncode == 42, run.stderr
+    assert list(tmp_path.glob("scratch/*")) == []

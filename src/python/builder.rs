@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyType;
@@ -19,6 +20,9 @@ use super::storage::{StorageOptionsArg, parts};
 use crate::artifact::{Artifact, BuilderOptions, Encoding, PartitionArtifactBuilder, RowCounts};
 use crate::error::Error;
 use crate::sync::spawn;
+
+/// How long a caller that was interrupted waits until nothing of its builder is left. What takes longer goes on behind it.
+const UNCLAIMED: Duration = Duration::from_secs(5);
 
 #[pyclass(name = "PartitionArtifactBuilder", module = "lance_artifact", frozen)]
 /// Streams encoded batches into a partition artifact, in bounded memory and one pass.
@@ -111,11 +115,16 @@ impl PyPartitionArtifactBuilder {
             match cancel.race(async { Ok((&mut making).await) }).await {
                 Ok(made) => made?,
                 Err(interrupted) => {
-                    tokio::spawn(async move {
+                    // The end of the interpreter waits for it.
+                    let inside = exit::enter(Entry::Cleanup);
+                    let winding_up = tokio::spawn(async move {
                         if let Ok(Ok(builder)) = making.await {
                             let _ = spawn(move || builder.abort()).await;
                         }
+                        drop(inside);
                     });
+                    // So does the caller, who may remove the folder in which a claim would appear again.
+                    let _ = tokio::time::timeout(UNCLAIMED, winding_up).await;
                     Err(interrupted)
                 }
             }
