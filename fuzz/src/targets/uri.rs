@@ -54,6 +54,15 @@ fn plain(text: String) -> String {
     text.chars().filter(|c| !"/?#&@".contains(*c)).collect()
 }
 
+/// Text of a part that is shown: what is no secret there may not spell the one that is looked for.
+fn harmless(text: String) -> String {
+    let mut text = text;
+    while text.contains(SECRET) {
+        text = text.replace(SECRET, "");
+    }
+    text
+}
+
 impl Target for Uri {
     fn run(&mut self, input: &[u8]) {
         let mut input = Input::new(input);
@@ -103,14 +112,14 @@ fn with_secrets(input: &mut Input<'_>) -> String {
     let how = input.u8();
     if how & 1 > 0 {
         let hidden = format!("{}{SECRET}{}", plain(input.text(6)), plain(input.text(6)));
-        uri.push_str(&format!("{}:{hidden}@", plain(input.text(6)).replace(':', "")));
+        uri.push_str(&format!("{}:{hidden}@", harmless(plain(input.text(6)).replace(':', ""))));
     }
-    uri.push_str(&plain(input.text(12)));
+    uri.push_str(&harmless(plain(input.text(12))));
     uri.push('/');
-    uri.push_str(&input.text(20).replace(['?', '#', '@'], ""));
+    uri.push_str(&harmless(input.text(20).replace(['?', '#', '@'], "")));
     if how & 2 > 0 {
         uri.push(if how & 4 > 0 { '#' } else { '?' });
-        uri.push_str(&format!("{}={}&", plain(input.text(6)).replace('=', ""), plain(input.text(6))));
+        uri.push_str(&format!("{}={}&", harmless(plain(input.text(6)).replace('=', "")), harmless(plain(input.text(6)))));
         uri.push_str(&format!("{}={}{SECRET}{}", input.pick(&SECRET_KEYS), plain(input.text(6)), plain(input.text(6))));
     }
     uri
