@@ -1,7 +1,7 @@
 """Every call of the system, or of a store, going wrong in every way that it can, one at a time, in the middle of what users do.
 
 ``python tests/faults.py [--store s3] [--scenario merge ...] [--share 0.1] [--seed 7]``: all of them, or a share; ``--schedules 1000``: random
-ones, in which several go wrong. A failing try is printed with what makes it happen again.
+ones, in which several go wrong. A failing try is printed with what makes it happen again; Ctrl-C tells what the tries so far gave.
 
 After each try: what was there before is there and intact, or what should be there is, exactly; an error is of this package's types, and names
 the place; the same call then succeeds; and nothing is left over that is not cleaned up.
@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -39,6 +40,8 @@ class Report:
     kinds: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    #: Ctrl-C came before all was tried.
+    interrupted: bool = False
 
 
 class Campaign:
@@ -245,23 +248,25 @@ def run(
     """Try a share of all faults, `kills` instants of a killed process for each scenario, and `schedules` random ones."""
     rng, report = random.Random(seed), Report()
     with place(store) as at:
-        for name in scenarios:
-            campaign = Campaign(at, name, report, say)
-            campaign.prepare()
-            tries = campaign.every()
-            chosen = [steps for steps in tries if rng.random() < share]
-            for steps in chosen:
-                campaign.attempt(steps)
-            for kill in (
-                rng.sample(campaign.kills(), min(kills, sum(campaign.calls.values())))
-                if store == "local"
-                else []
-            ):
-                campaign.attempt(kill)
-            for _ in range(schedules):
-                campaign.attempt(campaign.schedule(rng))
-            say(f"{store} {name}: {sum(campaign.calls.values())} calls, {len(chosen)} of {len(tries)} faults")
-            at.end()
+        try:
+            for name in scenarios:
+                campaign = Campaign(at, name, report, say)
+                campaign.prepare()
+                tries = campaign.every()
+                chosen = [steps for steps in tries if rng.random() < share]
+                for steps in chosen:
+                    campaign.attempt(steps)
+                instants = min(kills, sum(campaign.calls.values())) if store == "local" else 0
+                for kill in rng.sample(campaign.kills(), instants) if instants else []:
+                    campaign.attempt(kill)
+                for _ in range(schedules):
+                    campaign.attempt(campaign.schedule(rng))
+                say(
+                    f"{store} {name}: {sum(campaign.calls.values())} calls, {len(chosen)} of {len(tries)} faults"
+                )
+                at.end()
+        except KeyboardInterrupt:
+            report.interrupted = True
     return report
 
 
@@ -280,6 +285,8 @@ def main() -> int:
         "--forever", action="store_true", help="from the first step on, all calls of the kind go wrong"
     )
     args = parser.parse_args()
+    # Also where the shell that put this into the background has it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     args.scenario = args.scenario or of(args.store)
     if args.steps:
         report = Report()
@@ -292,9 +299,10 @@ def main() -> int:
     shown = {
         "store": args.store, "tries": report.tries, "missed": report.missed, "outcomes": dict(report.outcomes),
         "errors": dict(report.errors), "wrong": len(report.wrong), "left": dict(report.left),
+        **({"interrupted": True} if report.interrupted else {}),
     }  # fmt: skip
     print(json.dumps(shown, indent=1))
-    return int(bool(report.wrong))
+    return 1 if report.wrong else 130 if report.interrupted else 0
 
 
 if __name__ == "__main__":
