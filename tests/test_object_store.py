@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lance
@@ -472,32 +471,52 @@ def test_the_datasets_manifest_and_a_store_that_fails(how: str, s3: dict[str, st
     assert found.num_rows == 1
 
 
+def away_at_the_end(method: str, key: str, headers: dict[str, str]) -> str | None:
+    """A store that takes all of an artifact but its manifest."""
+    return "500" if method == "PUT" and key.endswith("manifest.json") else None
+
+
+def model_of_dataset(s3: dict[str, str], name: str) -> tuple[Any, la.IvfPqModel]:
+    ds = dataset_in(s3, name)
+    return ds, la.train(
+        ds, "vector", num_partitions=K, num_sub_vectors=M, sample_rate=8, max_iters=2, backend="cpu"
+    )
+
+
 def test_a_store_that_is_away_for_minutes_costs_no_build(
     s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The manifest of an encoded table cannot be put for longer than the builder itself tries."""
     from lance_artifact import _encode
 
-    ds = dataset_in(s3, "away.lance")
-    model = la.train(
-        ds, "vector", num_partitions=K, num_sub_vectors=M, sample_rate=8, max_iters=2, backend="cpu"
-    )
-    away, waits = [True], []
-
-    def act(method: str, key: str, headers: dict[str, str]) -> str | None:
-        return "500" if away[0] and method == "PUT" and key.endswith("manifest.json") else None
-
-    def sleep(seconds: float) -> None:
-        waits.append(seconds)
-        away[0] = False
-
-    monkeypatch.setattr(_encode, "time", SimpleNamespace(sleep=sleep))
+    ds, model = model_of_dataset(s3, "away.lance")
+    waits: list[float] = []
+    monkeypatch.setattr(_encode, "wait", waits.append)
+    act = lambda *request: away_at_the_end(*request) if not waits else None  # noqa: E731
     with proxy(s3, act) as options:
         artifact = la.build_artifact(
             ds, "vector", model, "s3://vectors/away-for-minutes", backend="cpu", storage_options=options
         )
     assert waits == [_encode.PATIENCE[0]]
     assert artifact.num_rows == ROWS and la.Artifact.open("s3://vectors/away-for-minutes", s3).verify().ok
+
+
+def test_waiting_for_a_store_can_be_cancelled(
+    s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lance_artifact import _encode
+
+    ds, model = model_of_dataset(s3, "away-cancelled.lance")
+    monkeypatch.setattr(_encode, "PATIENCE", (3600,))
+    with (
+        proxy(s3, away_at_the_end) as options,
+        la.cancel_on(lambda: "trying again in 3600 s" in caplog.text),
+        pytest.raises(la.CancelledError),
+    ):
+        la.build_artifact(
+            ds, "vector", model, "s3://vectors/away-cancelled", backend="cpu", storage_options=options
+        )
+    assert keys(s3, "away-cancelled/") == []
 
 
 def test_a_run_lives_in_the_store(s3: dict[str, str]) -> None:

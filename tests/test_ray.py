@@ -199,7 +199,7 @@ def dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     notes = tmp_path / "notes"
     notes.mkdir()
     monkeypatch.setattr(driver, "Worker", Dying)
-    monkeypatch.setattr(driver, "POLL", 0.05)
+    monkeypatch.setattr(driver, "PAUSE", 0.05)
 
     def at(stage: str, times: int) -> None:
         for n in range(times):
@@ -234,6 +234,43 @@ def test_a_poisoned_shard_ends_the_job_and_the_rest_stays(
     for note in (tmp_path / "notes").iterdir():
         note.unlink()
     build(ds, tmp_path / "run", ray_remote_args={"runtime_env": environment})
+    assert len(segments(ds)) == 1
+
+
+class Endless(driver.Worker):
+    """A worker that says that it has come to a stage, and stays there."""
+
+    def _stay(self, stage: str) -> None:
+        notes = Path(os.environ["ENDLESS"])
+        if (notes / stage).exists():
+            (notes / "there").touch()
+            time.sleep(3600)
+
+    def train(self, model: Any, ivf_centroids: Any, parts: Any = None) -> str:
+        self._stay("train")
+        return super().train(model, ivf_centroids, parts)
+
+    def encode(self, shard: int) -> int:
+        self._stay("encode")
+        return super().encode(shard)
+
+
+@pytest.mark.parametrize("stage", ["train", "encode"])
+def test_cancelling_does_not_wait_for_workers(
+    write: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    ds = write(vectors(ROWS, DIM))
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / stage).touch()
+    environment = {"env_vars": {"ENDLESS": str(notes)}}
+    with monkeypatch.context() as patched:
+        patched.setattr(driver, "Worker", Endless)
+        with la.cancel_on((notes / "there").exists), pytest.raises(la.CancelledError):
+            build(ds, tmp_path / "run", ray_remote_args={"runtime_env": environment})
+    assert la.Run.open(tmp_path / "run").status().is_trained == (stage == "encode")
+    assert ds.describe_indices() == []
+    build(ds, tmp_path / "run")
     assert len(segments(ds)) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -20,6 +21,9 @@ class Event(Protocol):
 
     def is_set(self) -> bool: ...
 
+
+# Seconds between looks.
+LOOK = 0.05
 
 _ASKED: ContextVar[Callable[[], Any] | None] = ContextVar("lance_artifact_cancel", default=None)
 
@@ -68,6 +72,15 @@ def poll() -> None:
     asked = _ASKED.get()
     if asked is not None and asked():
         raise CancelledError("cancelled; nothing was committed")
+
+
+def wait(seconds: float) -> None:
+    """Sleep, and raise `CancelledError` soon after that was asked for."""
+    until = time.monotonic() + seconds
+    poll()
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, LOOK))
+        poll()
 
 
 async def in_thread(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from ._cancel import wait
 from ._lance_artifact import Artifact, IvfPqModel, PartitionArtifactBuilder, _VectorSource, encode_on_device
 from ._log import LOGGER
 from ._progress import Report
@@ -59,7 +59,7 @@ def finished(builder: PartitionArtifactBuilder, seen: int, dropped: dict[str, in
             if not builder.can_finish_again:
                 raise
             LOGGER.warning("%s; trying again in %d s", error, seconds)
-        time.sleep(seconds)
+        wait(seconds)
     return builder.finish(rows_seen=seen, rows_dropped=dropped)
 
 

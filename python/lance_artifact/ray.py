@@ -6,7 +6,6 @@ the run's folder, so a job that is killed anywhere goes on with the same call, o
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from . import _lance_artifact as core
 from ._arguments import Progress, given_model, metric_name
 from ._artifacts import check_place
 from ._assign import check_assign
+from ._cancel import LOOK, poll, wait
 from ._checked import checked
 from ._clean import clean_run
 from ._dataset import Handle, vector_column
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 # How often a shard is tried whose worker died, or whose store or device failed.
 TRIES = 3
 
-# Seconds between looks at workers.
-POLL = 1.0
+# Seconds before something is tried again.
+PAUSE = 1.0
 
 
 class Worker:
@@ -440,7 +440,7 @@ def _train(
             parts = None
             if model is None and ivf_centroids is None:
                 parts = _sample(ray, run, start, workers, num_workers)
-            ray.get(workers[0].train.remote(model, ivf_centroids, parts))
+            _awaited(ray, workers[0].train.remote(model, ivf_centroids, parts))
             return
         except Exception as error:
             for worker in workers:
@@ -449,9 +449,16 @@ def _train(
             _judge(ray, error, "training", left)
 
 
+def _awaited(ray: Any, task: Any) -> Any:
+    """What a task gives. Waiting for it can be cancelled."""
+    while not ray.wait([task], timeout=LOOK)[0]:
+        poll()
+    return ray.get(task)
+
+
 def _sample(ray: Any, run: Run, start: Any, workers: list[Any], num_workers: int) -> list[Any] | None:
     """Parts of a sample, as large as one worker holds, drawn by all of them; None where one worker holds all that is wanted."""
-    wanted, most = ray.get(workers[0].fitting.remote())
+    wanted, most = _awaited(ray, workers[0].fitting.remote())
     needed = max(run.plan.num_partitions, 2**run.plan.num_bits)
     if wanted <= most or most < needed or num_workers < 2:
         return None
@@ -479,7 +486,8 @@ def _encode(
             worker, shard = idle.pop(), left.popleft()
             tries[shard] += 1
             busy[worker.encode.remote(shard)] = (worker, shard)
-        done, _ = ray.wait(list(busy), num_returns=1, timeout=POLL)
+        done, _ = ray.wait(list(busy), num_returns=1, timeout=LOOK)
+        poll()
         for task in done:
             worker, shard = busy.pop(task)
             try:
@@ -505,7 +513,7 @@ def _judge(ray: Any, error: Exception, what: str, tries_left: int) -> None:
     again = died or isinstance(own, (StorageError, DeviceError))
     if again and tries_left > 0:
         LOGGER.warning("%s failed and is tried again: %s", what, own or error)
-        time.sleep(POLL)
+        wait(PAUSE)
         return
     if own is not None:
         raise own from error
