@@ -8,7 +8,7 @@ use arrow_array::types::{UInt8Type, UInt64Type};
 use arrow_array::{Array, FixedSizeListArray, RecordBatch, UInt8Array, UInt64Array};
 use arrow_schema::DataType;
 use arrow_select::concat::concat_batches;
-use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt};
 use lance::index::{DatasetIndexExt, DatasetIndexInternalExt};
 use lance_core::ROW_ID;
 use lance_index::INDEX_AUXILIARY_FILE_NAME;
@@ -30,6 +30,9 @@ use crate::model::fixed_size_list;
 
 /// Rows decoded at once.
 const BATCH_ROWS: u32 = 1 << 16;
+
+/// Reads of a slice of transposed codes that are under way at a time: enough to hide a store's delay.
+const READS_AT_ONCE: usize = 64;
 
 /// The most rows for a byte of a file.
 const ROWS_PER_BYTE: u64 = 8;
@@ -110,6 +113,12 @@ impl SegmentReader {
         let code_width = bits.map(|bits| bits / 8).filter(|width| (1..=i32::MAX as usize).contains(width)).ok_or_else(|| {
             Error::corrupt(name(&format!("codes of {} sub-vectors of {} bits", quantization.num_sub_vectors, quantization.nbits)))
         })?;
+        // What the quantization says is the size of many things; the file says it too.
+        let stored = file.schema().field_with_name(PQ_CODE_COLUMN).ok().map(|codes| codes.data_type());
+        if !stored.is_some_and(|stored| is_codes(stored, code_width)) {
+            let stored = stored.map_or("none".to_string(), ToString::to_string);
+            return Err(Error::corrupt(name(&format!("codes of {code_width} bytes are expected, its file has {stored}"))));
+        }
         Ok(Self { uuid, file, is_remote: folder.local().is_none(), starts, code_width, transposed: quantization.transposed, remapper })
     }
 
@@ -229,7 +238,7 @@ impl SegmentReader {
             return Ok((row_ids, codes));
         }
         // A byte of these rows lies side by side, in rows of the file of its own.
-        let columns = try_join_all((0..width).map(|byte| async move {
+        let columns = (0..width).map(|byte| async move {
             let from = byte * num_rows + first;
             let lines = start + from / width..start + (from + rows).div_ceil(width);
             let mut column: Vec<u8> = Vec::with_capacity((rows + 2 * width) as usize);
@@ -239,8 +248,9 @@ impl SegmentReader {
             column.drain(..(from % width) as usize);
             column.truncate(rows as usize);
             Ok::<_, Error>(column)
-        }))
-        .await?;
+        });
+        // Each read takes some memory beside its bytes, whatever those are.
+        let columns: Vec<_> = futures::stream::iter(columns).buffered(READS_AT_ONCE).try_collect().await?;
         codes.resize((rows * width) as usize, 0);
         for (byte, column) in columns.iter().enumerate() {
             for (row, value) in column.iter().enumerate() {
@@ -276,8 +286,13 @@ fn batch_row_ids(batch: &RecordBatch) -> Result<&UInt64Array> {
 
 fn batch_codes(batch: &RecordBatch, width: usize) -> Result<&FixedSizeListArray> {
     let codes = batch.column_by_name(PQ_CODE_COLUMN).and_then(|codes| codes.as_fixed_size_list_opt());
-    let is_codes = |list: &&FixedSizeListArray| list.value_length() as usize == width && *list.values().data_type() == DataType::UInt8;
-    codes.filter(is_codes).ok_or_else(|| Error::corrupt(format!("an index without codes of {width} bytes")))
+    codes
+        .filter(|codes| is_codes(codes.data_type(), width))
+        .ok_or_else(|| Error::corrupt(format!("an index without codes of {width} bytes")))
+}
+
+fn is_codes(stored: &DataType, width: usize) -> bool {
+    matches!(stored, DataType::FixedSizeList(item, stored) if *stored as usize == width && *item.data_type() == DataType::UInt8)
 }
 
 fn code_bytes(codes: &FixedSizeListArray) -> &[u8] {
