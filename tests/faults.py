@@ -242,10 +242,11 @@ def run(
     seed: int = 0,
     kills: int = 0,
     schedules: int = 0,
-    disks: bool = True,
+    part: tuple[int, int] = (1, 1),
     say: Callable[[str], None] = print,
 ) -> Report:
-    """Try a share of all faults, `kills` instants of a killed process for each scenario, and `schedules` random ones."""
+    """Try a share of all faults, `kills` instants of a killed process for each scenario, and `schedules` random ones; of the faults
+    one of `part[1]` parts, so that several processes can share them."""
     rng, report = random.Random(seed), Report()
     with place(store) as at:
         try:
@@ -253,7 +254,7 @@ def run(
                 campaign = Campaign(at, name, report, say)
                 campaign.prepare()
                 tries = campaign.every()
-                chosen = [steps for steps in tries if rng.random() < share]
+                chosen = [steps for steps in tries if rng.random() < share][part[0] - 1 :: part[1]]
                 for steps in chosen:
                     campaign.attempt(steps)
                 instants = min(kills, sum(campaign.calls.values())) if store == "local" else 0
@@ -277,6 +278,7 @@ def main() -> int:
     parser.add_argument("--store", choices=["local", "s3"], default="local")
     parser.add_argument("--scenario", nargs="*", choices=list(SCENARIOS), default=[])
     parser.add_argument("--share", type=float, default=1.0, help="of all faults, the share that is tried")
+    parser.add_argument("--part", default="1/1", help="of the faults, this one of so many parts: 2/3")
     parser.add_argument("--kills", type=int, default=0, help="for each scenario")
     parser.add_argument("--schedules", type=int, default=0, help="random ones for each scenario")
     parser.add_argument("--seed", type=int, default=0)
@@ -288,6 +290,9 @@ def main() -> int:
     # Also where the shell that put this into the background has it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     args.scenario = args.scenario or of(args.store)
+    part, _, parts = args.part.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        parser.error(f"--part: expected I/N with 1 <= I <= N, got {args.part!r}")
     if args.steps:
         report = Report()
         with place(args.store) as at:
@@ -295,7 +300,15 @@ def main() -> int:
             campaign.prepare()
             campaign.attempt([Step.parse(text) for text in args.steps], args.forever)
     else:
-        report = run(args.store, args.scenario, args.share, args.seed, args.kills, args.schedules)
+        report = run(
+            args.store,
+            args.scenario,
+            args.share,
+            args.seed,
+            args.kills,
+            args.schedules,
+            (int(part), int(parts)),
+        )
     shown = {
         "store": args.store, "tries": report.tries, "missed": report.missed, "outcomes": dict(report.outcomes),
         "errors": dict(report.errors), "wrong": len(report.wrong), "left": dict(report.left),
