@@ -16,6 +16,7 @@ import pytest
 import lance_artifact as la
 from conftest import Gpu, leftovers, real_driver, stored, vectors
 from lance_artifact.backends import DatasetBackend, pylance_cuvs, resolve_accelerator
+from lance_artifact.backends.cpu import CpuBackend
 
 K, M, DIM, ROWS = 12, 8, 32, 6000
 SHAPE = {"num_partitions": K, "num_sub_vectors": M}
@@ -113,6 +114,59 @@ def test_auto_takes_the_gpu_where_there_is_one(double: Gpu, write: Any) -> None:
     double.control.calls = calls
     la.create_index(ds, "vector", sample_rate=16, replace=True, **SHAPE)
     assert double.control.calls == calls
+
+
+class Their:
+    """A backend of somebody else's, with all that one may have."""
+
+    name = "their"
+
+    def __init__(self, in_any_order: bool = False) -> None:
+        self.takes_any_order, self.asked, self.sample = in_any_order, [], None
+
+    def availability(self) -> la.Availability:
+        return la.Availability(True)
+
+    def on_devices(self, devices: list[int]) -> Their:
+        self.asked.append(("devices", devices))
+        return self
+
+    def within_device_memory(self, device_memory_limit: int) -> Their:
+        self.asked.append(("device_memory_limit", device_memory_limit))
+        return self
+
+    def check_fits(self, params: la.TrainParams, dimension: int) -> None:
+        assert self.sample is None, "asked after the sample was drawn"
+        self.asked.append(("fits", params.num_partitions, dimension))
+        if dimension > DIM:
+            raise la.DeviceMemoryError(f"training: dimension {dimension} does not fit")
+
+    def train(self, sample: Any, params: la.TrainParams, progress: Any = None) -> la.IvfPqModel:
+        self.sample = np.stack(sample.to_numpy(zero_copy_only=False))
+        return CpuBackend().train(sample, params, progress)
+
+    def encoder(self, model: la.IvfPqModel) -> Any:
+        return la.CpuEncoder(model)
+
+
+@pytest.mark.parametrize("in_any_order", [True, False])
+def test_what_a_backend_may_have_is_used(in_any_order: bool, write: Any) -> None:
+    array = vectors(ROWS, DIM)
+    ds, backend = write(array), Their(in_any_order)
+    la.create_index(ds, "vector", backend=backend, devices=[1, 0], device_memory_limit=1 << 30, **SHAPE)
+    assert backend.asked == [
+        ("devices", [1, 0]), ("device_memory_limit", 1 << 30), ("fits", K, DIM)
+    ]  # fmt: skip
+    assert backend.sample.shape == array.shape, "all rows are the sample"
+    assert np.array_equal(backend.sample, array) == in_any_order
+    assert sum(len(partition) for partition in stored(ds, "vector_idx")) == ROWS
+
+
+def test_a_backend_that_cannot_hold_a_sample_is_asked_first(write: Any) -> None:
+    ds, backend = write(vectors(ROWS, 2 * DIM)), Their()
+    with pytest.raises(la.DeviceMemoryError, match="does not fit"):
+        la.create_index(ds, "vector", backend=backend, **SHAPE)
+    assert backend.sample is None and not ds.describe_indices() and not leftovers(Path(ds.uri, "_indices"))
 
 
 @pytest.fixture

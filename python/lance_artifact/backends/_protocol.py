@@ -134,6 +134,17 @@ class Backend(Protocol):
     ----------
     name : str
         How users call it.
+
+    Notes
+    -----
+    What a backend may have beside this is looked for by its name, and used where it is:
+
+    ``takes_any_order = True``
+        `train` needs no random order. The sample then comes in the table's, which spares a copy of it.
+    ``check_fits(params, dimension)``
+        Called before a sample is drawn; raises where what `train` needs at least cannot be held.
+    ``on_devices(devices)``, ``within_device_memory(device_memory_limit)``
+        The same backend on these devices, or in so many bytes of each. Without them the arguments of these names are refused.
     """
 
     name: str
