@@ -29,6 +29,8 @@ const SETTLED: f64 = 0.002;
 const MOST_TIMES: usize = 8;
 /// Iterations that find the parts of a cluster.
 const OF_PARTS: usize = 6;
+/// So many vectors are given a first label between two looks at whether to go on: seconds of one core.
+const PLACED_AT_ONCE: usize = 1 << 18;
 
 /// What is done on which part of the sample.
 struct Stage {
@@ -153,10 +155,16 @@ impl<'a> Run<'a> {
 
     /// Labels for the first `rows` vectors that have none, by a first look.
     fn grow(&mut self, rows: usize) -> Result<()> {
-        if self.labels.len() < rows {
-            let new = self.points.range(self.labels.len()..rows);
-            let placed = rough::place(new, Points::new(&self.centroids, new.dimension), self.lloyd.seed)?;
-            self.labels.extend(placed);
+        if self.labels.len() >= rows {
+            return Ok(());
+        }
+        let centroids = Points::new(&self.centroids, self.points.dimension);
+        let groups = rough::Groups::to_place(centroids, self.lloyd.seed)?;
+        while self.labels.len() < rows {
+            (self.check)(self.done)?;
+            let first = self.labels.len();
+            let new = self.points.range(first..rows.min(first + PLACED_AT_ONCE));
+            self.labels.extend(groups.place(new, centroids));
         }
         Ok(())
     }
@@ -204,7 +212,7 @@ impl<'a> Run<'a> {
             sizes.iter_mut().for_each(|size| *size = most.min(*size));
         }
         let shares = shares(&sizes, clusters);
-        let lloyd = self.lloyd;
+        let (lloyd, check, done) = (self.lloyd, self.check, self.done);
         let parts: Vec<Vec<f32>> = (0..members.count())
             .into_par_iter()
             .map(|cluster| match shares[cluster] {
@@ -212,7 +220,7 @@ impl<'a> Run<'a> {
                 share => {
                     let seed = lloyd.seed.wrapping_add(1 + cluster as u64);
                     let of = Lloyd { clusters: share, iterations: OF_PARTS, seed, ..lloyd };
-                    Ok(of.run(&points.gather(members.of_cluster(cluster)), points.dimension, &|_| Ok(()))?.centroids)
+                    Ok(of.run(&points.gather(members.of_cluster(cluster)), points.dimension, &|_| check(done))?.centroids)
                 }
             })
             .collect::<Result<_>>()?;
@@ -266,8 +274,12 @@ fn shares(sizes: &[usize], clusters: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::Relaxed;
+
     use super::super::testing::{blobs, lloyd, quality};
     use super::*;
+    use crate::error::Error;
 
     fn found(clusters: usize, vectors: &[f32], dimension: usize) -> Clustering {
         partitions(lloyd(clusters, false), vectors, dimension, &|_| Ok(())).unwrap()
@@ -323,6 +335,36 @@ mod tests {
             assert_eq!(run.centroids.len(), clusters * dimension);
             assert!(run.done <= iterations);
         }
+    }
+
+    /// Each stage asks in between whether to go on, not only each iteration.
+    #[test]
+    fn can_be_stopped_anywhere() {
+        let (rows, dimension, clusters) = (PLACED_AT_ONCE + 1000, 2, 300);
+        let vectors = blobs(rows, dimension, 250);
+        let asked = AtomicUsize::new(0);
+        let ask = |_| {
+            asked.fetch_add(1, Relaxed);
+            Ok(())
+        };
+        let mut run = Run::new(lloyd(clusters, false), Points::new(&vectors, dimension), &ask);
+        let mut during = |stage: &mut dyn FnMut(&mut Run<'_>) -> Result<()>| {
+            let before = asked.load(Relaxed);
+            stage(&mut run).unwrap();
+            asked.load(Relaxed) - before
+        };
+        during(&mut |run| {
+            run.lloyd.clusters = 80;
+            run.start(run.points.range(0..80));
+            Ok(())
+        });
+        assert_eq!(during(&mut |run| run.grow(rows)), 2);
+        assert!(during(&mut |run| run.split(clusters)) >= 80);
+        let stop = |_| Err(Error::Interrupted("stopped".into()));
+        let mut stopped = Run { check: &stop, ..run };
+        assert!(matches!(stopped.split(2 * clusters), Err(Error::Interrupted(_))));
+        stopped.labels.clear();
+        assert!(matches!(stopped.grow(rows), Err(Error::Interrupted(_))));
     }
 
     #[test]

@@ -72,11 +72,6 @@ impl Groups {
     }
 }
 
-/// Labels of points that have none.
-pub fn place(points: Points<'_>, centroids: Points<'_>, seed: u64) -> Result<Vec<u32>> {
-    Ok(Groups::to_place(centroids, seed)?.place(points, centroids))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,7 +83,7 @@ mod tests {
         let centroids = Points::new(&values, dimension);
         let vectors: Vec<f32> = (0..2000 * dimension).map(|i| values[i % values.len()] + (i % 5) as f32 / 100.0).collect();
         let points = Points::new(&vectors, dimension);
-        let labels = place(points, centroids, 4).unwrap();
+        let labels = Groups::to_place(centroids, 4).unwrap().place(points, centroids);
         let right = (0..2000usize).filter(|row| labels[*row] as usize == row % count).count();
         assert!(right > 1900, "{right}");
     }
