@@ -1,5 +1,6 @@
 //! Memory, counted in bytes: what one call may hold, shared by whatever holds memory for it.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -14,13 +15,27 @@ const UNIT: u64 = 4096;
 pub struct Budget {
     free: Arc<Semaphore>,
     limit: u64,
+    /// Units that are held to the end.
+    kept: Arc<AtomicU32>,
     /// Resident bytes of the process above which the allocator is asked for what it keeps.
     high: u64,
 }
 
 /// Bytes that are held until this is dropped.
 #[derive(Debug)]
-pub struct Reservation(#[allow(dead_code, reason = "its drop gives the bytes back")] OwnedSemaphorePermit);
+pub struct Reservation {
+    permit: OwnedSemaphorePermit,
+    /// Where they are held to the end: how many units are.
+    kept: Option<Arc<AtomicU32>>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(kept) = &self.kept {
+            kept.fetch_sub(self.permit.num_permits() as u32, Ordering::Relaxed);
+        }
+    }
+}
 
 /// Of an allocator that keeps freed memory.
 static GIVE_BACK: OnceLock<fn()> = OnceLock::new();
@@ -49,7 +64,7 @@ impl Budget {
         // What earlier calls freed is none of this one's.
         settle(limit);
         let high = resident().map_or(u64::MAX, |now| now.saturating_add(limit - limit / 4));
-        Self { free: Arc::new(Semaphore::new(Self::permits(limit) as usize)), limit, high }
+        Self { free: Arc::new(Semaphore::new(Self::permits(limit) as usize)), limit, kept: Arc::default(), high }
     }
 
     /// Whole units: what is left over is nobody's.
@@ -72,12 +87,12 @@ impl Budget {
         u64::from(Self::permits(self.limit)) * UNIT - self.free()
     }
 
-    /// Wait for bytes, in the order of those who ask. More than there are at all are all there are: what cannot be made smaller
-    /// goes on alone.
+    /// Wait for bytes, in the order of those who ask. More than can ever be free are all that can: what cannot be made smaller goes on
+    /// alone. Not to be held while more is waited for: see [`Self::hold`].
     pub async fn reserve(&self, bytes: u64) -> Result<Reservation> {
-        let units = units(bytes).min(Self::permits(self.limit));
-        let permit = self.free.clone().acquire_many_owned(units).await;
-        permit.map(Reservation).map_err(|_| Error::internal("a budget is closed"))
+        let most = Self::permits(self.limit).saturating_sub(self.kept.load(Ordering::Relaxed));
+        let permit = self.free.clone().acquire_many_owned(units(bytes).min(most)).await;
+        permit.map(|permit| Reservation { permit, kept: None }).map_err(|_| Error::internal("a budget is closed"))
     }
 
     /// Have the allocator give back what it keeps, for those who come next.
@@ -100,7 +115,11 @@ impl Budget {
     pub fn hold(&self, bytes: u64, what: &str, least: u64) -> Result<Reservation> {
         let free = self.free();
         let held = if free >= bytes.saturating_add(least) { self.free.clone().try_acquire_many_owned(units(bytes)).ok() } else { None };
-        held.map(Reservation).ok_or_else(|| {
+        let kept = |permit: OwnedSemaphorePermit| {
+            self.kept.fetch_add(permit.num_permits() as u32, Ordering::Relaxed);
+            Reservation { permit, kept: Some(self.kept.clone()) }
+        };
+        held.map(kept).ok_or_else(|| {
             let needed = self.held().saturating_add(bytes).saturating_add(least).next_multiple_of(1 << 20);
             Error::invalid(format!("memory_limit: got {} bytes, expected at least {needed}: {what} take {bytes}", self.limit))
         })
@@ -205,6 +224,18 @@ mod tests {
         small.await.unwrap();
         assert_eq!(*order.lock().unwrap(), ["large", "small"]);
         assert_eq!(budget.free(), 1 << 20);
+    }
+
+    #[tokio::test]
+    async fn more_than_can_be_free_is_all_that_can() {
+        let budget = Budget::new(1 << 20);
+        let held = budget.hold(700 << 10, "the bits of the rows", 0).unwrap();
+        let soon = |bytes| tokio::time::timeout(std::time::Duration::from_secs(5), budget.reserve(bytes));
+        drop(soon(800 << 10).await.expect("waits for what is held to the end").unwrap());
+        assert_eq!(budget.free(), 324 << 10);
+        drop(held);
+        let _all = soon(10 << 20).await.unwrap().unwrap();
+        assert_eq!(budget.free(), 0);
     }
 
     #[test]

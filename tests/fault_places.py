@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import tempfile
 import threading
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from failing_s3 import proxy
 from fault_scenarios import Place
@@ -21,37 +23,41 @@ from worker import Worker
 
 MODULE = "fault_scenarios"
 
+# Seconds until what comes late happens.
+LATE = Fault("late", seconds=0.3)
+
 # What a call of the system can do instead of what it should.
 LOCAL: dict[str, list[Fault]] = {
-    "open": [Fault("error", errno.EIO), Fault("error", errno.EMFILE)],
-    "create": [Fault("error", errno.ENOSPC), Fault("error", errno.EIO), Fault("done", errno.EIO)],
-    "read": [Fault("error", errno.EIO), Fault("short")],
-    "write": [Fault("error", errno.ENOSPC), Fault("error", errno.EIO), Fault("short")],
+    "open": [Fault("error", errno.EIO), Fault("error", errno.EMFILE), LATE],
+    "create": [Fault("error", errno.ENOSPC), Fault("error", errno.EIO), Fault("done", errno.EIO), LATE],
+    "read": [Fault("error", errno.EIO), Fault("short"), LATE],
+    "write": [Fault("error", errno.ENOSPC), Fault("error", errno.EIO), Fault("short"), LATE],
     "truncate": [Fault("error", errno.EIO)],
-    "sync": [Fault("error", errno.EIO)],
+    "sync": [Fault("error", errno.EIO), LATE],
     "stat": [Fault("error", errno.EIO)],
     "list": [Fault("error", errno.EIO)],
+    "lock": [Fault("error", errno.ENOLCK), Fault("error", errno.EIO), LATE],
     "mkdir": [Fault("error", errno.ENOSPC), Fault("done", errno.EEXIST)],
     "rmdir": [Fault("error", errno.EIO)],
     # A network disk whose answer was lost asks again, and hears that it is done already.
-    "rename": [Fault("error", errno.EIO), Fault("done", errno.EIO), Fault("done", errno.ENOENT)],
-    "link": [Fault("error", errno.EIO), Fault("done", errno.EIO), Fault("done", errno.EEXIST)],
-    "unlink": [Fault("error", errno.EIO), Fault("done", errno.ENOENT)],
+    "rename": [Fault("error", errno.EIO), Fault("done", errno.EIO), Fault("done", errno.ENOENT), LATE],
+    "link": [Fault("error", errno.EIO), Fault("done", errno.EIO), Fault("done", errno.EEXIST), LATE],
+    "unlink": [Fault("error", errno.EIO), Fault("done", errno.ENOENT), LATE],
 }
 KILL = Fault("kill")
 
 # What a request can do.
 REMOTE: dict[str, list[str]] = {
-    "GET": ["500", "403", "short", "drop", "hang", "slow"],
+    "GET": ["500", "503", "403", "short", "drop", "hang", "slow"],
     "HEAD": ["500", "403", "drop"],
-    "LIST": ["500", "drop", "short"],
-    "PUT": ["500", "403", "lost", "heard", "twice", "late", "cut"],
-    "PUT-if": ["500", "403", "lost", "heard", "twice", "412", "late", "cut", "hang"],
-    "PART": ["500", "lost", "twice", "cut", "late"],
-    "BEGIN": ["500", "lost", "heard"],
-    "COMPLETE": ["500", "lost", "heard", "twice"],
+    "LIST": ["500", "503", "drop", "short"],
+    "PUT": ["500", "503", "403", "lost", "heard", "twice", "late", "cut"],
+    "PUT-if": ["500", "503", "403", "lost", "heard", "twice", "412", "late", "cut", "hang"],
+    "PART": ["500", "503", "lost", "twice", "cut", "late"],
+    "BEGIN": ["500", "503", "lost", "heard"],
+    "COMPLETE": ["500", "503", "lost", "heard", "twice"],
     "ABORT": ["500", "lost"],
-    "DELETE": ["500", "lost", "twice", "403"],
+    "DELETE": ["500", "503", "lost", "twice", "403"],
 }
 
 
@@ -75,6 +81,8 @@ class Step:
         if kind in REMOTE and kind not in LOCAL:
             return cls(kind, int(number), ":".join(how))
         code = getattr(errno, how[1]) if len(how) > 1 else errno.EIO
+        if how[0] == "late":
+            return cls(kind, int(number), LATE)
         return cls(kind, int(number), Fault(how[0], code))
 
 
@@ -88,18 +96,26 @@ class Armed:
     on: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     happened: list[str] = field(default_factory=list)
+    #: The first part of the path of each that went wrong: the dataset, the artifact or the run.
+    places: list[str] = field(default_factory=list)
     lock: Any = field(default_factory=threading.Lock)
 
     def arm(self, steps: list[Step], forever: bool = False) -> None:
         with self.lock:
             self.steps, self.forever, self.on = list(steps), forever, True
-            self.counts, self.happened = Counter(), []
+            self.counts, self.happened, self.places = Counter(), [], []
 
     def disarm(self) -> None:
         with self.lock:
             self.on = False
 
-    def wrong(self, kind: str, what: str) -> Any:
+    def undo(self) -> None:
+        """What was said to go wrong last did not."""
+        with self.lock:
+            self.happened.pop()
+            self.places.pop()
+
+    def wrong(self, kind: str, what: str, path: str) -> Any:
         """How a call goes wrong, or None."""
         with self.lock:
             if not self.on:
@@ -109,6 +125,7 @@ class Armed:
             for step in self.steps:
                 if step.kind == kind and (step.number == number or (self.forever and self.happened)):
                     self.happened.append(f"{step} {what}")
+                    self.places.append(path.split("/")[0])
                     return step.how
             return None
 
@@ -122,17 +139,20 @@ class Local:
         self.place = Place(str(folder / "place"))
         self.armed = Armed()
         self._folder, self._template = folder / "place", folder / "template"
+        self._temporary = folder / "temporary"
         self._worker: Watched | None = None
 
     def worker(self) -> Worker:
         if self._worker is None:
-            self._worker = Watched(self._folder, [MODULE])
-            self._worker.policy = self._policy
+            self._worker = Watched(self._folder, [MODULE], env={"TMPDIR": str(self._temporary)})
+            self._worker.policy, self._worker.undone = self._policy, self.armed.undo
         return self._worker
 
     def _policy(self, call: Call) -> Fault | None:
         # The file that says that a lock is free again, and so on, are files like others.
-        wrong: Fault | None = self.armed.wrong(call.kind, f"{call.name} {call.path} {call.to}".strip())
+        wrong: Fault | None = self.armed.wrong(
+            call.kind, f"{call.name} {call.path} {call.to}".strip(), call.path
+        )
         return wrong
 
     def end(self) -> None:
@@ -141,8 +161,9 @@ class Local:
             self._worker = None
 
     def empty(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        for folder in (self._folder, self._temporary):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
 
     def keep(self) -> None:
         shutil.rmtree(self._template, ignore_errors=True)
@@ -151,9 +172,17 @@ class Local:
     def restore(self) -> None:
         shutil.rmtree(self._folder)
         shutil.copytree(self._template, self._folder)
+        shutil.rmtree(self._temporary)
+        self._temporary.mkdir()
 
     def tree(self) -> set[str]:
-        return {str(p.relative_to(self._folder)) for p in self._folder.rglob("*") if not p.is_dir()}
+        """Files, and folders without any, by their paths; temporary ones too."""
+        return {
+            f"{prefix}{path.relative_to(root)}{'/' if path.is_dir() else ''}"
+            for root, prefix in ((self._folder, ""), (self._temporary, "temporary/"))
+            for path in root.rglob("*")
+            if not path.is_dir() or not any(path.iterdir())
+        }
 
 
 class Remote:
@@ -238,9 +267,16 @@ def place(store: str) -> Iterator[Local | Remote]:
     armed = Armed()
 
     def act(method: str, key: str, headers: dict[str, str]) -> str | None:
-        if not key.startswith("place/") and "prefix=place" not in key:
-            return None
-        wrong: str | None = armed.wrong(kind_of_request(method, key, headers), f"{method} {key}")
+        path = unquote(key)
+        if not path.startswith("place/"):
+            prefix = re.search(r"[?&]prefix=(place[^&]*)", path)
+            if prefix is None:
+                return None
+            path = prefix[1]
+        what = f"{method} {key}"
+        wrong: str | None = armed.wrong(
+            kind_of_request(method, key, headers), what, path.removeprefix("place").lstrip("/")
+        )
         return wrong
 
     with s3_server() as options, proxy(options, act) as through:

@@ -193,9 +193,9 @@ def _encode(place: Place, **options: Any) -> Callable[[], Any]:
     return lambda: la.build_artifact(ds, "vector", model, target, backend="cpu", **options, **place.storage)
 
 
-def _finalize(place: Place) -> Callable[[], Any]:
+def _finalize(place: Place, **options: Any) -> Callable[[], Any]:
     ds = place.dataset()
-    return lambda: la.finalize(ds, "vector", place.at("artifact"), sync=True, **place.storage)
+    return lambda: la.finalize(ds, "vector", place.at("artifact"), sync=True, **options, **place.storage)
 
 
 def _create(place: Place) -> Callable[[], Any]:
@@ -267,7 +267,9 @@ SCENARIOS = {
     "verify": Scenario(lambda place: _fill(place, 10), _verify, artifact_state, only_reads=True),
     "read": Scenario(lambda place: _fill(place, 10), _read, artifact_state, only_reads=True),
     "encode": Scenario(_plain, _encode, artifact_state, retry=lambda place: _encode(place, overwrite=True)),
-    "finalize": Scenario(_encoded, _finalize, index_state),
+    "finalize": Scenario(
+        _encoded, _finalize, index_state, retry=lambda place: _finalize(place, replace=True)
+    ),
     "create": Scenario(
         lambda place: la.create_index(_dataset(place), "vector", **BUILD), _create, index_state
     ),

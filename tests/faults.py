@@ -158,7 +158,7 @@ class Campaign:
             if "panick" in answer.message.lower():
                 return f"a panic: {answer.message}"
             if not any(name in answer.message for name in self._names()):
-                return f"an error that names no place: {answer.name}: {answer.message}"
+                return f"an error that does not name the place where it was: {answer.name}: {answer.message}"
         there = self._sound("state", self.name, self.at.place)
         which = "new" if there == self.new else "old" if there == self.old else "neither"
         report.outcomes[f"{ended}, {which}"] += 1
@@ -168,9 +168,9 @@ class Campaign:
             return "it says that it is done, and it is not"
         if took > 60:
             return f"it took {took:.0f} s"
-        if which != "new" or self.scenario.only_reads:
-            # As users do: clean up what a dead process left, then the same call again.
-            self._sound("ready", self.name, self.at.place)
+        if ended != "done" or self.scenario.only_reads:
+            # As users do: the same call again, or, where that would find it done, the one that does it anew.
+            self._sound("again" if which == "new" else "ready", self.name, self.at.place)
             self._sound("call")
             if self._sound("state", self.name, self.at.place) != self.new:
                 return "the same call, again, gives something else"
@@ -193,14 +193,22 @@ class Campaign:
         if late:
             # Lance's own cleanup removes what no version names.
             left = [name for name in left if not name.startswith("ds/_indices/")]
-        if left and not killed:
+        if killed:
+            # The rerun is of another process, which takes only what it needs for its own.
+            left = [name for name in left if not _known(name) and not name.startswith("ds/_indices/")]
+            if which == "new":
+                # Where nothing is to be done, no folder is made, and none of the dead is looked for.
+                left = [name for name in left if not name.startswith("temporary/")]
+        if left:
             report.left[f"{', '.join(sorted({_kind_of_file(name) for name in left}))}"] += 1
             return f"{ended}; left over: {left}; answer {answer}"
         return ""
 
     def _names(self) -> list[str]:
+        """Of the dataset, the artifact or the run of which a call went wrong."""
         base = self.at.place.base
-        return [base, base.removeprefix("s3://")]
+        places = [f"/{place}" for place in self.at.armed.places if place] or [""]
+        return [f"{name}{place}" for name in (base, base.removeprefix("s3://")) for place in places]
 
     def _left(self) -> list[str]:
         """Files that are not there after a call in which nothing went wrong."""

@@ -32,7 +32,7 @@ ARCHITECTURES = {
         438,
         {
             "read": 0, "write": 1, "open": 2, "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "fsync": 74,
-            "fdatasync": 75, "ftruncate": 77, "rename": 82, "mkdir": 83, "rmdir": 84, "link": 86, "unlink": 87, "getdents64": 217,
+            "flock": 73, "fdatasync": 75, "ftruncate": 77, "rename": 82, "mkdir": 83, "rmdir": 84, "link": 86, "unlink": 87, "getdents64": 217,
             "openat": 257, "mkdirat": 258, "newfstatat": 262, "unlinkat": 263, "renameat": 264, "linkat": 265, "preadv": 295,
             "pwritev": 296, "renameat2": 316, "copy_file_range": 326, "statx": 332,
         },
@@ -42,7 +42,7 @@ ARCHITECTURES = {
         277,
         438,
         {
-            "mkdirat": 34, "unlinkat": 35, "linkat": 37, "renameat": 38, "ftruncate": 46, "openat": 56, "getdents64": 61,
+            "flock": 32, "mkdirat": 34, "unlinkat": 35, "linkat": 37, "renameat": 38, "ftruncate": 46, "openat": 56, "getdents64": 61,
             "read": 63, "write": 64, "readv": 65, "writev": 66, "pread64": 67, "pwrite64": 68, "preadv": 69, "pwritev": 70,
             "newfstatat": 79, "fsync": 82, "fdatasync": 83, "renameat2": 276, "copy_file_range": 285, "statx": 291,
         },
@@ -54,6 +54,7 @@ CALLS = {
     "read": ("read", "f"), "pread64": ("read", "f"), "readv": ("read", "f"), "preadv": ("read", "f"),
     "write": ("write", "f"), "pwrite64": ("write", "f"), "writev": ("write", "f"), "pwritev": ("write", "f"),
     "copy_file_range": ("write", "..f"), "ftruncate": ("truncate", "f"), "fsync": ("sync", "f"), "fdatasync": ("sync", "f"),
+    "flock": ("lock", "f"),
     "open": ("open", "p"), "openat": ("open", "d"), "getdents64": ("list", "f"), "newfstatat": ("stat", "d"), "statx": ("stat", "d"),
     "mkdir": ("mkdir", "p"), "mkdirat": ("mkdir", "d"), "rmdir": ("rmdir", "p"), "unlink": ("unlink", "p"), "unlinkat": ("unlink", "d"),
     "rename": ("rename", "pp"), "renameat": ("rename", "d.d"), "renameat2": ("rename", "d.d"),
@@ -93,7 +94,7 @@ class Fault:
     """What happens in place of a call.
 
     ``error``: it fails. ``done``: it happens, and its answer is the error (as of a network disk whose answer was lost). ``short``: half of it
-    happens. ``late``: after `seconds`. ``kill``: the process ends before it.
+    happens, where it is a read or a write of two bytes or more. ``late``: after `seconds`. ``kill``: the process ends before it.
     """
 
     how: str
@@ -155,11 +156,15 @@ class Watched(Worker):
     """A worker whose calls below `root` go through `policy`, which gets each `Call` before it is made and gives a `Fault`, or None to let
     it happen, in a thread of this process. With `record` a call says what it writes."""
 
-    def __init__(self, root: Path, modules: list[str], record: bool = False) -> None:
+    def __init__(
+        self, root: Path, modules: list[str], record: bool = False, env: dict[str, str] | None = None
+    ) -> None:
         self.root = str(root.resolve())
         self.policy: Callable[[Call], Fault | None] | None = None
+        #: Called where what `policy` gave cannot be done to a call, which happens as it is then.
+        self.undone: Callable[[], None] | None = None
         self.record = record
-        super().__init__(modules, watched=True)
+        super().__init__(modules, watched=True, env=env)
         _, rights, _, _ = self.connection.recvmsg(1, socket.CMSG_SPACE(4))
         if not rights:
             raise RuntimeError(f"the child ended before it began: exit code {self.process.wait()}")
@@ -225,7 +230,11 @@ class Watched(Worker):
             return 0, fault.code
         if fault.how == "short":
             done = self._half(pid, name, arguments)
-            return (0, None) if done is None else (done, 0)
+            if done is not None:
+                return done, 0
+            if self.undone is not None:
+                self.undone()
+            return 0, None
         if fault.how == "done":
             try:
                 self._do(pid, call, name, arguments)
@@ -289,10 +298,7 @@ class Watched(Worker):
         if name in ("write", "pwrite64"):
             data = self._memory(pid, arguments[1], arguments[2])
         elif name in ("writev", "pwritev"):
-            pieces = self._memory(pid, arguments[1], 16 * arguments[2])
-            data = b"".join(
-                self._memory(pid, *struct.unpack_from("=QQ", pieces, 16 * n)) for n in range(arguments[2])
-            )
+            data = b"".join(self._memory(pid, *buffer) for buffer in self._buffers(pid, arguments))
         else:
             raise NotImplementedError(f"{name} is not recorded")
         if name in ("pwrite64", "pwritev"):
@@ -313,21 +319,47 @@ class Watched(Worker):
 
     def _half(self, pid: int, name: str, arguments: list[int]) -> int | None:
         """Half of a read or a write; None where there is no half of it."""
-        if name not in ("read", "pread64", "write", "pwrite64") or arguments[2] < 2:
+        if name == "copy_file_range":
+            return self._half_a_copy(arguments)
+        at = arguments[3] if name in ("pread64", "preadv", "pwrite64", "pwritev") else None
+        buffers = [(arguments[1], arguments[2])]
+        if name in ("readv", "preadv", "writev", "pwritev"):
+            buffers = self._buffers(pid, arguments)
+        left = sum(count for _, count in buffers) // 2
+        if left == 0:
             return None
-        count = arguments[2] // 2
         own = self._own(arguments[0])
         try:
-            if name in ("write", "pwrite64"):
-                data = self._memory(pid, arguments[1], count)
-                return os.write(own, data) if name == "write" else os.pwrite(own, data, arguments[3])
-            data = os.read(own, count) if name == "read" else os.pread(own, count, arguments[3])
+            if "write" in name:
+                data = b"".join(self._memory(pid, *buffer) for buffer in buffers)[:left]
+                return os.write(own, data) if at is None else os.pwrite(own, data, at)
+            data = os.read(own, left) if at is None else os.pread(own, left, at)
         finally:
             os.close(own)
+        done = len(data)
         with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
-            memory.seek(arguments[1])
-            memory.write(data)
-        return len(data)
+            for pointer, count in buffers:
+                memory.seek(pointer)
+                memory.write(data[:count])
+                data = data[count:]
+        return done
+
+    def _half_a_copy(self, arguments: list[int]) -> int | None:
+        source, source_at, target, target_at, count, _ = arguments
+        # Positions of the caller's own would have to be moved on.
+        if count < 2 or source_at or target_at:
+            return None
+        from_, to = self._own(source), self._own(target)
+        try:
+            return os.copy_file_range(from_, to, count // 2)
+        finally:
+            os.close(from_)
+            os.close(to)
+
+    def _buffers(self, pid: int, arguments: list[int]) -> list[tuple[int, int]]:
+        """Address and bytes of each buffer of a call that has several."""
+        pieces = self._memory(pid, arguments[1], 16 * arguments[2])
+        return [struct.unpack_from("=QQ", pieces, 16 * n) for n in range(arguments[2])]
 
     def _do(self, pid: int, call: Call, name: str, arguments: list[int]) -> None:
         """In place of the child."""

@@ -183,6 +183,71 @@ def test_partitions_that_are_larger_than_the_memory(write: Callable[..., Any]) -
     assert stored(ds, "vector_idx") == expected
 
 
+def test_a_deleted_row_is_noticed_beside_one_without_a_vector(write: Callable[..., Any]) -> None:
+    """As many rows are gone as were never in it: the segment has as many as its fragments."""
+    array = vectors(ROWS, DIM)
+    array[7] = np.nan
+    ds = write(array)
+    build(ds)
+    ds.delete("id = 20")
+    merge = la.merge_segments(ds, "vector_idx")
+    assert (merge.num_rows, merge.rows_dropped, merge.rows_missing) == (ROWS - 2, 1, 1)
+    assert merge.segment in segments(ds)
+    again = la.merge_segments(ds, "vector_idx")
+    assert (again.segment, again.num_rows, again.rows_missing) == (None, ROWS - 2, 1)
+
+
+@pytest.mark.parametrize("one_in", [50, 5000])
+@pytest.mark.parametrize("partitions", [2, 64])
+def test_segments_of_which_little_is_left(partitions: int, one_in: int, write: Callable[..., Any]) -> None:
+    """Most of what is stored is read, some at a time, and not kept."""
+    ds = write(vectors(200_000, DIM))
+    build(ds, num_partitions=partitions, num_sub_vectors=16, sample_rate=64)
+    append(ds, vectors(20_000, DIM, seed=1), first=200_000)
+    la.extend_index(ds, "vector_idx", measure_fit=False)
+    ds.delete(f"id < 200000 AND id % {one_in} != 0")
+    parts = [stored_in(ds, "vector_idx", uuid) for uuid in segments(ds)]
+    there = set(ds.to_table(columns=[], with_row_id=True)["_rowid"].to_pylist())
+    expected = [
+        {i: code for part in parts for i, code in part[p].items() if i in there} for p in range(partitions)
+    ]
+    with pytest.raises(la.InvalidInputError, match="expected at least") as refused:
+        la.merge_segments(ds, "vector_idx", memory_limit=1 << 20)
+    least = int(str(refused.value).split("expected at least ")[1].split(":")[0])
+    merge = la.merge_segments(ds, "vector_idx", memory_limit=least)
+    assert (merge.num_rows, merge.rows_dropped) == (len(there), 220_000 - len(there))
+    assert stored(ds, "vector_idx") == expected
+
+
+@pytest.mark.skipif(not hasattr(lance.LanceOperation, "DataOverlay"), reason="this pylance has no overlays")
+def test_rows_that_got_other_vectors_by_an_overlay(
+    write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lance passes over their old codes as long as it knows that the segment is older."""
+    # Not released yet: without this, datasets with overlays are refused.
+    monkeypatch.setenv("LANCE_ENABLE_UNSTABLE_DATA_OVERLAY_FILES", "1")
+    ds = grown(write)
+    fragment = ds.get_fragments()[0].fragment_id
+    (field,) = [f.id() for f in ds.lance_schema.fields() if f.name() == "vector"]
+    name = "overlay.lance"
+    with lance.file.LanceFileWriter(f"{ds.uri}/data/{name}") as file:
+        file.write_batch(pa.table({"vector": column(-50 * vectors(2, DIM))}))
+    data_file = lance.fragment.DataFile(name, [field], [0], 2, 1)
+    overlay = lance.LanceOperation.DataOverlayFile(data_file, [3, 5])
+    group = lance.LanceOperation.DataOverlayGroup(fragment, [overlay])
+    ds = lance.LanceDataset.commit(ds, lance.LanceOperation.DataOverlay([group]), read_version=ds.version)
+    said = "an overlay, and segment .* has their old codes"
+    with pytest.raises(la.InvalidInputError, match=said):
+        la.merge_segments(ds, "vector_idx")
+    assert len(segments(ds)) == 3
+    la.create_index(ds, "vector", replace=True, num_partitions=K, num_sub_vectors=M, backend="cpu")
+    ds.checkout_latest()
+    append(ds, vectors(NEW, DIM, seed=8), first=50_000)
+    la.extend_index(ds, "vector_idx", measure_fit=False)
+    assert la.merge_segments(ds, "vector_idx").num_segments == 1
+    check_searches(ds)
+
+
 def test_what_happens_meanwhile(write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     ds = grown(write)
 

@@ -32,16 +32,17 @@ class Raised:
 
 
 class Worker:
-    """A process that has imported `modules`. With `watched` it gives its calls of the system to `syscalls.Watched`."""
+    """A process that has imported `modules`, with `env` beside this process's environment. With `watched` it gives its calls of the system to
+    `syscalls.Watched`."""
 
-    def __init__(self, modules: list[str], watched: bool = False) -> None:
+    def __init__(self, modules: list[str], watched: bool = False, env: dict[str, str] | None = None) -> None:
         self.failed: BaseException | None = None
         self.connection, theirs = socket.socketpair()
         paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         self.process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno()), str(int(watched)), *modules],
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)},
+            env={**os.environ, **(env or {}), "PYTHONPATH": os.pathsep.join(p for p in paths if p)},
         )
         theirs.close()
         self.connection.settimeout(120)

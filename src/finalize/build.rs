@@ -23,9 +23,16 @@ const BUILDER_BYTES: u64 = 512 << 20;
 /// Parts of a file that are on their way at once.
 const MAX_IN_FLIGHT: u64 = 8;
 
-/// What windows and the parts of an upload need.
-pub fn window_bytes(code_width: usize) -> u64 {
-    least_bytes(code_width) + MIN_PART_BYTES as u64 * 2
+/// What windows and the parts of an upload need for an index of so many rows.
+pub fn window_bytes(rows: u64, code_width: usize) -> u64 {
+    least_bytes(code_width) + 2 * part_bytes(rows, code_width)
+}
+
+/// A store takes so many parts of a file at most: those of a large one are larger.
+fn part_bytes(rows: u64, code_width: usize) -> u64 {
+    // Room for metadata, and for encodings that take more than the rows.
+    let expected = rows.saturating_mul(8 + code_width as u64) / 8 * 10;
+    (expected / MAX_PARTS as u64).max(MIN_PART_BYTES as u64)
 }
 
 /// What is to be written, and where.
@@ -82,7 +89,7 @@ async fn build_files(
 ) -> Result<Vec<(String, u64)>> {
     let files = match target.index_type {
         IndexType::IvfPq => {
-            let (uploads, _held) = uploads(folder, &partitions, budget).await?;
+            let (uploads, _held) = uploads(folder, &partitions, budget)?;
             let segment = SegmentWriter::create(target.dataset, folder.clone(), model.clone(), uploads, target.transposed)?;
             write_segment(segment, partitions.clone(), budget, progress.as_ref()).await?
         }
@@ -121,16 +128,20 @@ fn check_graphs(limit: u64, budget: &Budget, partitions: &Partitions, m: usize) 
 }
 
 /// How the files of a segment go to an object store, and the bytes that the parts hold.
-async fn uploads(folder: &SegmentFolder, partitions: &Partitions, budget: &Budget) -> Result<(Uploads, Option<Reservation>)> {
+fn uploads(folder: &SegmentFolder, partitions: &Partitions, budget: &Budget) -> Result<(Uploads, Option<Reservation>)> {
     if folder.local().is_some() {
         return Ok((Uploads::new(MIN_PART_BYTES, 1, Handle::current()), None));
     }
-    // Room for metadata, and for encodings that take more than the rows.
-    let expected = partitions.num_rows() * partitions.row_bytes() as u64 / 8 * 10;
-    let part_bytes = (expected / MAX_PARTS as u64).max(MIN_PART_BYTES as u64);
-    let in_flight = (budget.free() / 4 / part_bytes).clamp(2, MAX_IN_FLIGHT + 1) - 1;
-    let held = budget.reserve((in_flight + 1) * part_bytes).await?;
-    Ok((Uploads::new(part_bytes as usize, in_flight as usize, Handle::current()), Some(held)))
+    let (bytes, in_flight, held) = parts(partitions.num_rows(), partitions.code_width(), budget)?;
+    Ok((Uploads::new(bytes as usize, in_flight as usize, Handle::current()), Some(held)))
+}
+
+/// Bytes of a part, and parts on their way at once. What they take is held to the end, beside the windows.
+fn parts(rows: u64, code_width: usize, budget: &Budget) -> Result<(u64, u64, Reservation)> {
+    let bytes = part_bytes(rows, code_width);
+    let in_flight = (budget.free() / 4 / bytes).clamp(2, MAX_IN_FLIGHT + 1) - 1;
+    let held = budget.hold((in_flight + 1) * bytes, "parts of the upload", least_bytes(code_width))?;
+    Ok((bytes, in_flight, held))
 }
 
 /// Make the files of a segment durable, and the names of them and of the folder above.
@@ -145,4 +156,27 @@ async fn sync_files(folder: PathBuf, files: &[(String, u64)]) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2 G rows of 64 bytes: parts are of 18 MB.
+    #[test]
+    fn the_parts_of_an_upload_are_in_the_least_memory() {
+        let (rows, width, held) = (2_000_000_000, 64, 300 << 20);
+        let part = part_bytes(rows, width);
+        assert!(part > 2 * MIN_PART_BYTES as u64 && part * MAX_PARTS as u64 > rows * 72);
+        let within = |limit: u64| {
+            let budget = Budget::new(limit);
+            let _model = budget.hold(held, "the bits of the rows", 0).unwrap();
+            parts(rows, width, &budget).map(|(bytes, in_flight, held)| (bytes, in_flight, held, budget.free()))
+        };
+        let (bytes, in_flight, _held, free) = within(held + window_bytes(rows, width)).unwrap();
+        assert_eq!((bytes, in_flight), (part, 1));
+        assert!(free >= least_bytes(width));
+        let error = within(held + window_bytes(1000, width)).unwrap_err().to_string();
+        assert!(error.contains("memory_limit") && error.contains("parts of the upload"), "{error}");
+    }
 }

@@ -18,6 +18,8 @@ const BLOCK_BITS: u32 = 16;
 const BLOCK_WORDS: usize = 1 << (BLOCK_BITS - 6);
 /// Bytes of vectors read at once to see why they are missing.
 const READ_BYTES: usize = 16 << 20;
+/// Row ids of a fragment that are listed at once.
+const MISSING_AT_ONCE: usize = 1 << 20;
 /// Row ids spelled out in a message.
 const SHOWN: usize = 5;
 
@@ -208,21 +210,20 @@ impl Coverage {
         if self.rows.left() == 0 {
             return Ok(());
         }
-        let counted = artifacts.iter().all(|artifact| artifact.manifest().rows.is_some());
-        let mut usable = 0u64;
-        let mut examples: Vec<u64> = Vec::new();
-        let row_bytes = column.dimension * column.element_type.byte_width();
-        let step = (READ_BYTES / row_bytes.max(1)).clamp(1, 1 << 16);
-        let missing: Box<dyn Iterator<Item = u64> + Send> =
-            if counted { Box::new(self.missing_fragments().await?.into_iter()) } else { Box::new(self.rows.iter()) };
-        let mut missing = missing.peekable();
-        while missing.peek().is_some() {
-            let ids: Vec<u64> = missing.by_ref().take(step).collect();
-            let vectors = self.dataset.take_rows(&ids, column).await?;
-            let kept = prepare(&UInt64Array::from(ids), &vectors, metric)?.row_ids;
-            usable += kept.len() as u64;
-            examples.extend(kept.values().iter().take(SHOWN.saturating_sub(examples.len())));
+        let mut missing = Missing { dataset: &self.dataset, column, metric, usable: 0, examples: Vec::new() };
+        if artifacts.iter().all(|artifact| artifact.manifest().rows.is_some()) {
+            for id in &self.fragment_ids {
+                if !self.any_seen(*id).await? {
+                    self.look_at_fragment(*id, &mut missing).await?;
+                }
+            }
+        } else {
+            let mut rows = self.rows.iter().peekable();
+            while rows.peek().is_some() {
+                missing.look_at(rows.by_ref().take(missing.at_once()).collect()).await?;
+            }
         }
+        let Missing { usable, examples, .. } = missing;
         if usable == 0 {
             return Ok(());
         }
@@ -233,25 +234,74 @@ impl Coverage {
         )))
     }
 
-    /// The live rows of fragments none of whose rows were seen.
-    async fn missing_fragments(&self) -> Result<Vec<u64>> {
-        let mut missing = Vec::new();
-        for id in &self.fragment_ids {
-            let mut of_fragment = Vec::new();
-            let mut seen = false;
-            self.dataset
-                .live_row_ids(*id, |run| {
-                    if !seen {
-                        seen = run.clone().any(|row_id| !self.rows.contains(row_id));
-                        of_fragment.extend(run);
-                    }
-                })
-                .await?;
-            if !seen {
-                missing.append(&mut of_fragment);
+    /// Whether any live row of a fragment was seen.
+    async fn any_seen(&self, fragment_id: u32) -> Result<bool> {
+        let mut seen = false;
+        self.dataset.live_row_ids(fragment_id, |run| seen = seen || run.clone().any(|row_id| !self.rows.contains(row_id))).await?;
+        Ok(seen)
+    }
+
+    /// A fragment may have any number of rows: some of them at a time.
+    async fn look_at_fragment(&self, fragment_id: u32, missing: &mut Missing<'_>) -> Result<()> {
+        let mut looked_at = 0;
+        loop {
+            let mut some = Page::new(looked_at, MISSING_AT_ONCE);
+            self.dataset.live_row_ids(fragment_id, |run| some.add(run)).await?;
+            if some.rows.is_empty() {
+                return Ok(());
+            }
+            looked_at += some.rows.len() as u64;
+            for row_ids in some.rows.chunks(missing.at_once()) {
+                missing.look_at(row_ids.to_vec()).await?;
             }
         }
-        Ok(missing)
+    }
+}
+
+/// Of runs of rows, one after the other, those behind the first `skipped`, and at most so many.
+struct Page {
+    skipped: u64,
+    most: usize,
+    rows: Vec<u64>,
+}
+
+impl Page {
+    fn new(skipped: u64, most: usize) -> Self {
+        Self { skipped, most, rows: Vec::new() }
+    }
+
+    fn add(&mut self, run: Range<u64>) {
+        let skipped = self.skipped.min(run.end - run.start);
+        self.skipped -= skipped;
+        let first = run.start + skipped;
+        let room = (self.most - self.rows.len()) as u64;
+        self.rows.extend(first..run.end.min(first.saturating_add(room)));
+    }
+}
+
+/// What becomes of rows that are in no artifact.
+struct Missing<'a> {
+    dataset: &'a Dataset,
+    column: &'a VectorColumn,
+    metric: Metric,
+    /// Rows that an index would hold, and some of them.
+    usable: u64,
+    examples: Vec<u64>,
+}
+
+impl Missing<'_> {
+    /// Rows whose vectors are read at once.
+    fn at_once(&self) -> usize {
+        let row_bytes = self.column.dimension * self.column.element_type.byte_width();
+        (READ_BYTES / row_bytes.max(1)).clamp(1, 1 << 16)
+    }
+
+    async fn look_at(&mut self, row_ids: Vec<u64>) -> Result<()> {
+        let vectors = self.dataset.take_rows(&row_ids, self.column).await?;
+        let kept = prepare(&UInt64Array::from(row_ids), &vectors, self.metric)?.row_ids;
+        self.usable += kept.len() as u64;
+        self.examples.extend(kept.values().iter().take(SHOWN.saturating_sub(self.examples.len())));
+        Ok(())
     }
 }
 
@@ -281,6 +331,25 @@ mod tests {
         assert_eq!(rows.remove_all(&[2]), Err(2));
         assert_eq!(rows.remove_all(&[(9 << 32) | 7]), Err((9 << 32) | 7));
         assert_eq!(rows.iter().collect::<Vec<_>>(), [1, 63, 65_535, 65_536, (3 << 32) | 70_000]);
+    }
+
+    #[test]
+    fn pages_of_runs_are_all_rows_once() {
+        let runs = [0..10, 100..105, 7 << 32..(7 << 32) + 1, 5..5, u64::MAX - 3..u64::MAX];
+        let all: Vec<u64> = runs.iter().cloned().flatten().collect();
+        for most in [1, 2, 4, 18, 19, 50] {
+            let mut found: Vec<u64> = Vec::new();
+            loop {
+                let mut page = Page::new(found.len() as u64, most);
+                runs.iter().cloned().for_each(|run| page.add(run));
+                assert!(page.rows.len() <= most);
+                if page.rows.is_empty() {
+                    break;
+                }
+                found.extend(page.rows);
+            }
+            assert_eq!(found, all);
+        }
     }
 
     #[test]

@@ -122,43 +122,86 @@ impl LiveSegment {
         self.sizes.get(partition).copied().unwrap_or_default()
     }
 
+    /// Rows of a partition that are not live any more.
+    pub fn dead_rows(&self, partition: usize) -> u64 {
+        self.reader.partition_rows(partition).saturating_sub(self.partition_rows(partition))
+    }
+
     /// Once all was read: live rows of its fragments that it does not hold.
     pub fn rows_missing(&self) -> u64 {
         self.coverage.rows_left()
     }
 
-    /// The live rows of consecutive partitions; `row_by_row`, or as the segment has them.
-    pub async fn read(&self, window: Range<usize>, row_by_row: bool) -> Result<PartitionRows> {
+    /// The live rows of consecutive partitions; `row_by_row`, or as the segment has them. Of those that are not live any more,
+    /// `dead_bytes` are held at once.
+    pub async fn read(&self, window: Range<usize>, row_by_row: bool, dead_bytes: u64) -> Result<PartitionRows> {
         let width = self.reader.code_width();
-        let (row_ids, codes) = self.reader.partitions(window.clone()).await?;
-        let mut batch = RecordBatch::try_new(partition_schema(width), vec![Arc::new(row_ids), Arc::new(codes)])?;
-        let stored: Vec<usize> = window.clone().map(|partition| self.reader.partition_rows(partition) as usize).collect();
-        let mut sizes = stored.clone();
-        let mut transposed = self.reader.is_transposed();
-        let (row_ids, bytes) = row_ids_and_codes(&batch);
-        let kept = self.coverage.take(row_ids);
-        let dead = kept.iter().any(|kept| !kept);
-        if dead || (transposed && row_by_row) {
-            let (mut live_ids, mut live_codes) = (Vec::with_capacity(row_ids.len()), Vec::with_capacity(bytes.len()));
-            let mut first = 0;
-            for size in &mut sizes {
-                let rows = first..first + *size;
-                let block = &bytes[rows.start * width..rows.end * width];
-                let kept = &kept[rows.clone()];
-                let ids = row_ids[rows].iter().zip(kept).filter(|(_, kept)| **kept).map(|(id, _)| *id);
-                let before = live_ids.len();
-                live_ids.extend(ids);
-                keep_codes(block, kept, width, transposed, row_by_row, &mut live_codes);
-                first += *size;
-                *size = live_ids.len() - before;
-            }
-            transposed &= !row_by_row;
-            batch = batch_of(live_ids, live_codes, width)?;
+        let dead = window.clone().map(|partition| self.dead_rows(partition)).sum::<u64>();
+        if dead * (8 + width as u64) > dead_bytes {
+            return self.read_in_parts(window, dead_bytes).await;
         }
-        for (partition, rows) in window.clone().zip(&sizes) {
+        let (row_ids, codes) = self.reader.partitions(window.clone()).await?;
+        let batch = RecordBatch::try_new(partition_schema(width), vec![Arc::new(row_ids), Arc::new(codes)])?;
+        let transposed = self.reader.is_transposed();
+        let (row_ids, bytes) = row_ids_and_codes(&batch);
+        let taken = self.coverage.take(row_ids);
+        if taken.iter().all(|kept| *kept) && !(transposed && row_by_row) {
+            let sizes = self.stored(window.clone());
+            return self.checked(window, batch, &sizes, transposed);
+        }
+        let mut kept = Kept::new(width, row_ids.len());
+        kept.add_partitions(&self.stored(window.clone()), row_ids, bytes, &taken, transposed, row_by_row);
+        self.checked(window, batch_of(kept.row_ids, kept.codes, width)?, &kept.sizes, transposed && !row_by_row)
+    }
+
+    /// The same where most rows are not live any more: row by row, some of those that are stored at a time.
+    async fn read_in_parts(&self, window: Range<usize>, bytes: u64) -> Result<PartitionRows> {
+        let width = self.reader.code_width();
+        let most = (bytes / (8 + width as u64)).max(1);
+        let live = window.clone().map(|partition| self.partition_rows(partition)).sum::<u64>();
+        let mut kept = Kept::new(width, live as usize);
+        let mut next = window.start;
+        while next < window.end {
+            let mut rows = self.reader.partition_rows(next);
+            // Its rows were looked up when they were counted.
+            if self.partition_rows(next) == 0 {
+                kept.sizes.push(0);
+                next += 1;
+            } else if rows > most {
+                let before = kept.row_ids.len();
+                for first in (0..rows).step_by(most as usize) {
+                    let (row_ids, codes) = self.reader.slice(next, first, most.min(rows - first)).await?;
+                    kept.add(&row_ids, &codes, &self.coverage.take(&row_ids), false, true);
+                }
+                kept.sizes.push(kept.row_ids.len() - before);
+                next += 1;
+            } else {
+                let first = next;
+                next += 1;
+                while next < window.end && self.partition_rows(next) > 0 && rows + self.reader.partition_rows(next) <= most {
+                    rows += self.reader.partition_rows(next);
+                    next += 1;
+                }
+                let (row_ids, codes) = self.reader.partitions(first..next).await?;
+                let batch = RecordBatch::try_new(partition_schema(width), vec![Arc::new(row_ids), Arc::new(codes)])?;
+                let (row_ids, bytes) = row_ids_and_codes(&batch);
+                let taken = self.coverage.take(row_ids);
+                kept.add_partitions(&self.stored(first..next), row_ids, bytes, &taken, self.reader.is_transposed(), true);
+            }
+        }
+        self.checked(window, batch_of(kept.row_ids, kept.codes, width)?, &kept.sizes, false)
+    }
+
+    /// Rows of each partition as they are stored.
+    fn stored(&self, window: Range<usize>) -> Vec<usize> {
+        window.map(|partition| self.reader.partition_rows(partition) as usize).collect()
+    }
+
+    fn checked(&self, window: Range<usize>, batch: RecordBatch, sizes: &[usize], transposed: bool) -> Result<PartitionRows> {
+        for (partition, rows) in window.clone().zip(sizes) {
             self.check(partition, *rows as u64)?;
         }
-        Ok(PartitionRows::of_batch(window, batch, &sizes, transposed))
+        Ok(PartitionRows::of_batch(window, batch, sizes, transposed))
     }
 
     fn check(&self, partition: usize, rows: u64) -> Result<()> {
@@ -171,6 +214,38 @@ impl LiveSegment {
              file has changed; build the index anew",
             self.reader.uuid()
         )))
+    }
+}
+
+/// Rows of some partitions that are kept.
+struct Kept {
+    width: usize,
+    row_ids: Vec<u64>,
+    codes: Vec<u8>,
+    sizes: Vec<usize>,
+}
+
+impl Kept {
+    fn new(width: usize, rows: usize) -> Self {
+        Self { width, row_ids: Vec::with_capacity(rows), codes: Vec::with_capacity(rows * width), sizes: Vec::new() }
+    }
+
+    /// Partitions of these sizes, one after the other.
+    fn add_partitions(&mut self, sizes: &[usize], row_ids: &[u64], codes: &[u8], kept: &[bool], transposed: bool, row_by_row: bool) {
+        let mut first = 0;
+        for size in sizes {
+            let (rows, before) = (first..first + size, self.row_ids.len());
+            let codes = &codes[rows.start * self.width..rows.end * self.width];
+            self.add(&row_ids[rows.clone()], codes, &kept[rows], transposed, row_by_row);
+            self.sizes.push(self.row_ids.len() - before);
+            first += size;
+        }
+    }
+
+    /// Rows of one partition.
+    fn add(&mut self, row_ids: &[u64], codes: &[u8], kept: &[bool], transposed: bool, row_by_row: bool) {
+        self.row_ids.extend(row_ids.iter().zip(kept).filter(|(_, kept)| **kept).map(|(id, _)| *id));
+        keep_codes(codes, kept, self.width, transposed, row_by_row, &mut self.codes);
     }
 }
 

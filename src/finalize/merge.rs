@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::build::{SegmentTarget, window_bytes, write_files};
 use super::live::{COUNT_BYTES, LiveSegment};
-use super::partitions::{Partitions, RowSource};
+use super::partitions::{LEAST_DEAD_BYTES, Partitions, RowSource};
 use super::segment::Segment;
 use crate::budget::{Budget, default_limit};
 use crate::error::{Error, Result};
@@ -76,12 +76,22 @@ async fn merge(request: &MergeRequest, progress: Arc<dyn Progress>, counts: bool
             }
         )));
     }
+    for segment in &chosen {
+        if let Some((fragment, version)) = dataset.overlaid_since(segment.fields[0], &segment.fragment_ids, segment.dataset_version) {
+            return Err(Error::invalid(format!(
+                "index {name:?}: version {version} gave rows of fragment {fragment} other vectors by an overlay, and segment {} of version \
+                 {} has their old codes, which Lance passes over as long as the segment stays; build the index anew",
+                segment.uuid, segment.dataset_version
+            )));
+        }
+    }
     let model = Arc::new(model_of_segments(dataset, name, Some(&request.segments)).await?);
     let field_id = chosen[0].fields[0];
     let column = VectorColumn::resolve(dataset, &dataset.field_path(field_id)?)?;
     let budget = Budget::new(request.memory_limit.unwrap_or_else(default_limit));
     let model_bytes = model.num_bytes() as u64;
-    let least = window_bytes(model.code_width()).max(COUNT_BYTES);
+    let spare = LEAST_DEAD_BYTES * chosen.len() as u64;
+    let least = window_bytes(0, model.code_width()).max(COUNT_BYTES) + spare;
     let _model = budget.hold(model_bytes, "centroids and codebook", least)?;
     let remapper = RowIdRemapper::of(dataset).await?;
     let mut segments = Vec::with_capacity(chosen.len());
@@ -100,7 +110,8 @@ async fn merge(request: &MergeRequest, progress: Arc<dyn Progress>, counts: bool
             )));
         }
         held.push(budget.hold(live.held_bytes(), "the partitions of a segment and a bit for each row", least)?);
-        if counts || !live.seems_live() {
+        // Of a single one whose rows are all live nothing is read again, where it would be noticed.
+        if counts || chosen.len() == 1 || !live.seems_live() {
             live.count(&budget).await?;
         } else {
             live.take_for_live();

@@ -14,6 +14,10 @@ use crate::artifact::format::partition_schema;
 use crate::artifact::{Artifact, PartitionReader, PartitionRows};
 use crate::error::Result;
 
+/// Of all sources together, and of each at least: bytes of rows that are not live any more, held beside the live ones of a window.
+const DEAD_BYTES: u64 = 1 << 20;
+pub const LEAST_DEAD_BYTES: u64 = 64 << 10;
+
 /// Where rows of an index come from.
 #[derive(Clone)]
 pub enum RowSource {
@@ -31,6 +35,14 @@ impl RowSource {
         }
     }
 
+    /// Rows of a partition that are stored, and not live any more.
+    fn dead_rows(&self, partition: usize) -> u64 {
+        match self {
+            Self::Artifact(..) => 0,
+            Self::Segment(segment) => segment.dead_rows(partition),
+        }
+    }
+
     fn is_remote(&self) -> bool {
         match self {
             Self::Artifact(artifact, _) => artifact.files().is_remote(),
@@ -38,14 +50,14 @@ impl RowSource {
         }
     }
 
-    async fn read(&self, window: Range<usize>, row_by_row: bool) -> Result<PartitionRows> {
+    async fn read(&self, window: Range<usize>, row_by_row: bool, dead_bytes: u64) -> Result<PartitionRows> {
         match self {
             Self::Artifact(artifact, coverage) => {
                 let rows = artifact.read_partitions(window).await?;
                 check(&rows, coverage).await?;
                 Ok(rows)
             }
-            Self::Segment(segment) => segment.read(window, row_by_row).await,
+            Self::Segment(segment) => segment.read(window, row_by_row, dead_bytes).await,
         }
     }
 
@@ -147,6 +159,18 @@ impl Partitions {
         self.sizes.get(window).map_or(0, |sizes| sizes.iter().sum())
     }
 
+    /// Bytes of rows of a window that [`Self::read`] holds at once although they are not live any more.
+    pub fn dead_bytes(&self, window: Range<usize>) -> u64 {
+        let of_source = |source: &RowSource| window.clone().map(|partition| source.dead_rows(partition)).sum::<u64>();
+        let most = self.most_dead_bytes();
+        self.sources.iter().map(|source| (of_source(source) * self.row_bytes() as u64).min(most)).sum()
+    }
+
+    /// Of one source.
+    fn most_dead_bytes(&self) -> u64 {
+        (DEAD_BYTES / self.sources.len().max(1) as u64).max(LEAST_DEAD_BYTES)
+    }
+
     /// One partition, some bytes of rows at a time, checked.
     pub fn slices(&self, partition: usize, slice_bytes: u64) -> Slices<'_> {
         Slices { partitions: self, sources: self.sources.iter().map(|source| source.slices(partition, slice_bytes)).collect() }
@@ -168,7 +192,7 @@ impl Partitions {
 
     /// The rows of a window, checked, source by source: codes `row_by_row`, or as each source has them.
     pub async fn read(&self, window: Range<usize>, row_by_row: bool) -> Result<Vec<PartitionRows>> {
-        let read = try_join_all(self.sources.iter().map(|source| source.read(window.clone(), row_by_row))).await?;
+        let read = try_join_all(self.sources.iter().map(|source| source.read(window.clone(), row_by_row, self.most_dead_bytes()))).await?;
         read.iter().for_each(|rows| self.count(rows));
         Ok(read)
     }

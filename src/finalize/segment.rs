@@ -77,7 +77,7 @@ pub fn least_memory(shape: IndexShape) -> u64 {
     let ranges = partitions.saturating_mul(4 * shape.stages.max(1));
     // Blocks of bits are whole ones, and so are the descriptions of 256 files.
     let held = shape.model_bytes + 24 * partitions + ranges + shape.rows / 7 + (256 << 10);
-    (held + window_bytes(shape.code_width)).next_multiple_of(1 << 20)
+    (held + window_bytes(shape.rows, shape.code_width)).next_multiple_of(1 << 20)
 }
 
 /// Check everything, then build. A failure leaves no files behind.
@@ -101,7 +101,8 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn Progress>)
     agree_on_rows(&request.artifacts, &coverage)?;
     let budget = Budget::new(request.memory_limit.unwrap_or_else(default_limit));
     let held: u64 = request.artifacts.iter().map(|artifact| artifact.held_bytes()).sum();
-    let least = window_bytes(model.code_width());
+    let rows: u64 = request.artifacts.iter().map(|artifact| artifact.num_rows()).sum();
+    let least = window_bytes(rows, model.code_width());
     let model_bytes = model.num_bytes() as u64;
     let _held =
         budget.hold(held + model_bytes + coverage.held_bytes(), "the model, the ranges of the artifacts and a bit for each row", least)?;

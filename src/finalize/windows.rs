@@ -105,10 +105,11 @@ pub async fn write_segment(
             let bytes = rows as usize * row_bytes;
             let large = window.len() == 1 && bytes > large_bytes && rows >= partitions.code_width() as u64;
             let slice_bytes = (large_bytes / 8).clamp(LEAST_WINDOW_BYTES, cut.bytes.max(16 << 20));
-            let held = if large { 2 * (COPIES + 1) * slice_bytes } else { COPIES * bytes };
+            let held = if large { 2 * (COPIES + 1) * slice_bytes } else { COPIES * bytes } as u64;
+            let held = held + if large { 0 } else { partitions.dead_bytes(window.clone()) };
             let (encoder, partitions, budget) = (encoder.clone(), partitions.clone(), budget.clone());
             async move {
-                let reservation = budget.reserve(held as u64).await?;
+                let reservation = budget.reserve(held).await?;
                 Ok::<_, Error>(Task(tokio::spawn(async move {
                     if large {
                         let length = partition_length(rows)?;

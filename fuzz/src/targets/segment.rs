@@ -62,6 +62,7 @@ impl Target for Segment {
         let (first, rows) = (input.number(), input.number());
         fs::write(&self.file, damaged(&self.bytes, &mut input)).unwrap();
         self.ground.block_on(read(&self.dataset, &self.committed, first, rows));
+        self.ground.assert_stayed_inside();
     }
 }
 

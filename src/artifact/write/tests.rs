@@ -29,6 +29,8 @@ use crate::sync::locked;
 
 const PARTITIONS: usize = 7;
 const WIDTH: usize = 2;
+/// The manifest and at most three buckets.
+const FILES: usize = 4;
 /// Longer than any run takes, on a busy machine too.
 const HANGS: Duration = Duration::from_secs(120);
 
@@ -186,7 +188,7 @@ async fn of_seed(seed: u64, memory_limit: u64) -> Result<bool, String> {
     let failed = |moody: &Moody| moody.failed.load(Ordering::Relaxed) > 0;
     let builder = match PartitionArtifactBuilder::at(store, encoding, options).await {
         Ok(builder) => Arc::new(builder),
-        Err(_) if failed(&moody) => return Ok(false),
+        Err(_) if failed(&moody) => return built_again(&below, &root, memory_limit).await.map(|()| false),
         Err(error) => return Err(format!("no builder: {error}")),
     };
     let work = {
@@ -237,7 +239,9 @@ async fn of_seed(seed: u64, memory_limit: u64) -> Result<bool, String> {
         if end == End::Finish && !failed(&moody) {
             return Err(format!("finish failed for no reason: {finished:?}"));
         }
-        if !left.is_empty() && !failed(&moody) {
+        if failed(&moody) {
+            built_again(&below, &root, memory_limit).await?;
+        } else if !left.is_empty() {
             return Err(format!("left behind: {left:?}; {ended:?}"));
         }
         return Ok(false);
@@ -261,10 +265,27 @@ async fn of_seed(seed: u64, memory_limit: u64) -> Result<bool, String> {
             }
         }
     }
-    if left.len() > 4 && !failed(&moody) {
+    if failed(&moody) {
+        built_again(&below, &root, memory_limit).await?;
+    } else if left.len() > FILES {
         return Err(format!("left behind: {left:?}"));
     }
     Ok(true)
+}
+
+/// What a store's failures kept a build from removing goes with the next one.
+async fn built_again(below: &LanceStore, root: &str, memory_limit: u64) -> Result<(), String> {
+    let encoding = Encoding::Shape { num_partitions: PARTITIONS, pq_code_width: WIDTH };
+    let options = BuilderOptions { memory_limit: Some(memory_limit), num_buckets: Some(3), overwrite: true, ..Default::default() };
+    let store = LanceStore::standing_in(below.object_store().clone(), root);
+    let builder = PartitionArtifactBuilder::at(store, encoding, options).await.map_err(|error| format!("built again: {error}"))?;
+    let work = crate::sync::spawn(move || {
+        builder.append_batch(&batch(0, 1000))?;
+        builder.finish(None).map(drop)
+    });
+    work.await.map_err(|error| format!("built again: {error}"))?;
+    let left = names(below.object_store().as_ref(), &Path::from(root)).await;
+    if left.len() <= FILES { Ok(()) } else { Err(format!("built again, it has {left:?}")) }
 }
 
 /// A number of the environment, for the long form: see `docs/reliability.md`.

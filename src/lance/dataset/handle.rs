@@ -25,6 +25,9 @@ pub struct DatasetHandle {
     base_options: HashMap<String, HashMap<String, String>>,
 }
 
+/// Of small things, such as the details of fragments that were compacted.
+const INDEX_CACHE_BYTES: usize = 16 << 20;
+
 impl DatasetHandle {
     /// `uri`: of the dataset, or of the branch that the handle is on. `manifest`: the handle's, serialized by pylance.
     pub fn try_new(
@@ -100,7 +103,8 @@ impl DatasetHandle {
     }
 
     async fn load(&self, version: Option<u64>) -> Result<Dataset> {
-        let mut builder = DatasetBuilder::from_uri(&self.uri);
+        // Indexes are opened once for their models, which are the caller's then: none is to stay beside its `memory_limit`.
+        let mut builder = DatasetBuilder::from_uri(&self.uri).with_index_cache_size_bytes(INDEX_CACHE_BYTES);
         if let Some(version) = version {
             builder = builder.with_version(version);
         }

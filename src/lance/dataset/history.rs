@@ -51,6 +51,16 @@ impl Dataset {
         self.0.manifest().fragments.iter().map(of_fragment).collect()
     }
 
+    /// A fragment among some in which an overlay that is newer than a version gives rows other values of a field, and its version.
+    pub fn overlaid_since(&self, field_id: i32, fragment_ids: &[u32], version: u64) -> Option<(u64, u64)> {
+        let wanted: HashSet<u64> = fragment_ids.iter().map(|id| u64::from(*id)).collect();
+        let fragments = self.0.manifest().fragments.iter().filter(|fragment| wanted.contains(&fragment.id));
+        fragments
+            .flat_map(|fragment| fragment.overlays.iter().map(|overlay| (fragment.id, overlay)))
+            .find(|(_, overlay)| overlay.committed_version > version && overlay.data_file.fields.contains(&field_id))
+            .map(|(id, overlay)| (id, overlay.committed_version))
+    }
+
     /// A fingerprint over the names of the files that hold the column in some fragments. Names are unique to a write, and stay
     /// the same where a dataset is moved or copied.
     pub fn column_fingerprint(&self, fragment_ids: &[u32], field_id: i32) -> String {
