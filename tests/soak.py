@@ -230,7 +230,7 @@ def page(report: dict[str, Any]) -> str:
         found = report["verdict"]
         text.append(
             f"  at the end version {found['version']}: {found['rows']:,} rows as all logs say, {found['index']['codes_compared']:,} codes compared, "
-            "no file left over"
+            f"no file left over; before cleaning up {found['before_cleaning']}"
         )
     text += [f"  FAILED: {failure}" for failure in report["failures"]]
     if report["failures"]:
