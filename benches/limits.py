@@ -3,7 +3,7 @@
     benches/limits.py [--cases build train large merge shards write ranges] [--limits 256 1024 4096] [--scale 1.0]
 
 The hard limit is a control group (version 1) where one can be made, which counts what the process takes after its imports, files that the
-system keeps in memory included (those it gives back when it must); elsewhere RLIMIT_DATA.
+system keeps in memory included (those it gives back when it must); elsewhere RLIMIT_DATA. Exit code 1 if a case did not end well.
 """
 
 from __future__ import annotations
@@ -312,7 +312,27 @@ def in_process(job: str, case: str, **arguments: Any) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
+def rows(case: str, limits: list[int], scale: float, folder: str) -> list[str]:
+    """Prepare a case and measure it with each limit, in MiB; each is printed as a row. Those that did not end well."""
+    failed = []
+    name = CASES[case][2] + (f" (times {scale:g})" if scale != 1 else "")
+    prepared = in_process("prepare", case, folder=folder, scale=scale)
+    if "failed" in prepared:
+        print(f"| {name} | all | preparing it ended with {prepared['failed']} | |", flush=True)
+        return [f"{case}, preparing it: ended with {prepared['failed']}"]
+    for limit in limits:
+        result = in_process("measure", case, folder=folder, limit=limit << 20, scale=scale)
+        if "failed" in result:
+            print(f"| {name} | {limit} | ended with {result['failed']} | |", flush=True)
+            failed.append(f"{case}, {limit} MiB: ended with {result['failed']}")
+        else:
+            print(
+                f"| {name} | {limit} | {result['bytes'] / 2**20:.0f} | {result['seconds']:.2f} |", flush=True
+            )
+    return failed
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -327,26 +347,20 @@ def main() -> None:
         given = json.loads(args.arguments)
         result = prepare(**given) if args.job == "prepare" else measure(**given)
         print(json.dumps(result or {}))
-        return
+        return 0
     print(f"{_common.machine()}\n{_common.versions()}\n", file=sys.stderr)
     print("| case | limit, MiB | peak above the start, MiB | seconds |\n|---|---|---|---|")
+    failed = []
     for case in args.cases:
         folder = tempfile.mkdtemp(prefix="limits-")
         try:
-            prepared = in_process("prepare", case, folder=folder, scale=args.scale)
-            for limit in args.limits if "failed" not in prepared else []:
-                result = in_process("measure", case, folder=folder, limit=limit << 20, scale=args.scale)
-                name = CASES[case][2] + (f" (times {args.scale:g})" if args.scale != 1 else "")
-                if "failed" in result:
-                    print(f"| {name} | {limit} | ended with {result['failed']} | |", flush=True)
-                else:
-                    print(
-                        f"| {name} | {limit} | {result['bytes'] / 2**20:.0f} | {result['seconds']:.2f} |",
-                        flush=True,
-                    )
+            failed += rows(case, args.limits, args.scale, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+    for each in failed:
+        print(f"FAILED: {each}", file=sys.stderr)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -102,6 +102,11 @@ class Processes:
                 )
         return found
 
+    def has_begun(self, name: str) -> bool:
+        """Whether a process has logged that it began a step."""
+        log = self.logs / f"{name}.jsonl"
+        return log.exists() and log.stat().st_size > 0
+
     def waited(self, name: str) -> float:
         """Seconds since a process last logged anything."""
         log = self.logs / f"{name}.jsonl"
@@ -160,7 +165,9 @@ def _run(
     started, every, told = time.monotonic(), (1.0 if seconds < 300 else 5.0), 0.0
     try:
         while (now := time.monotonic() - started) < seconds and not failures:
-            for each in watched.values():
+            for name, each in watched.items():
+                if each.begun is None and processes.has_begun(name):
+                    each.begun = now
                 each.look(started)
             failures += processes.faults()
             if now - told >= 60:
@@ -230,7 +237,7 @@ def page(report: dict[str, Any]) -> str:
         found = report["verdict"]
         text.append(
             f"  at the end version {found['version']}: {found['rows']:,} rows as all logs say, {found['index']['codes_compared']:,} codes compared, "
-            "no file left over"
+            f"no file left over; before cleaning up {found['before_cleaning']}"
         )
     text += [f"  FAILED: {failure}" for failure in report["failures"]]
     if report["failures"]:

@@ -165,18 +165,88 @@ def clean(ds: Any, work: str, options: dict[str, str]) -> None:
         la.clean_run(f"{work}/runs/{run}", ds, everything=True, storage_options=options or None)
 
 
-def listed(uri: str, options: dict[str, str]) -> list[str]:
-    """Every file below a folder, by its path there."""
+def written(uri: str, options: dict[str, str]) -> dict[str, float]:
+    """Every file below a folder, by its path there, and when it was last written."""
     if not options:
         root = Path(uri)
-        return (
-            sorted(str(p.relative_to(root)) for p in root.rglob("*") if not p.is_dir())
-            if root.exists()
-            else []
-        )
+        files = [p for p in root.rglob("*") if not p.is_dir()] if root.exists() else []
+        return {str(p.relative_to(root)): p.lstat().st_mtime for p in files}
     prefix = urlsplit(uri).path.strip("/") + "/"
     pages = client(options).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-    return sorted(o["Key"].removeprefix(prefix) for page in pages for o in page.get("Contents", ()))
+    objects = [each for page in pages for each in page.get("Contents", ())]
+    return {each["Key"].removeprefix(prefix): each["LastModified"].timestamp() for each in objects}
+
+
+def listed(uri: str, options: dict[str, str]) -> list[str]:
+    """Every file below a folder, by its path there."""
+    return sorted(written(uri, options))
+
+
+def may_leave(log: list[Entry]) -> list[tuple[float, float, str]]:
+    """The steps, from when to when, that may have left index segments which no version names, and whose they are.
+
+    Our builds remove theirs after a conflict, and where a version was made and undone its segment goes with that version. Two kinds of
+    steps leave theirs: those of which nobody knows whether the commit still comes, which say so, and stock pylance's own: it leaves what its
+    `optimize_indices`, and its `compact_files` where row ids are addresses, has written before a conflict.
+    """
+    begun: dict[tuple[str, int], float] = {}
+    found = []
+    for entry in log:
+        step = (entry["role"], entry["step"])
+        if entry.get("begins"):
+            begun[step] = entry["at"]
+        elif step in begun:
+            error = entry.get("error", "")
+            ours = any(
+                error.startswith(f"{kind.__name__}:") for kind in (la.CommitConflictError, la.StorageError)
+            )
+            theirs = entry["role"] in ("optimize", "keep") and not ours and entry["outcome"] != "committed"
+            unknown = "the files of the segment stay" in error
+            if theirs or unknown:
+                found.append((begun[step], entry["at"], entry["role"] if theirs else "unknown"))
+    return found
+
+
+def before_cleaning(ds: Any, log: list[Entry], work: str, options: dict[str, str]) -> dict[str, int]:
+    """What the steps left by themselves: index segments that no version names, and files of runs.
+
+    Returns
+    -------
+    dict
+        How many there are; those of segments that may be, by whose they are.
+
+    Raises
+    ------
+    SoakError
+        There is one that no step may have left.
+    """
+    runs = [name for name in listed(work, options) if name.startswith("runs/")]
+    # Each step removes its own, whatever comes of it.
+    expect(not runs, f"files of runs are left: {runs[:12]}")
+    names = {name.split("/")[1] for name in named(ds) if name.startswith("_indices/")}
+    last: dict[str, float] = {}
+    for name, at in written(f"{ds.uri}/_indices", options).items():
+        uuid = name.split("/")[0]
+        last[uuid] = max(at, last.get(uuid, 0.0))
+    steps, used, found = may_leave(log), set(), {"runs": 0, "segments": 0}
+    # A store says when in whole seconds.
+    slack = 1.0 if options else 0.05
+    for uuid, at in sorted(last.items(), key=lambda one: one[1]):
+        if uuid in names:
+            continue
+        within = [
+            step
+            for step in steps
+            # One segment for a step, but for compactions, which write all anew.
+            if step[0] - slack <= at <= step[1] + slack and (step[2] == "keep" or step not in used)
+        ]
+        expect(
+            bool(within), f"the index segment {uuid} is left, which no version names and no step may leave"
+        )
+        used.add(within[0])
+        found["segments"] += 1
+        found[f"segments of {within[0][2]}"] = found.get(f"segments of {within[0][2]}", 0) + 1
+    return found
 
 
 def named(ds: Any) -> set[str]:
@@ -243,6 +313,7 @@ def judge(
     SoakError
         Something is not as it should be.
     """
+    left_by_steps = before_cleaning(ds, log, work, options)
     expected = replayed(log)
     compare(read(ds, kind), expected)
     index = put_together(ds, kind)
@@ -261,4 +332,6 @@ def judge(
     expect(not files, f"temporary files are left: {files[:12]}")
     check_version(ds, kind, np.ones(DIM, np.float32))
     usable = int(has_vector(np.array(list(expected))).sum())
-    return {"rows": len(expected), "usable": usable, "version": int(ds.version), "index": index}
+    return {
+        "rows": len(expected), "usable": usable, "version": int(ds.version), "index": index, "before_cleaning": left_by_steps,
+    }  # fmt: skip

@@ -24,6 +24,8 @@ class Watched:
     """What was seen of one process: rows of seconds, open files, threads, bytes."""
 
     pid: int
+    #: When it began its first step: on a busy machine imports alone take longer than the warm-up of a short run.
+    begun: float | None = None
     seen: list[tuple[float, int, int, int]] = field(default_factory=list)
 
     def look(self, started: float) -> None:
@@ -39,9 +41,8 @@ class Watched:
 
     def grown(self, seconds: float) -> dict[str, dict[str, float]]:
         """For each resource what it was on the average, at most, and by how much a straight line through it rises."""
-        table = np.array([row for row in self.seen if row[0] >= WARM_UP * seconds], dtype=float).reshape(
-            -1, 4
-        )
+        start = WARM_UP * seconds + (self.begun or 0.0)
+        table = np.array([row for row in self.seen if row[0] >= start], dtype=float).reshape(-1, 4)
         found = {}
         for at, name in enumerate(("files", "threads", "memory"), start=1):
             values = table[:, at]

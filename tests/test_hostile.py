@@ -169,6 +169,26 @@ def test_a_page_larger_than_its_file(size: int, tmp_path: Path) -> None:
     assert said.startswith("refused:") and f"has {size} bytes at" in said, said
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "panic"),
+    [
+        # Field 6 of a page of 2.1, its layers: one of a kind that there is not.
+        (b"2\x01\x01", b"2\x01\x09", "UnknownEnumValue"),
+        (b"uint64", b"Uint64", "Unsupported logical type: Uint64"),
+    ],
+    ids=["when a page is decoded", "when the schema is"],
+)
+def test_a_panic_of_lance_is_an_error(good: bytes, bad: bytes, panic: str, tmp_path: Path) -> None:
+    """Of a file without checksums nothing but Lance's decoder says that it is damaged, and it says this by a panic."""
+    folder, file = foreign(tmp_path / "a")
+    data = file.read_bytes()
+    # In the metadata, which come last.
+    at = data.rindex(good)
+    file.write_bytes(data[:at] + bad + data[at + len(good) :])
+    with pytest.raises(la.CorruptArtifactError, match=rf"cannot be decoded \(.*{panic}"):
+        la.Artifact.open(str(folder)).read_partition(0).read_all()
+
+
 @LINUX
 @pytest.mark.parametrize("name", ["manifest.json", "metadata.lance", "partitions/bucket-00000.lance"])
 def test_a_file_that_seems_to_fill_the_disk(name: str, artifact: Path) -> None:  # noqa: F811

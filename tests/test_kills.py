@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import kills
 
 
@@ -16,3 +18,17 @@ def test_a_build_that_is_killed_again_and_again(tmp_path: Path) -> None:
         kills.check(ds, run, expected, {})
         round_ += 1
         assert round_ < 20, "nothing was killed before it was done"
+    # A harness that finds nothing proves nothing.
+    segment = "_indices/00000000-0000-0000-0000-000000000000"
+    for place in (run, f"{run}/shards/00000/partitions", str(kills.temporary(ds)), f"{ds.uri}/{segment}"):
+        stray = Path(place, "stray")
+        stray.parent.mkdir(exist_ok=True)
+        stray.write_text("stray")
+        with pytest.raises(AssertionError, match="stray"):
+            kills.left_over(ds, run, expected, {})
+        stray.unlink()
+    for name in kills.SEGMENT:
+        Path(ds.uri, segment, name).write_text("whole")
+    ds.checkout_latest()
+    left = kills.left_over(ds, run, expected, {})
+    assert left["segments killed at their commit"] >= 1 and not Path(ds.uri, segment).exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import lance_artifact as la
 import soak
 from soak_roles import ROLES, outcome, outlived
 from soak_table import DIM, NAME, Kind, SoakError, check_answer, check_version, read, table
-from soak_verdict import compare, judge, left_over, replayed
+from soak_verdict import before_cleaning, compare, judge, left_over, replayed
 from soak_watch import Watched, not_flat
 
 SECONDS = float(os.environ.get("LANCE_ARTIFACT_SOAK_SECONDS", "45"))
@@ -169,6 +171,37 @@ def test_files_that_nobody_names_are_found(small: Any) -> None:
         path.write_text("stray")
         assert left_over(small, small.uri, {}) == [name]
         path.unlink()
+
+
+def test_a_segment_that_no_step_may_leave_is_found(small: Any, tmp_path: Path) -> None:
+    """Stock pylance leaves what it wrote before a conflict; our builds do not."""
+    work, now = str(tmp_path / "work"), time.time()
+    stray = Path(small.uri, "_indices", str(uuid.uuid4()))
+    stray.mkdir()
+    (stray / "index.idx").write_text("stray")
+
+    def step(role: str, error: str) -> list[dict[str, Any]]:
+        head = {"role": role, "step": 1}
+        return [{**head, "at": now - 1, "begins": True}, {**head, "at": now + 1, "op": role, "outcome": "conflict", "error": error}]  # fmt: skip
+
+    def left(role: str, error: str) -> dict[str, int]:
+        return before_cleaning(small, step(role, error), work, {})
+
+    theirs = "OSError: Retryable commit conflict for version 7"
+    assert left("optimize", theirs) == {"runs": 0, "segments": 1, "segments of optimize": 1}
+    assert left("extend", "StorageError: x. It may still happen, so the files of the segment stay until a cleanup")["segments of unknown"] == 1  # fmt: skip
+    for role, error in (("extend", "CommitConflictError: x"), ("optimize", "CommitConflictError: x"), ("delete", theirs)):  # fmt: skip
+        with pytest.raises(SoakError, match=stray.name):
+            left(role, error)
+    another = stray.with_name(str(uuid.uuid4()))
+    shutil.copytree(stray, another)
+    with pytest.raises(SoakError, match="no step may leave"):
+        left("optimize", theirs)
+    run = Path(work, "runs/3/plan.json")
+    run.parent.mkdir(parents=True)
+    run.write_text("{}")
+    with pytest.raises(SoakError, match="files of runs"):
+        left("optimize", theirs)
 
 
 def test_what_grows_is_found() -> None:

@@ -299,15 +299,53 @@ def test_deleting_takes_the_artifacts_files_only(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_manifest_cannot_have_the_targets_own_files_deleted(tmp_path: Path) -> None:
-    path = tmp_path / "a"
+def naming(path: Path, files: dict[str, str]) -> None:
+    """An artifact whose manifest names these files, too, and the files, if they are any."""
     filled(path, 1).finish()
     manifest = json.loads((path / "manifest.json").read_text())
-    for name in ("manifest.json", ".lance-artifact-claim", "partitions/.lance-artifact-notes"):
+    for name, content in files.items():
         manifest["files"][name] = {"num_rows": 1, "size_bytes": 1}
+        if content:
+            (path / name).write_text(content)
     (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["replaced", "deleted"])
+def test_a_manifest_cannot_have_the_targets_own_files_deleted(deleted: bool, tmp_path: Path) -> None:
+    """Of an attempt of another machine, which may be at work: that these go is for its end, or a week, to say."""
+    path = tmp_path / "a"
+    claim = json.dumps({"attempt": TAG, "owner": ELSEWHERE})
+    kept = {f".lance-artifact-claim-{TAG}": claim, f"partitions/.lance-artifact-{TAG}-abc123": "theirs"}
+    naming(path, {"manifest.json": "", ".lance-artifact-lock": "", **kept})
+    if deleted:
+        core.delete_artifact(str(path))
+        assert leftovers(path) == sorted(kept)
+    else:
+        filled(path, 2, overwrite=True).finish()
+        assert is_artifact_of(path, 2)
+        assert leftovers(path) == sorted({*kept, *named(path)})
+    assert {name: (path / name).read_text() for name in kept} == kept
+
+
+def test_a_manifest_cannot_have_a_claim_on_its_own_names_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    claim = json.dumps({"attempt": TAG, "owner": ELSEWHERE})
+    naming(path, {".lance-artifact-claim": claim})
     filled(path, 2, overwrite=True).finish()
     assert is_artifact_of(path, 2)
+    assert (path / ".lance-artifact-claim").read_text() == claim
+
+
+def test_a_manifest_cannot_have_hidden_files_deleted(tmp_path: Path) -> None:
+    """A name like ours that is none of the format's is somebody's: nothing is written beside it, and it is not deleted."""
+    path, notes = tmp_path / "a", "partitions/.lance-artifact-notes"
+    naming(path, {notes: "mine"})
+    before = leftovers(path)
+    with pytest.raises(la.InvalidInputError, match=r"partitions/\.lance-artifact-notes"):
+        filled(path, 2, overwrite=True)
+    assert leftovers(path) == before and is_artifact_of(path, 1)
+    core.delete_artifact(str(path))
+    assert leftovers(path) == [notes] and (path / notes).read_text() == "mine"
 
 
 def test_an_artifact_of_another_writer_is_replaced_with_its_files(tmp_path: Path) -> None:
