@@ -17,7 +17,7 @@ from ._assign import check_assign
 from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._checked import checked
-from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
+from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle
 from ._fit import ModelFit, errors, skew
 from ._index import CommittedIndex, model_of
@@ -25,6 +25,7 @@ from ._lance_artifact import CpuEncoder, IvfPqModel
 from ._log import LOGGER, log
 from ._process import temporary_artifact, terminable
 from ._progress import reporter
+from ._wanted import Wanted, check_name
 from .backends import Backend, resolve_backend
 from .exceptions import InvalidInputError, LanceArtifactError
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from . import _lance_artifact as core
 from ._arguments import INDEX_TYPES
-from ._commit import covering_fields, same_name
 from ._dataset import Handle
 from ._lance_artifact import IvfPqModel
+from ._wanted import covering_fields, same_name
 from .exceptions import InvalidInputError, LanceArtifactError
 
 

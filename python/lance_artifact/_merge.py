@@ -11,11 +11,12 @@ from . import _lance_artifact as core
 from ._arguments import Progress
 from ._calls import awaited
 from ._checked import checked
-from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
+from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle
 from ._index import CommittedIndex, model_of
 from ._process import terminable
 from ._progress import reporter
+from ._wanted import Wanted, check_name
 
 if TYPE_CHECKING:
     import lance

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from . import _lance_artifact as core
 from ._arguments import Progress
 from ._cancel import shielded
-from ._commit import Wanted, attempt_of, check_latest, commit_segment, provenance
+from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle
 from ._index import CommittedIndex, model_of
 from ._lance_artifact import Artifact, IvfPqModel
 from ._log import stage
 from ._progress import reporter
 from ._run_files import COMMITTED, HINT
+from ._wanted import Wanted, check_latest
 from .exceptions import ArtifactMismatchError, InvalidInputError
 
 if TYPE_CHECKING:
