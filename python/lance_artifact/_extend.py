@@ -25,7 +25,7 @@ from ._lance_artifact import CpuEncoder, IvfPqModel
 from ._log import LOGGER, log
 from ._process import temporary_artifact, terminable
 from ._progress import reporter
-from ._wanted import Wanted, check_name
+from ._wanted import Known, Wanted, check_name
 from .backends import Backend, resolve_backend
 from .exceptions import InvalidInputError, LanceArtifactError
 
@@ -123,7 +123,7 @@ def extend_index(
     InvalidInputError
         There is no such index, it is of another type, or fragments are covered already.
     CommitConflictError
-        The fragments were rewritten, or indexed by somebody else, meanwhile. Nothing is left behind.
+        The fragments were rewritten, or indexed by somebody else, meanwhile, or the index was dropped or built anew. Nothing is left behind.
     ArtifactMismatchError
         The index has segments of different models.
     See also `build_artifact`.
@@ -152,7 +152,14 @@ def extend_index(
         handle.refresh()
         return Extension(name, None, (), 0, {}, len(index.segments), None)
     wanted = Wanted(
-        name, "append", index.field_id, index.path, index.index_type, model.metric, model.fingerprint
+        name,
+        "append",
+        index.field_id,
+        index.path,
+        index.index_type,
+        model.metric,
+        model.fingerprint,
+        known=Known(frozenset(index.segments)),
     )
     wanted.of_model.update(index.segments)
     check_name(at.dataset, wanted, open_ids, frozenset())

@@ -16,7 +16,7 @@ from ._dataset import Handle
 from ._index import CommittedIndex, model_of
 from ._process import terminable
 from ._progress import reporter
-from ._wanted import Wanted, check_name
+from ._wanted import Known, Wanted, check_name
 
 if TYPE_CHECKING:
     import lance
@@ -103,7 +103,8 @@ def merge_segments(
     ArtifactMismatchError
         Its segments are of different models.
     CommitConflictError
-        Fragments were rewritten meanwhile. The index stays as it was, and nothing is left behind.
+        Fragments were rewritten meanwhile, or others merged, dropped or replaced the index. It stays as they left it, and nothing is left
+        behind.
     """
     handle = Handle.of(dataset)
     at = handle.at(int(handle.latest().version))
@@ -111,7 +112,15 @@ def merge_segments(
     model_of(at, index)
     chosen = list(index.segments)[-(num_indices_to_merge or len(index.segments)) :]
     fragments = [fragment for uuid in chosen for fragment in index.segments[uuid]]
-    wanted = Wanted(name, "replace", index.field_id, index.path, index.index_type, index.metric)
+    wanted = Wanted(
+        name,
+        "replace",
+        index.field_id,
+        index.path,
+        index.index_type,
+        index.metric,
+        known=Known(frozenset(index.segments), {uuid: index.segments[uuid] for uuid in chosen}),
+    )
     check_name(at.dataset, wanted, fragments, frozenset())
     with attempt_of(handle, at) as attempt:
         segment, model, num_rows, dropped, missing = core.merge_segments(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,14 @@ def covering_fields(segment: Any) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Known:
+    """The index that is extended or merged, as it was when that began: its segments, and the fragments of those that ours is made of."""
+
+    segments: frozenset[str]
+    merged: Mapping[str, list[int]] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Wanted:
     """The index that is to be written."""
 
@@ -40,6 +49,8 @@ class Wanted:
     of_model: set[str] = dataclasses.field(default_factory=set)
     # Of a run, whose index is committed once.
     run_id: str | None = None
+    # Where it is about an index that is there: no other one is made, nor replaced.
+    known: Known | None = None
 
 
 def check_name(
@@ -63,6 +74,10 @@ def check_name(
     """
     name = wanted.name
     same = same_name(dataset, name)
+    if wanted.known is not None and not same:
+        raise CommitConflictError(
+            f"index {name!r} is not there any more: it was dropped, or an older version was restored; build it anew with create_index"
+        )
     for index in same:
         if list(index.fields) != [wanted.field_id]:
             raise InvalidInputError(
@@ -79,12 +94,13 @@ def check_name(
     staying: dict[int, tuple[Any, Any]] = {}
     gone: set[str] = set()
     since: set[str] = set()
-    replaced = False
+    replaced: set[str] = set()
+    idle: set[str] = set()
     for index in same:
         for segment in index.segments:
             covered = set(segment.fragment_ids) & there
             if covered & intended:
-                replaced = True
+                replaced.add(str(segment.uuid))
                 losing |= covered - intended
                 if covered - intended:
                     gone.add(str(segment.uuid))
@@ -92,8 +108,10 @@ def check_name(
                 staying |= dict.fromkeys(covered, (index, segment))
                 if covered <= may_lose:
                     since.add(str(segment.uuid))
-            elif wanted.mode == "replace" or not segment.fragment_ids:
-                gone.add(str(segment.uuid))
+            else:
+                idle.add(str(segment.uuid))
+                if wanted.mode == "replace" or not segment.fragment_ids:
+                    gone.add(str(segment.uuid))
             if covered & intended and wanted.mode == "append":
                 raise CommitConflictError(
                     f"index {name!r} covers fragments {few(covered & intended)} already; a segment that is appended must cover others"
@@ -113,6 +131,9 @@ def check_name(
             f"fragment_ids: index {name!r} also covers fragments {few(losing - may_lose)}, which would lose their index; build all "
             "of its fragments, or choose another name"
         )
+    if wanted.known is not None:
+        now = {str(segment.uuid) for index in same for segment in index.segments}
+        _check_known(name, wanted.known, now, replaced, idle, there)
     for index, segment in {str(s.uuid): (i, s) for i, s in staying.values()}.values():
         try:
             _check_fits(dataset, index, segment, wanted, trains)
@@ -122,6 +143,26 @@ def check_name(
                 raise
             gone.add(str(segment.uuid))
     return gone
+
+
+def _check_known(
+    name: str, known: Known, now: set[str], replaced: set[str], idle: set[str], there: set[int]
+) -> None:
+    """Whether what would be replaced, or covers nothing, is of the index that was worked on. Others may have built what has its name now.
+
+    A segment of the same model that is another one is refused too: nobody can tell whether it holds the same rows.
+    """
+    strange = (replaced - known.merged.keys()) | (idle - known.segments)
+    # Lance takes a segment out when all of its rows are deleted.
+    lost = [uuid for uuid, fragments in known.merged.items() if uuid not in now and there & set(fragments)]
+    if strange or lost:
+        raise CommitConflictError(
+            f"index {name!r} is another one by now: "
+            + (f"its segments {few(strange)} came meanwhile and would be replaced" if strange else "")
+            + ("; " if strange and lost else "")
+            + (f"its segments {few(lost)} are gone" if lost else "")
+            + "; it stays as it is now. Repeat the call, if it is still wanted"
+        )
 
 
 def _check_fits(dataset: lance.LanceDataset, index: Any, segment: Any, wanted: Wanted, trains: bool) -> None:
