@@ -27,6 +27,8 @@ class CommittedIndex:
         None where it does not say it.
     m, ef_construction, max_level : int
         Of its graphs, where it has any.
+    hints : dict
+        What its details say of who built it, and how.
     """
 
     name: str
@@ -38,6 +40,7 @@ class CommittedIndex:
     ef_construction: int
     max_level: int
     segments: dict[str, list[int]]
+    hints: dict[str, str]
 
     @classmethod
     def of(cls, at: Handle, name: str) -> CommittedIndex:
@@ -75,6 +78,7 @@ class CommittedIndex:
             int(graph.get("construction_ef", 150)),
             int(graph.get("max_level", 7)),
             {str(s.uuid): sorted(set(s.fragment_ids) & there) for s in segments},
+            dict(index.details.get("runtime_hints") or {}),
         )
 
     def covered(self) -> set[int]:

@@ -16,6 +16,7 @@ from ._dataset import Handle
 from ._index import CommittedIndex, model_of
 from ._process import terminable
 from ._progress import reporter
+from ._run_files import HINT
 from ._wanted import Known, Wanted, check_name
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def merge_segments(
             m=index.m,
             ef_construction=index.ef_construction,
             max_level=index.max_level,
-            hints=provenance(None),
+            hints={**provenance(None), **_run_of(at, index, chosen)},
             sync=sync,
             memory_limit=memory_limit,
             progress=reporter(progress),
@@ -143,3 +144,11 @@ def merge_segments(
             return Merge(name, None, (), num_rows, dropped, missing, left)
         commit_segment(attempt, dataclasses.replace(wanted, model=model), segment)
         return Merge(name, attempt.uuid, tuple(chosen), num_rows, dropped, missing, left)
+
+
+def _run_of(at: Handle, index: CommittedIndex, chosen: list[str]) -> dict[str, str]:
+    """The hint by which a run knows its index, where one of the segments has it: what comes of them has its rows. Stock keeps it too."""
+    run_id = index.hints.get(HINT)
+    if run_id and set(core.segments_with(at.core, index.name, run_id)) & set(chosen):
+        return {HINT: run_id}
+    return {}
