@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 import lance
+from lance.commit import CommitConflictError as CommitConflict
 from lance.dataset import Index, LanceOperation
 
 from . import _lance_artifact as core
@@ -239,7 +241,7 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
                 raise
             if happened:
                 return Committed(version, base, index, previous)
-            if not _is_conflict(error):
+            if not is_conflict(error):
                 raise
             # Whether the other change matters is for the next round's comparison to say.
             conflict = error
@@ -276,7 +278,7 @@ def readable_commit(name: str, handle: Handle) -> Iterator[None]:
     except LanceArtifactError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        kind = CommitConflictError if _is_conflict(error) else StorageError
+        kind = CommitConflictError if is_conflict(error) else StorageError
         raise kind(
             f"index {name!r} of {handle.core.uri} was not committed; the previous one stays. {lance_says(error)}"
         ) from error
@@ -287,9 +289,17 @@ def _is_error(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def _is_conflict(error: BaseException) -> bool:
-    text = str(error).lower()
-    return any(word in text for word in ("conflict", "incompatible", "concurrent", "contention"))
+# How Lance's errors of each kind begin. What follows names buckets and paths, which may be called anything.
+_CONFLICT = re.compile(
+    r"((lanceerror\(\w+\)|(wrapped|cloned|external|query execution) error): )*"
+    r"(commit conflict for version|retryable commit conflict|incompatible transaction|too many concurrent writers|version conflict error)",
+    re.IGNORECASE,
+)
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether Lance says that another change of the dataset came first, and so that its commit did not happen."""
+    return isinstance(error, CommitConflict) or _CONFLICT.match(str(error).strip()) is not None
 
 
 def _may_come(error: BaseException, handle: Handle) -> bool:
@@ -297,12 +307,12 @@ def _may_come(error: BaseException, handle: Handle) -> bool:
     if not _is_error(error):
         return True
     remote = "://" in handle.location and not handle.location.startswith(("file", "memory"))
-    return remote and not _is_conflict(error) and not isinstance(error, ValueError)
+    return remote and not is_conflict(error) and not isinstance(error, ValueError)
 
 
 def _translated(error: BaseException, name: str, attempt: Attempt) -> LanceArtifactError:
     message = f"index {name!r} of {attempt.at.core.uri} was not committed"
-    if _is_conflict(error):
+    if is_conflict(error):
         return CommitConflictError(
             f"{message}: another change of the dataset came first; build again from the latest version. {lance_says(error)}"
         )
