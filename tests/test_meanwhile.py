@@ -159,6 +159,7 @@ def test_what_is_extended_may_be_merged_meanwhile(
     before_commit(monkeypatch, lambda: la.merge_segments(ds.uri, NAME), _extend)
     done = la.extend_index(ds, NAME, backend="cpu", measure_fit=False)
     assert done.segment in segments(ds) and sorted(map(sorted, segments(ds).values())) == [[0, 1, 2, 3], [4]]
+    assert done.num_segments == 2
 
 
 def test_all_rows_of_a_merged_segment_may_be_deleted_meanwhile(

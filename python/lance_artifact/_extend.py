@@ -20,7 +20,7 @@ from ._checked import checked
 from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle
 from ._fit import ModelFit, errors, skew
-from ._index import CommittedIndex, model_of
+from ._index import CommittedIndex, model_of, segments_now
 from ._lance_artifact import CpuEncoder, IvfPqModel
 from ._log import LOGGER, log
 from ._process import temporary_artifact, terminable
@@ -202,9 +202,8 @@ def extend_index(
         if fit is not None:
             log("fit", "{fit}", fit=str(fit), ratio=fit.ratio)
         dropped = artifact.manifest.get("rows", {}).get("dropped", {})
-        return Extension(
-            name, attempt.uuid, tuple(open_ids), segment.num_rows, dropped, len(index.segments) + 1, fit
-        )
+        count = segments_now(handle, name, len(index.segments) + 1)
+        return Extension(name, attempt.uuid, tuple(open_ids), segment.num_rows, dropped, count, fit)
 
 
 def _fit(

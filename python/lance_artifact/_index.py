@@ -85,6 +85,15 @@ class CommittedIndex:
         return {fragment for fragments in self.segments.values() for fragment in fragments}
 
 
+def segments_now(handle: Handle, name: str, otherwise: int) -> int:
+    """How many segments an index has that was just committed. Others may have added or merged some meanwhile."""
+    try:
+        return len([s for index in same_name(handle.user, name) for s in index.segments]) or otherwise
+    except LanceArtifactError:
+        # It is committed, whatever cannot be said of it.
+        return otherwise
+
+
 def model_of(at: Handle, index: CommittedIndex) -> IvfPqModel:
     """The model of its segments.
 

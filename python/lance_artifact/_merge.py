@@ -13,7 +13,7 @@ from ._calls import awaited
 from ._checked import checked
 from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle
-from ._index import CommittedIndex, model_of
+from ._index import CommittedIndex, model_of, segments_now
 from ._process import terminable
 from ._progress import reporter
 from ._run_files import HINT
@@ -143,7 +143,8 @@ def merge_segments(
             handle.refresh()
             return Merge(name, None, (), num_rows, dropped, missing, left)
         commit_segment(attempt, dataclasses.replace(wanted, model=model), segment)
-        return Merge(name, attempt.uuid, tuple(chosen), num_rows, dropped, missing, left)
+        count = segments_now(handle, name, left)
+        return Merge(name, attempt.uuid, tuple(chosen), num_rows, dropped, missing, count)
 
 
 def _run_of(at: Handle, index: CommittedIndex, chosen: list[str]) -> dict[str, str]:
