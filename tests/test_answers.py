@@ -207,6 +207,39 @@ def test_a_dataset_that_is_removed(
         la.finalize(ds, "vector", artifact, replace=True)
 
 
+S3_SAYS = (
+    "LanceError(IO): Generic S3 error: Error performing PUT http://127.0.0.1:9000/concurrent/t.lance/_versions/3.manifest in 1.2s, after 3 "
+    "retries - Server returned non-2xx status code: 500 Internal Server Error: <Error><BucketName>conflict</BucketName><Key>write "
+    "contention/t.lance</Key></Error>, /home/x/lance-io/src/object_writer.rs:689:9"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        (
+            "Commit conflict for version 4: Failed to commit the transaction after 0 retries., /a/b.rs:1:2",
+            True,
+        ),
+        ("Retryable commit conflict for version 3: preempted by concurrent transaction CreateIndex", True),
+        ("Incompatible transaction: 3 was removed by a concurrent transaction. Please retry.", True),
+        ("Too many concurrent writers. 5 retries due to manifest contention", True),
+        ("LanceError(IO): External error: Commit conflict for version 4: x", True),
+        (S3_SAYS, False),
+        ("LanceError(IO): Object at location /data/concurrent/incompatible/t.lance not written", False),
+        ("LanceError(IO): Generic S3 error: bucket conflict: operation timed out", False),
+        ("Not found: conflict/t.lance/_versions/3.manifest", False),
+    ],
+)
+def test_a_conflict_is_told_by_its_kind(text: str, is_one: bool) -> None:
+    """Names of buckets, folders and files are in the text too."""
+    assert _commit.is_conflict(OSError(text)) == is_one
+
+
+def test_pylances_own_conflict_is_one() -> None:
+    assert _commit.is_conflict(lance.commit.CommitConflictError("somebody else was first"))
+
+
 def test_what_lance_says_ends_without_a_place_in_its_source() -> None:
     for text, shown in (
         (

@@ -19,7 +19,9 @@ import pyarrow as pa
 import pytest
 
 import lance_artifact as la
+from commits import before_commit, folders
 from conftest import column, stored, stored_in, vectors
+from lance_artifact import _run_commit
 from lance_artifact import ray as driver
 from local_s3 import BUCKET, s3_server
 from test_extend import DIM, ROWS, K, M, append, segments
@@ -97,6 +99,45 @@ def test_extend(write: Callable[..., Any], tmp_path: Path) -> None:
     again = driver.extend_index(ds, "vector_idx", artifact_uri=tmp_path / "run", num_workers=2)
     assert again.segment == done.segment and len(segments(ds)) == 2
     assert driver.extend_index(ds, "vector_idx", artifact_uri=tmp_path / "other").segment is None
+
+
+def test_an_extension_of_an_index_that_was_built_anew_without_it(
+    write: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Of the same model: what the run had added is not there any more, and is added again."""
+    ds = write(vectors(ROWS, DIM))
+    la.create_index(ds, "vector", backend="cpu", **ASK)
+    append(ds, vectors(500, DIM, seed=1))
+    done = driver.extend_index(ds, "vector_idx", artifact_uri=tmp_path / "run", num_workers=1)
+    model = la.IvfPqModel.from_index(ds, "vector_idx")
+    ds.drop_index("vector_idx")
+    la.create_index(
+        ds,
+        "vector",
+        fragment_ids=[0, 1, 2],
+        ivf_centroids=model.ivf_centroids,
+        pq_codebook=model.pq_codebook,
+        num_sub_vectors=M,
+        backend="cpu",
+    )
+    again = driver.extend_index(ds, "vector_idx", artifact_uri=tmp_path / "run", num_workers=1)
+    assert again.segment != done.segment and segments(ds)[str(again.segment)] == {3}
+    assert (again.num_rows, again.num_segments) == (500, 2)
+
+
+def test_an_index_that_is_dropped_while_it_is_extended(
+    write: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = write(vectors(ROWS, DIM))
+    la.create_index(ds, "vector", backend="cpu", **ASK)
+    append(ds, vectors(500, DIM, seed=1))
+    there = folders(ds)
+    before_commit(monkeypatch, lambda: lance.dataset(ds.uri).drop_index("vector_idx"), _run_commit)
+    with pytest.raises(la.CommitConflictError, match="not there any more"):
+        driver.extend_index(ds, "vector_idx", artifact_uri=tmp_path / "run", num_workers=1)
+    assert lance.dataset(ds.uri).describe_indices() == [] and folders(ds) == there
+    with pytest.raises(la.InvalidInputError, match="does not exist"):
+        driver.extend_index(ds, "vector_idx", artifact_uri=tmp_path / "run", num_workers=1)
 
 
 def test_a_sample_that_is_more_than_a_worker_holds(

@@ -1,9 +1,10 @@
-"""The commit of a segment through the user's pylance handle, and what must hold before and after it."""
+"""The commit of a segment through the user's pylance handle, and what must hold after it."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,23 +13,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 import lance
+from lance.commit import CommitConflictError as CommitConflict
 from lance.dataset import Index, LanceOperation
 
 from . import _lance_artifact as core
-from ._arguments import Mode
 from ._cancel import poll, shielded
-from ._dataset import Handle, readable
+from ._dataset import Handle
 from ._log import LOGGER, log
 from ._says import lance_says
 from ._undo import TRIES, Committed, answers_rightly, coverage, made_by, manifest, undo, versions_down
-from .exceptions import (
-    ArtifactMismatchError,
-    CommitConflictError,
-    IndexExistsError,
-    InvalidInputError,
-    LanceArtifactError,
-    StorageError,
-)
+from ._wanted import Wanted, check_again, few
+from .exceptions import CommitConflictError, LanceArtifactError, StorageError
 
 T = TypeVar("T")
 
@@ -37,158 +32,6 @@ POLL_SECONDS = 0.05
 
 # Seconds that a Ctrl-C waits for the answer of a commit that was sent.
 ANSWER_SECONDS = 10.0
-
-
-def same_name(dataset: lance.LanceDataset, name: str) -> list[Any]:
-    with readable("the dataset's indexes"):
-        return [index for index in dataset.describe_indices() if index.name == name]
-
-
-def covering_fields(segment: Any) -> list[int]:
-    """Columns of the table that a segment carries; pylance before 13 has no such segments."""
-    return list(getattr(segment, "covering_fields", ()))
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The index that is to be written."""
-
-    name: str
-    mode: Mode
-    field_id: int
-    path: str
-    index_type: str
-    # None where only the artifacts know.
-    metric: str | None
-    # Its fingerprint, and the segments that were found to have the same; None where it is not known yet.
-    model: str | None = None
-    of_model: set[str] = dataclasses.field(default_factory=set)
-    # Of a run, whose index is committed once.
-    run_id: str | None = None
-
-
-def check_name(
-    dataset: lance.LanceDataset,
-    wanted: Wanted,
-    fragment_ids: list[int],
-    may_lose: frozenset[int],
-    *,
-    trains: bool = False,
-) -> set[str]:
-    """Whether the index can be written over these fragments.
-
-    Of an index of that name the segments over these fragments are replaced, and those over others stay; with ``mode="append"`` it gets
-    one more segment, and must cover none of them. Fragments of ``may_lose`` may lose their index. ``trains``: the model is to be
-    trained, so that nothing can stay beside it.
-
-    Returns
-    -------
-    set of str
-        The segments that have to go and that Lance would let stand: those that reach further, and those that cover nothing any more.
-    """
-    name = wanted.name
-    same = same_name(dataset, name)
-    for index in same:
-        if list(index.fields) != [wanted.field_id]:
-            raise InvalidInputError(
-                f"name: index {name!r} is on {list(index.field_names)}, not on {wanted.path!r}; choose another name"
-            )
-    if same and wanted.mode == "create":
-        raise IndexExistsError(
-            f"Index name '{name}' already exists, please specify a different name or use replace=True"
-        )
-    with readable("the dataset's fragments"):
-        there = {f.fragment_id for f in dataset.get_fragments()}
-    intended = set(fragment_ids)
-    losing: set[int] = set()
-    staying: dict[int, tuple[Any, Any]] = {}
-    gone: set[str] = set()
-    since: set[str] = set()
-    replaced = False
-    for index in same:
-        for segment in index.segments:
-            covered = set(segment.fragment_ids) & there
-            if covered & intended:
-                replaced = True
-                losing |= covered - intended
-                if covered - intended:
-                    gone.add(str(segment.uuid))
-            elif covered:
-                staying |= dict.fromkeys(covered, (index, segment))
-                if covered <= may_lose:
-                    since.add(str(segment.uuid))
-            elif wanted.mode == "replace" or not segment.fragment_ids:
-                gone.add(str(segment.uuid))
-            if covered & intended and wanted.mode == "append":
-                raise CommitConflictError(
-                    f"index {name!r} covers fragments {_few(covered & intended)} already; a segment that is appended must cover others"
-                )
-    if staying and not replaced and wanted.mode == "replace" and staying.keys() <= may_lose:
-        raise CommitConflictError(
-            f"index {name!r} covers fragments {_few(staying)}, all of which came since the version that is to be indexed: its fragments were "
-            "compacted or written anew; open the dataset again and build from the latest version"
-        )
-    if staying and not replaced and wanted.mode == "replace":
-        raise InvalidInputError(
-            f"replace: index {name!r} covers fragments {_few(staying)}, none of which is built, and would not be replaced; to add a "
-            'segment to it pass append=True (mode="append" to finalize), or call extend_index'
-        )
-    if losing - may_lose:
-        raise InvalidInputError(
-            f"fragment_ids: index {name!r} also covers fragments {_few(losing - may_lose)}, which would lose their index; build all "
-            "of its fragments, or choose another name"
-        )
-    for index, segment in {str(s.uuid): (i, s) for i, s in staying.values()}.values():
-        try:
-            _check_fits(dataset, index, segment, wanted, trains)
-        except (InvalidInputError, ArtifactMismatchError):
-            # Others indexed rows that came while this one was built anew, with the old model: those go back to being scanned.
-            if not replaced or wanted.mode != "replace" or str(segment.uuid) not in since:
-                raise
-            gone.add(str(segment.uuid))
-    return gone
-
-
-def _check_fits(dataset: lance.LanceDataset, index: Any, segment: Any, wanted: Wanted, trains: bool) -> None:
-    """A segment that stays beside ours: queries are planned for both at once."""
-    theirs = (index.index_type, str(index.details.get("metric_type", "")).lower() or None)
-    ours = (wanted.index_type, wanted.metric or theirs[1])
-    if theirs[1] is None:
-        ours = (ours[0], None)
-    if theirs != ours or covering_fields(segment):
-        raise InvalidInputError(
-            f"name: index {wanted.name!r} has a segment over fragments {_few(segment.fragment_ids)} that would stay, of type "
-            f"{theirs[0]} and metric {theirs[1]}; one of {ours[0]} and {ours[1]} cannot be put beside it. Build all of its fragments, or "
-            "choose another name"
-        )
-    if trains and wanted.model is None:
-        raise ArtifactMismatchError(
-            f"index {wanted.name!r} has a segment over fragments {_few(segment.fragment_ids)} that would stay, and segments of one index "
-            f"must be of one model; one trained now would be another. Call extend_index(dataset, {wanted.name!r}), pass the ivf_centroids "
-            f"and pq_codebook of IvfPqModel.from_index(dataset, {wanted.name!r}), or build all of its fragments"
-        )
-    theirs_uuid = str(segment.uuid)
-    if wanted.model is None or theirs_uuid in wanted.of_model:
-        return
-    model = core.model_of_index(Handle.of(dataset).core, wanted.name, [theirs_uuid])
-    if model.fingerprint != wanted.model:
-        raise ArtifactMismatchError(
-            f"index {wanted.name!r} has a segment over fragments {_few(segment.fragment_ids)} that would stay, of another model "
-            f"({model.num_partitions} partitions, {model.num_sub_vectors} sub-vectors); segments of one index must be of one model: encode "
-            f"with IvfPqModel.from_index(dataset, {wanted.name!r}), build all of its fragments, or choose another name"
-        )
-    wanted.of_model.add(theirs_uuid)
-
-
-def check_latest(
-    handle: Handle, at: Handle, wanted: Wanted, fragment_ids: list[int], *, trains: bool = False
-) -> None:
-    """`check_name` before a build: in the latest version, where fragments that came since that of ``at`` may lose their index.
-
-    Both are of one look at the dataset: what came between two would be taken for something that was there all along.
-    """
-    latest = handle.latest()
-    check_name(latest, wanted, fragment_ids, at.fragments_since(latest), trains=trains)
 
 
 class AlreadyCommitted(LanceArtifactError):
@@ -343,7 +186,7 @@ def _wrong(at: Handle, segment: core._Segment, done: Committed) -> str | None:
         return None
     lost = sorted(done.fragment_ids - covered)
     if lost:
-        return f"it does not cover fragments {_few(lost)}: they were rewritten since version {at.version}"
+        return f"it does not cover fragments {few(lost)}: they were rewritten since version {at.version}"
     return None
 
 
@@ -361,7 +204,7 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
         if wanted.run_id and core.segments_with(Handle.of(base).core, name, wanted.run_id):
             raise AlreadyCommitted(f"index {name!r} of run {wanted.run_id} is committed")
         # Lance extends an index to fragments that an update of other columns wrote; ours may not reach as far.
-        gone = _check_again(base, wanted, ids, frozenset(new_fragments))
+        gone = check_again(base, wanted, ids, frozenset(new_fragments))
         index = Index(
             uuid=segment.uuid,
             name=name,
@@ -398,7 +241,7 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
                 raise
             if happened:
                 return Committed(version, base, index, previous)
-            if not _is_conflict(error):
+            if not is_conflict(error):
                 raise
             # Whether the other change matters is for the next round's comparison to say.
             conflict = error
@@ -406,18 +249,6 @@ def _commit(attempt: Attempt, wanted: Wanted, segment: core._Segment) -> Committ
         f"index {name!r} was not committed: {TRIES} times another change of the dataset came first; finalize again. "
         f"{lance_says(conflict)}"
     ) from conflict
-
-
-def _check_again(
-    base: lance.LanceDataset, wanted: Wanted, fragment_ids: list[int], may_lose: frozenset[int]
-) -> set[str]:
-    """`check_name` right before the commit. The index fitted when the call began: what does not fit now came meanwhile."""
-    try:
-        return check_name(base, wanted, fragment_ids, may_lose)
-    except (InvalidInputError, ArtifactMismatchError) as error:
-        raise CommitConflictError(
-            f"index {wanted.name!r} changed while this segment of it was built; repeat the call. Now {error}"
-        ) from error
 
 
 def _index(name: str, found: dict[str, Any]) -> Index:
@@ -447,7 +278,7 @@ def readable_commit(name: str, handle: Handle) -> Iterator[None]:
     except LanceArtifactError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        kind = CommitConflictError if _is_conflict(error) else StorageError
+        kind = CommitConflictError if is_conflict(error) else StorageError
         raise kind(
             f"index {name!r} of {handle.core.uri} was not committed; the previous one stays. {lance_says(error)}"
         ) from error
@@ -458,9 +289,17 @@ def _is_error(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def _is_conflict(error: BaseException) -> bool:
-    text = str(error).lower()
-    return any(word in text for word in ("conflict", "incompatible", "concurrent", "contention"))
+# How Lance's errors of each kind begin. What follows names buckets and paths, which may be called anything.
+_CONFLICT = re.compile(
+    r"((lanceerror\(\w+\)|(wrapped|cloned|external|query execution) error): )*"
+    r"(commit conflict for version|retryable commit conflict|incompatible transaction|too many concurrent writers|version conflict error)",
+    re.IGNORECASE,
+)
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether Lance says that another change of the dataset came first, and so that its commit did not happen."""
+    return isinstance(error, CommitConflict) or _CONFLICT.match(str(error).strip()) is not None
 
 
 def _may_come(error: BaseException, handle: Handle) -> bool:
@@ -468,12 +307,12 @@ def _may_come(error: BaseException, handle: Handle) -> bool:
     if not _is_error(error):
         return True
     remote = "://" in handle.location and not handle.location.startswith(("file", "memory"))
-    return remote and not _is_conflict(error) and not isinstance(error, ValueError)
+    return remote and not is_conflict(error) and not isinstance(error, ValueError)
 
 
 def _translated(error: BaseException, name: str, attempt: Attempt) -> LanceArtifactError:
     message = f"index {name!r} of {attempt.at.core.uri} was not committed"
-    if _is_conflict(error):
+    if is_conflict(error):
         return CommitConflictError(
             f"{message}: another change of the dataset came first; build again from the latest version. {lance_says(error)}"
         )
@@ -512,8 +351,3 @@ def _look_for(
         return coverage(latest, segment_uuid) is not None, None
     except Exception:
         return None, None
-
-
-def _few(ids: Any) -> str:
-    listed = sorted(ids)
-    return f"{listed[:10]}" + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")

@@ -34,7 +34,7 @@ from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._cancel import poll, shielded
 from ._checked import checked
-from ._commit import Wanted, check_latest, check_name, readable_commit
+from ._commit import readable_commit
 from ._dataset import Handle, vector_column
 from ._evaluate import check_recall
 from ._finalize import finalize
@@ -44,6 +44,7 @@ from ._process import temporary_artifact, terminable
 from ._pylance import PylanceArguments, centroids_of_file, check_pylance_arguments, commit_empty_index
 from ._resume import create_by_run, is_run
 from ._train import TooFewVectors, train_handle
+from ._wanted import Wanted, check_latest, check_name
 from .backends import Backend, resolve_accelerator, resolve_backend
 from .exceptions import InvalidInputError
 

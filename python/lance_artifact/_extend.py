@@ -17,14 +17,15 @@ from ._assign import check_assign
 from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._checked import checked
-from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
+from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle
 from ._fit import ModelFit, errors, skew
-from ._index import CommittedIndex, model_of
+from ._index import CommittedIndex, model_of, segments_now
 from ._lance_artifact import CpuEncoder, IvfPqModel
 from ._log import LOGGER, log
 from ._process import temporary_artifact, terminable
 from ._progress import reporter
+from ._wanted import Known, Wanted, check_name
 from .backends import Backend, resolve_backend
 from .exceptions import InvalidInputError, LanceArtifactError
 
@@ -122,7 +123,7 @@ def extend_index(
     InvalidInputError
         There is no such index, it is of another type, or fragments are covered already.
     CommitConflictError
-        The fragments were rewritten, or indexed by somebody else, meanwhile. Nothing is left behind.
+        The fragments were rewritten, or indexed by somebody else, meanwhile, or the index was dropped or built anew. Nothing is left behind.
     ArtifactMismatchError
         The index has segments of different models.
     See also `build_artifact`.
@@ -151,7 +152,14 @@ def extend_index(
         handle.refresh()
         return Extension(name, None, (), 0, {}, len(index.segments), None)
     wanted = Wanted(
-        name, "append", index.field_id, index.path, index.index_type, model.metric, model.fingerprint
+        name,
+        "append",
+        index.field_id,
+        index.path,
+        index.index_type,
+        model.metric,
+        model.fingerprint,
+        known=Known(frozenset(index.segments)),
     )
     wanted.of_model.update(index.segments)
     check_name(at.dataset, wanted, open_ids, frozenset())
@@ -194,9 +202,8 @@ def extend_index(
         if fit is not None:
             log("fit", "{fit}", fit=str(fit), ratio=fit.ratio)
         dropped = artifact.manifest.get("rows", {}).get("dropped", {})
-        return Extension(
-            name, attempt.uuid, tuple(open_ids), segment.num_rows, dropped, len(index.segments) + 1, fit
-        )
+        count = segments_now(handle, name, len(index.segments) + 1)
+        return Extension(name, attempt.uuid, tuple(open_ids), segment.num_rows, dropped, count, fit)
 
 
 def _fit(

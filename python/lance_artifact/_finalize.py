@@ -19,12 +19,13 @@ from ._arguments import (
 from ._artifacts import common_version, covered, open_artifacts
 from ._calls import awaited
 from ._checked import checked
-from ._commit import Wanted, attempt_of, check_latest, commit_segment, provenance
+from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle, vector_column
 from ._lance_artifact import Artifact, IvfPqModel
 from ._log import stage
 from ._process import terminable
 from ._progress import reporter
+from ._wanted import Wanted, check_latest
 
 if TYPE_CHECKING:
     import lance

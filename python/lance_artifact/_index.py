@@ -7,9 +7,9 @@ from typing import Any
 
 from . import _lance_artifact as core
 from ._arguments import INDEX_TYPES
-from ._commit import covering_fields, same_name
 from ._dataset import Handle
 from ._lance_artifact import IvfPqModel
+from ._wanted import covering_fields, same_name
 from .exceptions import InvalidInputError, LanceArtifactError
 
 
@@ -27,6 +27,8 @@ class CommittedIndex:
         None where it does not say it.
     m, ef_construction, max_level : int
         Of its graphs, where it has any.
+    hints : dict
+        What its details say of who built it, and how.
     """
 
     name: str
@@ -38,6 +40,7 @@ class CommittedIndex:
     ef_construction: int
     max_level: int
     segments: dict[str, list[int]]
+    hints: dict[str, str]
 
     @classmethod
     def of(cls, at: Handle, name: str) -> CommittedIndex:
@@ -75,10 +78,20 @@ class CommittedIndex:
             int(graph.get("construction_ef", 150)),
             int(graph.get("max_level", 7)),
             {str(s.uuid): sorted(set(s.fragment_ids) & there) for s in segments},
+            dict(index.details.get("runtime_hints") or {}),
         )
 
     def covered(self) -> set[int]:
         return {fragment for fragments in self.segments.values() for fragment in fragments}
+
+
+def segments_now(handle: Handle, name: str, otherwise: int) -> int:
+    """How many segments an index has that was just committed. Others may have added or merged some meanwhile."""
+    try:
+        return len([s for index in same_name(handle.user, name) for s in index.segments]) or otherwise
+    except LanceArtifactError:
+        # It is committed, whatever cannot be said of it.
+        return otherwise
 
 
 def model_of(at: Handle, index: CommittedIndex) -> IvfPqModel:

@@ -11,7 +11,7 @@ import wrapt
 
 from ._cancel import in_thread
 from ._create_index import create_index
-from ._pylance import MARK, asks_for_cuvs
+from ._pylance import MARK, asks_for_cuvs, put_over, replaced_by
 from .exceptions import InvalidInputError, UnsupportedError
 
 # LanceDB's configurations of what is built here.
@@ -82,6 +82,8 @@ def _bound(original: Any) -> Callable[..., dict[str, Any] | None]:
         signature = signature.replace(parameters=[*signature.parameters.values(), keyword])
 
     def bind(args: Any, kwargs: Any) -> dict[str, Any] | None:
+        if not _state["registered"]:
+            return None
         try:
             call = signature.bind(*args, **kwargs)
         except TypeError:
@@ -167,9 +169,7 @@ def _wrap(module: Any) -> None:
             # Releases of LanceDB differ in what they have.
             current = vars(owner).get(name)
             if current is not None and not hasattr(current, MARK):
-                made = wrap(current)
-                setattr(made, MARK, current)
-                setattr(owner, name, made)
+                setattr(owner, name, put_over(current, wrap(current)))
                 _wrapped.append((owner, name))
 
 
@@ -188,8 +188,9 @@ def register_lancedb() -> None:
 
 def unregister_lancedb() -> None:
     _state["registered"] = False
-    while _wrapped:
-        owner, name = _wrapped.pop()
-        original = getattr(vars(owner).get(name), MARK, None)
+    for owner, name in list(_wrapped):
+        original = replaced_by(vars(owner).get(name))
+        # What others have put over ours stays.
         if original is not None:
             setattr(owner, name, original)
+            _wrapped.remove((owner, name))

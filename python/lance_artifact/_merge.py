@@ -11,11 +11,13 @@ from . import _lance_artifact as core
 from ._arguments import Progress
 from ._calls import awaited
 from ._checked import checked
-from ._commit import Wanted, attempt_of, check_name, commit_segment, provenance
+from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle
-from ._index import CommittedIndex, model_of
+from ._index import CommittedIndex, model_of, segments_now
 from ._process import terminable
 from ._progress import reporter
+from ._run_files import HINT
+from ._wanted import Known, Wanted, check_name
 
 if TYPE_CHECKING:
     import lance
@@ -102,7 +104,8 @@ def merge_segments(
     ArtifactMismatchError
         Its segments are of different models.
     CommitConflictError
-        Fragments were rewritten meanwhile. The index stays as it was, and nothing is left behind.
+        Fragments were rewritten meanwhile, or others merged, dropped or replaced the index. It stays as they left it, and nothing is left
+        behind.
     """
     handle = Handle.of(dataset)
     at = handle.at(int(handle.latest().version))
@@ -110,7 +113,15 @@ def merge_segments(
     model_of(at, index)
     chosen = list(index.segments)[-(num_indices_to_merge or len(index.segments)) :]
     fragments = [fragment for uuid in chosen for fragment in index.segments[uuid]]
-    wanted = Wanted(name, "replace", index.field_id, index.path, index.index_type, index.metric)
+    wanted = Wanted(
+        name,
+        "replace",
+        index.field_id,
+        index.path,
+        index.index_type,
+        index.metric,
+        known=Known(frozenset(index.segments), {uuid: index.segments[uuid] for uuid in chosen}),
+    )
     check_name(at.dataset, wanted, fragments, frozenset())
     with attempt_of(handle, at) as attempt:
         segment, model, num_rows, dropped, missing = core.merge_segments(
@@ -122,7 +133,7 @@ def merge_segments(
             m=index.m,
             ef_construction=index.ef_construction,
             max_level=index.max_level,
-            hints=provenance(None),
+            hints={**provenance(None), **_run_of(at, index, chosen)},
             sync=sync,
             memory_limit=memory_limit,
             progress=reporter(progress),
@@ -132,4 +143,13 @@ def merge_segments(
             handle.refresh()
             return Merge(name, None, (), num_rows, dropped, missing, left)
         commit_segment(attempt, dataclasses.replace(wanted, model=model), segment)
-        return Merge(name, attempt.uuid, tuple(chosen), num_rows, dropped, missing, left)
+        count = segments_now(handle, name, left)
+        return Merge(name, attempt.uuid, tuple(chosen), num_rows, dropped, missing, count)
+
+
+def _run_of(at: Handle, index: CommittedIndex, chosen: list[str]) -> dict[str, str]:
+    """The hint by which a run knows its index, where one of the segments has it: what comes of them has its rows. Stock keeps it too."""
+    run_id = index.hints.get(HINT)
+    if run_id and set(core.segments_with(at.core, index.name, run_id)) & set(chosen):
+        return {HINT: run_id}
+    return {}

@@ -30,10 +30,10 @@ from ._arguments import (
 from ._assign import check_assign
 from ._calls import awaited
 from ._checked import checked
-from ._commit import Wanted, check_latest
 from ._dataset import Handle, vector_column
 from ._estimate import Estimate, estimate, page
 from ._lance_artifact import IvfPqModel
+from ._wanted import Wanted, check_latest
 from .backends import Backend, TrainParams, resolve_backend
 from .exceptions import ArtifactMismatchError, CorruptArtifactError, InvalidInputError
 

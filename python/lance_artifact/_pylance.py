@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
@@ -14,8 +15,31 @@ from ._checked import nearest
 from ._log import LOGGER
 from .exceptions import InvalidInputError, InvalidTypeError, UnsupportedError
 
-# Where a function that was replaced keeps the one that was there before.
+# Where a function of ours keeps itself and the one that was there before. Others' wrappers of ours have it too: `functools.wraps` copies it.
 MARK = "__lance_artifact_original__"
+
+# Whether ours do anything, or call what they replaced: what others have wrapped stays where it is when all is undone.
+_state = {"registered": False}
+
+
+def set_registered(registered: bool) -> None:
+    _state["registered"] = registered
+
+
+def is_registered() -> bool:
+    return _state["registered"]
+
+
+def put_over(original: Any, function: Any) -> Any:
+    """Mark a function as ours that replaces another."""
+    setattr(function, MARK, (function, original))
+    return function
+
+
+def replaced_by(function: Any) -> Any:
+    """What was there before, where this very function is ours; else None."""
+    ours, original = getattr(function, MARK, (None, None))
+    return original if ours is function else None
 
 
 class PylanceArguments(TypedDict, total=False):
@@ -79,8 +103,13 @@ def check_pylance_arguments(
 
 def stock_create_index(dataset: lance.LanceDataset, *args: Any, **kwargs: Any) -> Any:
     """pylance's own, whoever has replaced it."""
-    original = getattr(LanceDataset.create_index, MARK, LanceDataset.create_index)
-    return original(dataset, *args, **kwargs)
+    return stock(LanceDataset.create_index)(dataset, *args, **kwargs)
+
+
+def stock(function: Any) -> Any:
+    """What a function did before ours was put over it, also where others have wrapped ours since."""
+    found = inspect.unwrap(function, stop=lambda each: replaced_by(each) is not None)
+    return replaced_by(found) or function
 
 
 def centroids_of_file(uri: str) -> Any:

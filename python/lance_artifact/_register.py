@@ -20,7 +20,16 @@ from ._create_index import create_index as build
 from ._dataset import Handle
 from ._finalize import finalize
 from ._lancedb_calls import register_lancedb, unregister_lancedb
-from ._pylance import MARK, asks_for_cuvs, check_pylance_arguments
+from ._pylance import (
+    MARK,
+    asks_for_cuvs,
+    check_pylance_arguments,
+    is_registered,
+    put_over,
+    replaced_by,
+    set_registered,
+    stock,
+)
 from ._train import train
 from ._uncommitted import create_index_uncommitted as create_uncommitted
 from .backends import resolve_accelerator
@@ -33,7 +42,7 @@ _URI = "precomputed_partition_artifact_uri"
 
 def pylance_knows_cuvs() -> bool:
     """Whether pylance itself takes accelerator="cuvs", in which case it is left alone."""
-    original = getattr(LanceDataset.create_index, MARK, LanceDataset.create_index)
+    original = stock(LanceDataset.create_index)
     texts = []
     for function in (original, LanceDataset._create_index_impl):
         with suppress(OSError, TypeError):
@@ -61,6 +70,8 @@ def _wrap_create_index(original: Any) -> Any:
 
     @functools.wraps(original)
     def create_index(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_registered():
+            return original(self, *args, **kwargs)
         uri = kwargs.get(_URI)
         if uri is None:
             # pylance takes any keyword, and would build as if it were not there.
@@ -87,8 +98,7 @@ def _wrap_create_index(original: Any) -> Any:
             )
         return _finalize(check("artifact_uri", uri), dataset, **given)
 
-    setattr(create_index, MARK, original)
-    return create_index
+    return put_over(original, create_index)
 
 
 # Those of `finalize`, and those that must agree with the artifact.
@@ -176,7 +186,7 @@ def _wrap_prepare(original: Any) -> Any:
         accelerator: Any = None,
         **kwargs: Any,
     ) -> Any:
-        if not asks_for_cuvs(accelerator):
+        if not is_registered() or not asks_for_cuvs(accelerator):
             return original(self, num_partitions, num_subvectors, accelerator=accelerator, **kwargs)
         metric = kwargs.pop("distance_type", "l2")
         column = self.column[0] if isinstance(self.column, list) else self.column
@@ -197,8 +207,7 @@ def _wrap_prepare(original: Any) -> Any:
         )
         return {"ivf_centroids": model.ivf_centroids, "pq_codebook": model.pq_codebook}
 
-    setattr(prepare_global_ivf_pq, MARK, original)
-    return prepare_global_ivf_pq
+    return put_over(original, prepare_global_ivf_pq)
 
 
 def _wrap_uncommitted(original: Any) -> Any:
@@ -206,7 +215,7 @@ def _wrap_uncommitted(original: Any) -> Any:
 
     @functools.wraps(original)
     def create_index_uncommitted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if "accelerator" not in kwargs and len(args) < 10:
+        if not is_registered() or ("accelerator" not in kwargs and len(args) < 10):
             return original(self, *args, **kwargs)
         given = _bind(signature, "create_index_uncommitted", (self, *args), kwargs)
         if not asks_for_cuvs(given.get("accelerator")):
@@ -219,8 +228,7 @@ def _wrap_uncommitted(original: Any) -> Any:
             raise InvalidInputError("train: got False, but a segment without rows is none to merge")
         return create_uncommitted(dataset, **given)
 
-    setattr(create_index_uncommitted, MARK, original)
-    return create_index_uncommitted
+    return put_over(original, create_index_uncommitted)
 
 
 def _wrap_train_ivf(original: Any) -> Any:
@@ -228,7 +236,7 @@ def _wrap_train_ivf(original: Any) -> Any:
     def train_ivf(
         self: Any, num_partitions: int | None = None, *, accelerator: Any = None, **kwargs: Any
     ) -> Any:
-        if not asks_for_cuvs(accelerator):
+        if not is_registered() or not asks_for_cuvs(accelerator):
             return original(self, num_partitions, accelerator=accelerator, **kwargs)
         from lance.indices import IvfModel
 
@@ -250,8 +258,7 @@ def _wrap_train_ivf(original: Any) -> Any:
         )
         return IvfModel(model.ivf_centroids, model.metric)
 
-    setattr(train_ivf, MARK, original)
-    return train_ivf
+    return put_over(original, train_ivf)
 
 
 _WRAPPED = (
@@ -275,17 +282,21 @@ def register() -> bool:
             return False
         for owner, name, wrap in _WRAPPED:
             current = getattr(owner, name)
+            # Also one that others have wrapped: ours is at work below it.
             if not hasattr(current, MARK):
                 setattr(owner, name, wrap(current))
+        set_registered(True)
         register_lancedb()
         return True
 
 
 def unregister() -> None:
-    """Give pylance its own functions back. Calling it again changes nothing."""
+    """Give pylance its own functions back. What others have put over ours stays, and does what it would over pylance's. Calling it again
+    changes nothing."""
     with _LOCK:
+        set_registered(False)
         for owner, name, _ in _WRAPPED:
-            original = getattr(getattr(owner, name), MARK, None)
+            original = replaced_by(getattr(owner, name))
             if original is not None:
                 setattr(owner, name, original)
         unregister_lancedb()

@@ -12,7 +12,6 @@ from ._calls import awaited
 from ._cancel import shielded
 from ._checked import checked
 from ._clean import clean_run
-from ._commit import Wanted, check_latest
 from ._dataset import Handle
 from ._lance_artifact import IvfPqModel
 from ._plan import planned_build
@@ -20,6 +19,7 @@ from ._process import terminable
 from ._run import Run
 from ._run_commit import is_committed
 from ._run_files import PLAN
+from ._wanted import Wanted, check_latest
 from .backends import Backend
 
 if TYPE_CHECKING:

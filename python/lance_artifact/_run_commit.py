@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 from . import _lance_artifact as core
 from ._arguments import Progress
 from ._cancel import shielded
-from ._commit import Wanted, attempt_of, check_latest, commit_segment, provenance
+from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle
 from ._index import CommittedIndex, model_of
 from ._lance_artifact import Artifact, IvfPqModel
 from ._log import stage
 from ._progress import reporter
 from ._run_files import COMMITTED, HINT
-from .exceptions import ArtifactMismatchError, InvalidInputError
+from ._wanted import Known, Wanted, check_latest, few, same_name
+from .exceptions import ArtifactMismatchError, CommitConflictError, InvalidInputError
 
 if TYPE_CHECKING:
     from ._run import Run
@@ -43,6 +44,7 @@ def build_and_commit(
         model.metric,
         model.fingerprint,
         run_id=run.run_id,
+        known=_appended_to(run, at),
     )
     check_latest(handle, at, wanted, plan.fragment_ids)
     with attempt_of(handle, at) as attempt:
@@ -75,26 +77,59 @@ def build_and_commit(
     return attempt.uuid
 
 
+def _appended_to(run: Run, at: Handle) -> Known | None:
+    """The index to which a run appends. One that was there when it was planned, and was dropped since, is not brought back in part."""
+    if run.plan.mode != "append":
+        return None
+    segments = [str(s.uuid) for index in same_name(at.dataset, run.plan.name) for s in index.segments]
+    return Known(frozenset(segments)) if segments else None
+
+
 def is_committed(run: Run, handle: Handle) -> bool:
-    """Whether the index of a run is there: as it was committed, or as what was made of that since."""
-    found = core.segments_with(Handle.of(handle.latest()).core, run.plan.name, run.run_id)
+    """Whether the index of a run is there: as it was committed, or as what was made of that since.
+
+    Raises
+    ------
+    CommitConflictError
+        That cannot be told.
+    """
+    plan = run.plan
+    latest = Handle.of(handle.latest())
+    found = core.segments_with(latest.core, plan.name, run.run_id)
     if found:
-        write_down(run, found[0], int(handle.latest().version))
+        write_down(run, found[0], latest.version)
         return True
     if run.committed() is None:
         return False
-    latest = Handle.of(handle.latest())
     model = run.model()
-    there = [index for index in latest.dataset.describe_indices() if index.name == run.plan.name]
-    if model is None or not there or there[0].index_type != run.plan.index_type:
+    if model is None or not same_name(latest.dataset, plan.name):
         return False
     # Extended or merged since, it is of the same model; anything else of that name is somebody else's.
     try:
-        return bool(
-            model_of(latest, CommittedIndex.of(latest, run.plan.name)).fingerprint == model.fingerprint
-        )
+        index = CommittedIndex.of(latest, plan.name)
+        if (index.index_type, index.field_id) != (plan.index_type, plan.field_id):
+            return False
+        if model_of(latest, index).fingerprint != model.fingerprint:
+            return False
     except (InvalidInputError, ArtifactMismatchError):
         return False
+    return _covers(run, latest, index)
+
+
+def _covers(run: Run, latest: Handle, index: CommittedIndex) -> bool:
+    """Whether an index of a run's model is of all of its rows: somebody may have dropped the run's own, and built another of less."""
+    there, planned = set(latest.fragment_ids()), set(run.plan.fragment_ids)
+    scanned = there - index.covered()
+    if scanned & planned:
+        return False
+    if not scanned or planned <= there:
+        return True
+    # A compaction puts rows that are indexed into fragments that are; those of an index that was dropped may be in any.
+    raise CommitConflictError(
+        f"index {index.name!r}: it cannot be told whether it has all rows of the run at {run.uri}, which was committed once: fragments "
+        f"{few(planned - there)} of the run were rewritten or emptied since, and fragments {few(scanned)} have no index now; call "
+        f"extend_index(dataset, {index.name!r}), or drop the index and build it anew in another folder"
+    )
 
 
 def write_down(run: Run, segment: str, version: int) -> None:

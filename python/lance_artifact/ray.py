@@ -327,7 +327,11 @@ def extend_index(
     run.finalize(handle.dataset, memory_limit=memory_limit, progress=progress)
     handle.refresh()
     now = CommittedIndex.of(Handle.of(handle.user), name)
-    committed = run.committed() or {}
+    segment = (run.committed() or {}).get("segment")
+    # Made again after it was dropped, it is another one than was written down.
+    found = core.segments_with(Handle.of(handle.user).core, name, run.run_id)
+    if found and segment not in found:
+        segment = found[0]
     artifacts = run.artifacts(model)
     covered = now.covered()
     left = [i for i in Handle.of(handle.user).fragment_ids() if i not in covered]
@@ -342,9 +346,7 @@ def extend_index(
         for reason, rows in artifact.manifest.get("rows", {}).get("dropped", {}).items():
             dropped[reason] = dropped.get(reason, 0) + rows
     rows = sum(artifact.num_rows for artifact in artifacts)
-    done = Extension(
-        name, committed.get("segment"), tuple(run.plan.fragment_ids), rows, dropped, len(now.segments), None
-    )
+    done = Extension(name, segment, tuple(run.plan.fragment_ids), rows, dropped, len(now.segments), None)
     if not keep_artifact:
         clean_run(run.uri, handle.dataset, everything=True, storage_options=run.storage_options)
     return done

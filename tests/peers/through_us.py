@@ -28,10 +28,9 @@ def _pylance() -> None:
     from lance.dataset import LanceDataset
 
     import lance_artifact as la
-    from lance_artifact._pylance import MARK
+    from lance_artifact._pylance import stock
 
-    current = LanceDataset.create_index
-    original = getattr(current, MARK, current)
+    original = stock(LanceDataset.create_index)
 
     @functools.wraps(original)
     def create_index(self: Any, column: Any, index_type: Any = None, *args: Any, **kwargs: Any) -> Any:
