@@ -162,8 +162,8 @@ def train(folder: str, limit: int, scale: float) -> Any:
 WIDTH = 16
 
 
-def skewed(folder: str, rows: int, artifacts: int) -> Any:
-    """A table of four fragments, encoded into some artifacts: three of four rows in partition 3 of 16."""
+def skewed(folder: str, rows: int, artifacts: int, partitions: int = 16) -> Any:
+    """A table of four fragments, encoded into some artifacts: of 16 partitions, three of four rows in partition 3."""
     import lance
 
     import lance_artifact as la
@@ -171,7 +171,7 @@ def skewed(folder: str, rows: int, artifacts: int) -> Any:
     constant(f"{folder}/t", rows, 4)
     ds = lance.dataset(f"{folder}/t")
     rng = np.random.default_rng(2)
-    shared = model(16, 16, WIDTH, np.float16)
+    shared = model(partitions, 16, WIDTH, np.float16)
     fragments = ds.get_fragments()
     for part in range(artifacts):
         mine = fragments[part * 4 // artifacts : (part + 1) * 4 // artifacts]
@@ -183,7 +183,9 @@ def skewed(folder: str, rows: int, artifacts: int) -> Any:
                     ids = np.arange(start, start + count, dtype=np.uint64) + (
                         np.uint64(fragment.fragment_id) << np.uint64(32)
                     )
-                    parts = np.where(rng.random(count) < 0.75, 3, rng.integers(0, 16, count))
+                    parts = rng.integers(0, partitions, count)
+                    if partitions == 16:
+                        parts = np.where(rng.random(count) < 0.75, 3, parts)
                     builder.append_batch(encoded(ids, parts.astype(np.uint32), WIDTH, rng))
     return ds
 
@@ -201,6 +203,40 @@ def prepare_merge(folder: str, scale: float) -> None:
     for part in range(2):
         la.finalize(ds, "vector", f"{folder}/a{part}", mode="append")
     ds.delete("_rowid % 50 = 7")
+
+
+def prepare_sparse(folder: str, scale: float) -> None:
+    """Two segments of many partitions, of which one row in a thousand is left."""
+    import lance_artifact as la
+
+    ds = skewed(folder, int(64_000_000 * scale), 2, partitions=4096)
+    for part in range(2):
+        la.finalize(ds, "vector", f"{folder}/a{part}", mode="append")
+    ds.delete("_rowid % 1000 != 7")
+
+
+def prepare_nulls(folder: str, scale: float) -> None:
+    """A table of which one fragment has vectors, and the others have none."""
+    import lance
+
+    import lance_artifact as la
+
+    rows, usable = int(64_000_000 * scale), 1000
+    field = pa.list_(pa.float16(), 16)
+    table = pa.table({"vector": pa.FixedSizeListArray.from_arrays(pa.array(np.ones(usable * 16, "f2")), 16)})
+    ds = lance.write_dataset(table, f"{folder}/t")
+    nulls = pa.record_batch([pa.nulls(1 << 20, field)], ["vector"])
+    batches = (nulls.slice(0, min(1 << 20, rows - start)) for start in range(0, rows, 1 << 20))
+    reader = pa.RecordBatchReader.from_batches(nulls.schema, batches)
+    ds = lance.write_dataset(reader, f"{folder}/t", mode="append", max_rows_per_file=max(1, rows // 2))
+    rng, shared = np.random.default_rng(5), model(16, 16, WIDTH, np.float16)
+    with la.PartitionArtifactBuilder(
+        f"{folder}/a0", shared, source=la.describe_source(ds, "vector")
+    ) as builder:
+        builder.append_batch(
+            encoded(np.arange(usable, dtype=np.uint64), np.zeros(usable, np.uint32), WIDTH, rng)
+        )
+        builder.finish(rows_dropped={"null": rows})
 
 
 def merge(folder: str, limit: int, scale: float) -> Any:
@@ -295,6 +331,8 @@ CASES: dict[str, tuple[Callable[[str, float], None], Callable[[str, int, float],
     "train": (prepare_train, train, "training, K=16,384 on 4 M x 128"),
     "large": (prepare_large, large, "finalize, one partition of 2 GB"),
     "merge": (prepare_merge, merge, "merge two segments, one partition of 2 GB"),
+    "sparse": (prepare_sparse, merge, "merge two segments, one row in 1,000 left"),
+    "nulls": (prepare_nulls, large, "finalize, 64 M rows without a vector"),
     "shards": (prepare_shards, shards, "finalize, 1,000 shards of 20,000 rows"),
     "write": (nothing, write, "writer, 64 M rows"),
     "ranges": (nothing, ranges, "writer, 1 G rows, K=65,536"),

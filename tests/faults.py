@@ -32,7 +32,7 @@ LATE = 1.5
 @dataclass
 class Report:
     tries: int = 0
-    #: The calls that were to go wrong were not made.
+    #: Of those in which the calls that were to go wrong were not made, or could not go wrong that way.
     missed: int = 0
     #: How a try ended: "old" or "new" is there, and whether there was an error.
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -298,6 +298,8 @@ def main() -> int:
     # Also where the shell that put this into the background has it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     args.scenario = args.scenario or of(args.store)
+    if args.kills and args.store != "local":
+        parser.error("--kills: processes are killed at calls of the system, on disks alone")
     part, _, parts = args.part.partition("/")
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         parser.error(f"--part: expected I/N with 1 <= I <= N, got {args.part!r}")
@@ -318,7 +320,7 @@ def main() -> int:
             (int(part), int(parts)),
         )
     shown = {
-        "store": args.store, "tries": report.tries, "missed": report.missed, "outcomes": dict(report.outcomes),
+        "store": args.store, "tries": report.tries - report.missed, "missed": report.missed, "outcomes": dict(report.outcomes),
         "errors": dict(report.errors), "wrong": len(report.wrong), "left": dict(report.left),
         **({"interrupted": True} if report.interrupted else {}),
     }  # fmt: skip
