@@ -221,14 +221,15 @@ def _plain(name: str) -> str:
     if re.match(r"ds/(data|_versions|_transactions|_deletions)/", name):
         return ""
     name = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID", name)
-    return re.sub(r"-[0-9a-f]{8}(?=\.lance|$)", "-TAG", name)
+    # Where the plain name was taken.
+    return re.sub(r"-[0-9a-f]{8}(?=\.lance|$)", "", name)
 
 
 def _known(name: str) -> bool:
     """Whether it is a name of the format, of what is no part of an artifact any more."""
     return bool(
         re.fullmatch(
-            r"(run/shards/\d+|artifact)/((partitions/)?\.lance-artifact-.*|partitions/bucket-\d+(-TAG)?\.lance|metadata(-TAG)?\.lance)",
+            r"(run/shards/\d+|artifact)/((partitions/)?\.lance-artifact-.*|partitions/bucket-\d+\.lance|metadata\.lance)|run/\.lance-artifact-\w+",
             name,
         )
     )

@@ -284,6 +284,8 @@ def test_steps_by_hand(write: Callable[..., Any], tmp_path: Path) -> None:
         run.encode(shard, backend="cpu")
     assert run.finalize(ds) is ds
     check_searches(ds)
+    # What a process that was killed while it wrote the plan or the model leaves.
+    (tmp_path / "run" / ".lance-artifact-0123abcd-x1Y2z3").write_bytes(b"half")
     la.clean_run(run.uri, everything=True)
     assert not (tmp_path / "run").exists()
 

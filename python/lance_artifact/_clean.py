@@ -18,6 +18,8 @@ from ._run_files import COMMITTED, MODEL, PLAN, SHARDS
 from ._uploads import OpenUploads
 from .exceptions import ArtifactNotFoundError, CommitConflictError, LanceArtifactError
 
+UNFINISHED = ".lance-artifact-"
+
 
 @dataclass(frozen=True)
 class Leftover:
@@ -150,7 +152,9 @@ def _run(run: Run, everything: bool, dry_run: bool) -> list[Leftover]:
     if not everything:
         return []
     there = [name for name, size, _ in core.list_folder(run.uri, "", run.storage_options) if size is not None]
-    files = [name for name in (MODEL, COMMITTED, PLAN) if name in there]
+    # A process that was killed while it wrote one of them has left it under such a name.
+    unfinished = sorted(name for name in there if name.startswith(UNFINISHED))
+    files = unfinished + [name for name in (MODEL, COMMITTED, PLAN) if name in there]
     if not dry_run:
         core.delete_files(run.uri, files[:-1], [SHARDS], run.storage_options)
         core.delete_files(run.uri, files[-1:], [""], run.storage_options)

@@ -14,7 +14,8 @@ use crate::artifact::format::partition_schema;
 use crate::artifact::{Artifact, PartitionReader, PartitionRows};
 use crate::error::Result;
 
-/// Of all sources together, and of each at least: bytes of rows that are not live any more, held beside the live ones of a window.
+/// Of all sources together, and of each at least: bytes of rows that are not live any more, held beside the live ones of a window. As many
+/// as of live ones are held anyway: each read of fewer is a request more.
 const DEAD_BYTES: u64 = 1 << 20;
 pub const LEAST_DEAD_BYTES: u64 = 64 << 10;
 
@@ -161,14 +162,15 @@ impl Partitions {
 
     /// Bytes of rows of a window that [`Self::read`] holds at once although they are not live any more.
     pub fn dead_bytes(&self, window: Range<usize>) -> u64 {
-        let of_source = |source: &RowSource| window.clone().map(|partition| source.dead_rows(partition)).sum::<u64>();
-        let most = self.most_dead_bytes();
-        self.sources.iter().map(|source| (of_source(source) * self.row_bytes() as u64).min(most)).sum()
+        let dead = |source: &RowSource| window.clone().map(|partition| source.dead_rows(partition)).sum::<u64>();
+        let held = |source: &RowSource| (dead(source) * self.row_bytes() as u64).min(self.most_dead_bytes(source, window.clone()));
+        self.sources.iter().map(held).sum()
     }
 
     /// Of one source.
-    fn most_dead_bytes(&self) -> u64 {
-        (DEAD_BYTES / self.sources.len().max(1) as u64).max(LEAST_DEAD_BYTES)
+    fn most_dead_bytes(&self, source: &RowSource, window: Range<usize>) -> u64 {
+        let live = window.map(|partition| source.partition_rows(partition)).sum::<u64>() * self.row_bytes() as u64;
+        live.max(DEAD_BYTES / self.sources.len().max(1) as u64).max(LEAST_DEAD_BYTES)
     }
 
     /// One partition, some bytes of rows at a time, checked.
@@ -192,7 +194,8 @@ impl Partitions {
 
     /// The rows of a window, checked, source by source: codes `row_by_row`, or as each source has them.
     pub async fn read(&self, window: Range<usize>, row_by_row: bool) -> Result<Vec<PartitionRows>> {
-        let read = try_join_all(self.sources.iter().map(|source| source.read(window.clone(), row_by_row, self.most_dead_bytes()))).await?;
+        let read = self.sources.iter().map(|source| source.read(window.clone(), row_by_row, self.most_dead_bytes(source, window.clone())));
+        let read = try_join_all(read).await?;
         read.iter().for_each(|rows| self.count(rows));
         Ok(read)
     }
