@@ -155,6 +155,8 @@ class Campaign:
             report.errors[answer.name] += 1
             if "LanceArtifactError" not in answer.bases:
                 return f"an error of another's type: {answer.name}: {answer.message}\n{answer.trace}"
+            if answer.name == "CorruptArtifactError":
+                return f"a disk, a store or a network that fails is said to be damage: {answer.message}"
             if "panick" in answer.message.lower():
                 return f"a panic: {answer.message}"
             if not any(name in answer.message for name in self._names()):

@@ -6,7 +6,7 @@ impl From<lance_core::Error> for Error {
     fn from(error: lance_core::Error) -> Self {
         use lance_core::Error as Lance;
         let message = without_source(&with_causes(&error));
-        match error {
+        match innermost(&error) {
             Lance::InvalidInput { .. } | Lance::NotSupported { .. } | Lance::Schema { .. } | Lance::Unprocessable { .. } => {
                 Self::InvalidInput(message)
             }
@@ -16,12 +16,17 @@ impl From<lance_core::Error> for Error {
             | Lance::TooMuchWriteContention { .. } => Self::CommitConflict(message),
             Lance::IO { .. } | Lance::NotFound { .. } | Lance::DatasetNotFound { .. } | Lance::Timeout { .. } => Self::Storage(message),
             Lance::CorruptFile { .. } => Self::CorruptArtifact(message),
-            Lance::External { source } => match source.downcast::<Self>() {
-                Ok(ours) => *ours,
-                Err(_) => Self::Internal(message),
-            },
+            Lance::External { source } => source.downcast_ref::<Self>().cloned().unwrap_or(Self::Internal(message)),
             _ => Self::Internal(message),
         }
+    }
+}
+
+/// What an error is of that several calls got, because they waited for the same read.
+pub fn innermost(error: &lance_core::Error) -> &lance_core::Error {
+    match error {
+        lance_core::Error::Shared { source } => innermost(source),
+        other => other,
     }
 }
 
@@ -50,7 +55,17 @@ impl From<Error> for lance_core::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+
+    #[test]
+    fn errors_that_several_calls_got_are_of_their_kind() {
+        let shared = |error| Error::from(lance_core::Error::Shared { source: Arc::new(error) });
+        assert!(matches!(shared(std::io::Error::other("away").into()), Error::Storage(message) if message.contains("away")));
+        assert!(matches!(shared(lance_core::Error::invalid_input("odd")), Error::InvalidInput(_)));
+        assert!(matches!(shared(Error::corrupt("ours").into()), Error::CorruptArtifact(message) if message == "ours"));
+    }
 
     #[test]
     fn messages_end_without_a_place_in_the_source() {

@@ -24,6 +24,7 @@ use super::widths::check_widths;
 use crate::error::{Error, Result};
 use crate::io::Store;
 use crate::lance::LanceStore;
+use crate::lance::error::innermost;
 
 /// Bytes of the footer that ends every Lance file: three positions, two counts, two version numbers, the magic.
 const FOOTER_BYTES: usize = 40;
@@ -277,7 +278,7 @@ impl ByteReader {
 fn read_error(error: lance_core::Error, file: &str, store: &Store) -> Error {
     let what = format!("reading {file} of {}", store.uri());
     // Lance says IO of undecodable metadata too: only what the store itself said is a storage error.
-    let from_store = match &error {
+    let from_store = match innermost(&error) {
         lance_core::Error::IO { source, .. } => {
             match (source.downcast_ref::<std::io::Error>(), source.downcast_ref::<object_store::Error>()) {
                 (Some(io), _) => {
