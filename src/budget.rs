@@ -113,14 +113,16 @@ impl Budget {
     /// Bytes that are held to the end; an error that says how many would do where there are too few. `least` must be free
     /// afterwards.
     pub fn hold(&self, bytes: u64, what: &str, least: u64) -> Result<Reservation> {
-        let free = self.free();
-        let held = if free >= bytes.saturating_add(least) { self.free.clone().try_acquire_many_owned(units(bytes)).ok() } else { None };
+        // What is taken are whole units.
+        let (free, units) = (self.free(), units(bytes));
+        let taken = u64::from(units).saturating_mul(UNIT).max(bytes);
+        let held = if free >= taken.saturating_add(least) { self.free.clone().try_acquire_many_owned(units).ok() } else { None };
         let kept = |permit: OwnedSemaphorePermit| {
             self.kept.fetch_add(permit.num_permits() as u32, Ordering::Relaxed);
             Reservation { permit, kept: Some(self.kept.clone()) }
         };
         held.map(kept).ok_or_else(|| {
-            let needed = self.held().saturating_add(bytes).saturating_add(least).next_multiple_of(1 << 20);
+            let needed = self.held().saturating_add(taken).saturating_add(least).next_multiple_of(1 << 20);
             Error::invalid(format!("memory_limit: got {} bytes, expected at least {needed}: {what} take {bytes}", self.limit))
         })
     }

@@ -186,6 +186,9 @@ class Campaign:
             for step in steps
         )
         left = [name for name in self._left() if not ((denied or ended == "done") and _known(name))]
+        if len(steps) > 1:
+            # With its owner's mark, by which the next build knows it.
+            left = [name for name in left if not name.startswith("ds/_indices/")]
         if any(step.kind in ("BEGIN", "ABORT") for step in steps):
             # Of an upload of which the client heard nothing only the store knows: its rules end it.
             left = [name for name in left if not name.startswith("upload of ")]
@@ -209,7 +212,7 @@ class Campaign:
     def _names(self) -> list[str]:
         """Of the dataset, the artifact or the run of which a call went wrong."""
         base = self.at.place.base
-        places = [f"/{place}" for place in self.at.armed.places if place] or [""]
+        places = [f"/{place}" if place else "" for place in self.at.armed.places] or [""]
         return [f"{name}{place}" for name in (base, base.removeprefix("s3://")) for place in places]
 
     def _left(self) -> list[str]:

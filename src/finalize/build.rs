@@ -32,7 +32,7 @@ pub fn window_bytes(rows: u64, code_width: usize) -> u64 {
 fn part_bytes(rows: u64, code_width: usize) -> u64 {
     // Room for metadata, and for encodings that take more than the rows.
     let expected = rows.saturating_mul(8 + code_width as u64) / 8 * 10;
-    (expected / MAX_PARTS as u64).max(MIN_PART_BYTES as u64)
+    (expected / MAX_PARTS as u64).max(MIN_PART_BYTES as u64).next_multiple_of(1 << 16)
 }
 
 /// What is to be written, and where.

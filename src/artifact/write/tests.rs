@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 
 use super::plan::{MemoryPlan, Wanted};
 use super::{BuilderOptions, Encoding, PartitionArtifactBuilder};
-use crate::artifact::format::bucket_schema;
+use crate::artifact::format::{CLAIM_FILE, bucket_schema};
 use crate::artifact::{Artifact, row_ids_and_codes};
 use crate::error::Error;
 use crate::lance::LanceStore;
@@ -231,7 +231,7 @@ async fn of_seed(seed: u64, memory_limit: u64) -> Result<bool, String> {
     } else {
         drop(builder);
     }
-    let left = names(below.object_store().as_ref(), &Path::from(root)).await;
+    let left = names(below.object_store().as_ref(), &Path::from(root.as_str())).await;
     if !left.iter().any(|name| name.ends_with("manifest.json")) {
         if finished.is_ok() {
             return Err("finish said that it published, and there is no manifest".into());
@@ -285,7 +285,9 @@ async fn built_again(below: &LanceStore, root: &str, memory_limit: u64) -> Resul
     });
     work.await.map_err(|error| format!("built again: {error}"))?;
     let left = names(below.object_store().as_ref(), &Path::from(root)).await;
-    if left.len() <= FILES { Ok(()) } else { Err(format!("built again, it has {left:?}")) }
+    // A claim that could not be given up is this process's for as long as it lives, and so are the files of the names that it is for.
+    let is_claimed = left.iter().any(|name| name.ends_with(CLAIM_FILE));
+    if is_claimed || left.len() <= FILES { Ok(()) } else { Err(format!("built again, it has {left:?}")) }
 }
 
 /// A number of the environment, for the long form: see `docs/reliability.md`.
