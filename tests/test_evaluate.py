@@ -43,6 +43,25 @@ def test_recall_is_that_of_searches(write: Callable[..., Any], metric: str, inde
     assert 0 < found.settings[0].rows_scanned < ROWS
 
 
+def test_no_row_without_a_direction_is_a_query(write: Callable[..., Any]) -> None:
+    """A cosine index does not hold them, and a search with one finds nothing."""
+    array = vectors(ROWS, DIM)
+    array[: ROWS // 2] = 0
+    ds = write(array)
+    build(ds, metric="cosine")
+    found = la.evaluate(ds, "vector_idx", num_queries=40, k=5, nprobes=[K], refine_factors=[20])
+    assert found.settings[0].recall > 0.95
+
+
+def test_vectors_that_are_large_beside_their_differences(write: Callable[..., Any]) -> None:
+    array = (1000 + np.random.default_rng(0).standard_normal((ROWS, DIM)) / 10).astype(np.float32)
+    ds = write(array)
+    build(ds)
+    queries = array[:20] + np.float32(0.01)
+    found = la.evaluate(ds, "vector_idx", queries, k=5, nprobes=[K], refine_factors=[200])
+    assert found.settings[0].recall > 0.95
+
+
 def test_rows_of_the_table_as_queries(write: Callable[..., Any]) -> None:
     ds = write(vectors(ROWS, DIM))
     build(ds)

@@ -212,7 +212,7 @@ def evaluate(
     report = reporter(progress)
     drawn = queries is None
     if drawn:
-        asked = _rows(handle, index, covered, num_queries, seed)
+        asked = _rows(handle, index, model.metric, covered, num_queries, seed)
     else:
         asked = _given(queries)
         if asked.ndim != 2 or asked.shape[1] != model.dimension or not len(asked):
@@ -271,9 +271,12 @@ def _given(queries: Any) -> np.ndarray:
         ) from error
 
 
-def _rows(handle: Handle, index: CommittedIndex, covered: list[int], count: int, seed: int) -> np.ndarray:
+def _rows(
+    handle: Handle, index: CommittedIndex, metric: str, covered: list[int], count: int, seed: int
+) -> np.ndarray:
+    """Rows of the table, of those that an index holds: of cosine none without a direction."""
     source = handle.vectors(index.path, covered)
-    sample = source.sample(min(count, source.count_rows()), "l2", seed)
+    sample = source.sample(min(count, source.count_rows()), metric, seed)
     if not len(sample):
         raise InvalidInputError("queries: the table has no row with a usable vector; pass some")
     return _matrix(sample)
@@ -308,12 +311,15 @@ def _exact(
     if report:
         report("start", "exact", 0, total, "rows")
     asked = _prepared(model, queries)
+    # Around a point among them: of numbers that are large beside their differences nothing would be left of those.
+    center = np.median(asked, axis=0) if model.metric == "l2" and len(asked) else np.float32(0)
+    asked = asked - center
     best = np.full((len(asked), wanted), np.inf, dtype=np.float32)
     found = np.full((len(asked), wanted), -1, dtype=np.int64)
     for batch in source.scan(model.metric):
         if not batch.num_rows:
             continue
-        vectors, ids = _matrix(batch.column(1)), batch.column(0).to_numpy().astype(np.int64)
+        vectors, ids = _matrix(batch.column(1)) - center, batch.column(0).to_numpy().astype(np.int64)
         away = -(asked @ vectors.T)
         if model.metric != "dot":
             away = 2 * away + np.square(vectors).sum(axis=1)
