@@ -550,6 +550,34 @@ def test_a_run_lives_in_the_store(s3: dict[str, str]) -> None:
         la.Run.open(place, storage_options=s3)
 
 
+def test_who_may_not_list_uploads_builds_and_cleans_all_the_same(
+    s3: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ds = lance.write_dataset(
+        pa.table({"vector": column(vectors(3000, 16))}), str(tmp_path / "t"), max_rows_per_file=1000
+    )
+    ask: dict[str, Any] = {"num_partitions": 4, "num_sub_vectors": 4, "max_iters": 3, "backend": "cpu"}
+    refused: list[str] = []
+
+    def act(method: str, key: str, headers: dict[str, str]) -> str | None:
+        if method == "GET" and "uploads" in key.partition("?")[2]:
+            refused.append(key)
+            return "403"
+        return None
+
+    with proxy(s3, act) as options, caplog.at_level(logging.WARNING, "lance_artifact"):
+        place = f"s3://{BUCKET}/unlisted/run"
+        more = {"artifact_uri": place, "resume": True, "storage_options": options}
+        la.create_index(ds, "vector", keep_artifact=False, **more, **ask)
+        assert refused and "the store does not list them" in caplog.text
+        assert keys(s3, "unlisted/") == []
+        ds.checkout_latest()
+        assert [index.name for index in ds.describe_indices()] == ["vector_idx"]
+        la.create_index(ds, "vector", replace=True, **more, **ask)
+        assert la.clean_run(place, ds, everything=True, storage_options=options)
+        assert keys(s3, "unlisted/") == []
+
+
 def test_uploads_that_were_never_completed_are_ended(s3: dict[str, str], tmp_path: Path) -> None:
     ds = lance.write_dataset(
         pa.table({"vector": column(vectors(3000, 16))}), str(tmp_path / "t"), max_rows_per_file=1000

@@ -12,6 +12,7 @@ from ._calls import awaited
 from ._checked import checked
 from ._dataset import Handle
 from ._lance_artifact import Artifact
+from ._log import LOGGER
 from ._process import terminable
 from ._run import Run
 from ._run_files import COMMITTED, MODEL, PLAN, SHARDS
@@ -86,6 +87,18 @@ def clean_run(
         *_segments(run, dataset, dry_run),
         *_run(run, everything, dry_run),
     ]
+
+
+def discard_run(run: Run, dataset: Any) -> None:
+    """Remove a run whose index is committed. The index stands either way."""
+    try:
+        clean_run(run.uri, dataset, everything=True, storage_options=run.storage_options)
+    except LanceArtifactError as error:
+        LOGGER.warning(
+            "the index is committed; its run %s could not be removed, and clean_run removes it: %s",
+            run.uri,
+            error,
+        )
 
 
 def _shards(run: Run, everything: bool, dry_run: bool) -> list[Leftover]:

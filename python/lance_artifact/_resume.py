@@ -11,7 +11,7 @@ from ._arguments import IndexParams, Progress, StorageOptions
 from ._calls import awaited
 from ._cancel import shielded
 from ._checked import checked
-from ._clean import clean_run
+from ._clean import discard_run
 from ._dataset import Handle
 from ._lance_artifact import IvfPqModel
 from ._plan import planned_build
@@ -165,5 +165,5 @@ def create_by_run(
     handle.refresh()
     if not keep:
         with shielded():
-            clean_run(run.uri, handle.dataset, everything=True, storage_options=run.storage_options)
+            discard_run(run, handle.dataset)
     return handle.user

@@ -22,7 +22,7 @@ _NAMES = {
 
 
 class OpenUploads:
-    """Of a folder in S3; none where it lies elsewhere, or boto3 is not there, which is logged."""
+    """Of a folder in S3; none where it lies elsewhere, or boto3 is not there or not let, which is logged."""
 
     def __init__(self, uri: str, storage_options: Any) -> None:
         split = urlsplit(uri)
@@ -47,13 +47,7 @@ class OpenUploads:
         self._client = boto3.client("s3", **given)
 
     def below(self, folder: str) -> Iterator[tuple[str, str]]:
-        """URI and id of each open upload below a folder.
-
-        Raises
-        ------
-        StorageError
-            The store does not list them.
-        """
+        """URI and id of each open upload below a folder. Many who may write to a bucket may not list its uploads: then none, and a warning."""
         if self._client is None:
             return
         prefix = f"{self._prefix}/{folder}/"
@@ -65,9 +59,13 @@ class OpenUploads:
                 for upload in page.get("Uploads", ()):
                     yield f"s3://{self._bucket}/{upload['Key']}", upload["UploadId"]
         except Exception as error:
-            raise StorageError(
-                f"listing the open uploads of s3://{self._bucket}/{prefix}: {error}"
-            ) from error
+            self._client = None
+            LOGGER.warning(
+                "s3://%s/%s: uploads that were never completed are not ended, because the store does not list them: %s",
+                self._bucket,
+                self._prefix,
+                error,
+            )
 
     def abort(self, uri: str, upload: str) -> None:
         """End one; what was uploaded of it is gone. One that has ended meanwhile is no error."""

@@ -20,7 +20,7 @@ from ._artifacts import check_place
 from ._assign import check_assign
 from ._cancel import LOOK, poll, wait
 from ._checked import checked
-from ._clean import clean_run
+from ._clean import discard_run
 from ._dataset import Handle, vector_column
 from ._extend import Extension
 from ._index import CommittedIndex, model_of
@@ -256,7 +256,7 @@ def create_index(
     run.finalize(handle.dataset, memory_limit=memory_limit, progress=progress)
     handle.refresh()
     if not keep_artifact:
-        clean_run(run.uri, handle.dataset, everything=True, storage_options=run.storage_options)
+        discard_run(run, handle.dataset)
     return handle.user
 
 
@@ -348,7 +348,7 @@ def extend_index(
     rows = sum(artifact.num_rows for artifact in artifacts)
     done = Extension(name, segment, tuple(run.plan.fragment_ids), rows, dropped, len(now.segments), None)
     if not keep_artifact:
-        clean_run(run.uri, handle.dataset, everything=True, storage_options=run.storage_options)
+        discard_run(run, handle.dataset)
     return done
 
 
