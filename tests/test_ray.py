@@ -278,6 +278,65 @@ def test_a_poisoned_shard_ends_the_job_and_the_rest_stays(
     assert len(segments(ds)) == 1
 
 
+def test_a_worker_for_which_there_is_no_room_is_not_waited_for(
+    write: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Somebody else has one of the GPUs, which Ray counts all the same: the other worker does all shards."""
+
+    @ray.remote(num_gpus=1)
+    class Other:
+        def here(self) -> bool:
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.here.remote())
+    ds, ends = write(vectors(ROWS, DIM)), time.monotonic() + 120
+    try:
+        with la.cancel_on(lambda: time.monotonic() > ends):
+            build(ds, tmp_path / "run", backend="cpu", ray_remote_args={"num_gpus": 1})
+    finally:
+        ray.kill(other)
+    assert len(segments(ds)) == 1
+
+
+class Short(Dying):
+    """A worker that the node ends for its memory, or that cannot open the dataset."""
+
+    def _die(self, stage: str) -> None:
+        for note in sorted(Path(os.environ["DYING"]).glob(f"{stage}-*")):
+            note.unlink()
+            raise ray.exceptions.OutOfMemoryError("the node is out of memory")
+
+    def ready(self) -> bool:
+        notes = Path(os.environ["DYING"])
+        if (notes / "closed").exists():
+            (notes / f"started-{os.getpid()}").touch()
+            raise la.InvalidInputError("the dataset cannot be opened here")
+        return super().ready()
+
+
+def test_a_worker_that_its_node_ends_for_its_memory(
+    write: Callable[..., Any], tmp_path: Path, dying: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "Worker", Short)
+    ds = write(vectors(ROWS, DIM))
+    dying("encode1", 2)
+    environment = {"env_vars": {"DYING": str(tmp_path / "notes")}}
+    build(ds, tmp_path / "run", ray_remote_args={"runtime_env": environment})
+    assert len(segments(ds)) == 1 and not list((tmp_path / "notes").iterdir())
+
+
+def test_a_worker_that_cannot_open_the_dataset_says_so_at_once(
+    write: Callable[..., Any], tmp_path: Path, dying: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "Worker", Short)
+    ds, notes = write(vectors(ROWS, DIM)), tmp_path / "notes"
+    (notes / "closed").touch()
+    with pytest.raises(la.InvalidInputError, match="cannot be opened here"):
+        build(ds, tmp_path / "run", ray_remote_args={"runtime_env": {"env_vars": {"DYING": str(notes)}}})
+    assert len(list(notes.glob("started-*"))) <= 2, "each of two workers once"
+
+
 class Endless(driver.Worker):
     """A worker that says that it has come to a stage, and stays there."""
 

@@ -49,17 +49,25 @@ PAUSE = 1.0
 
 
 class Worker:
-    """An actor: opens dataset and model once, and encodes shard after shard."""
+    """An actor: opens dataset and model once, when they are first needed, and encodes shard after shard."""
 
     def __init__(self, run: Run, backend: str, workers_of_node: int, memory_limit: int | None) -> None:
         self._run = run
         self._backend = backend
         self._limit = memory_limit or core.default_memory_limit() // workers_of_node
-        self._dataset = run.opened()
+        self._there: Any = None
         self._model: Any = None
 
+    @property
+    def _dataset(self) -> Any:
+        # Not when the actor is made: what goes wrong there comes without its cause.
+        if self._there is None:
+            self._there = self._run.opened()
+        return self._there
+
     def ready(self) -> bool:
-        return True
+        """Whether it can begin, which it says as soon as the cluster has room for it."""
+        return self._dataset is not None
 
     def train(self, model: Any, ivf_centroids: Any, parts: list[Any] | None = None) -> str:
         """On a sample that is drawn here, or of parts that others have drawn."""
@@ -479,18 +487,39 @@ def _sample(ray: Any, run: Run, start: Any, workers: list[Any], num_workers: int
 
 
 def _encode(
-    ray: Any, run: Run, start: Any, idle: list[Any], left: deque[int], rows_done: int, report: Any
+    ray: Any, run: Run, start: Any, workers: list[Any], left: deque[int], rows_done: int, report: Any
 ) -> None:
+    """A worker gets a shard when it is there: for one for which the cluster has no room nobody waits while others work."""
     tries = [0] * len(run.plan.shards)
     busy: dict[Any, tuple[Any, int]] = {}
+    starting = {worker.ready.remote(): worker for worker in workers}
+    idle: list[Any] = []
+    failed = 0
+
+    def another() -> None:
+        worker = start()
+        starting[worker.ready.remote()] = worker
+
     while left or busy:
         while left and idle:
             worker, shard = idle.pop(), left.popleft()
             tries[shard] += 1
             busy[worker.encode.remote(shard)] = (worker, shard)
-        done, _ = ray.wait(list(busy), num_returns=1, timeout=LOOK)
+        done, _ = ray.wait([*busy, *starting], num_returns=1, timeout=LOOK)
         poll()
         for task in done:
+            if task in starting:
+                worker = starting.pop(task)
+                try:
+                    ray.get(task)
+                except Exception as error:
+                    failed += 1
+                    _judge(ray, error, "the start of a worker", TRIES - failed)
+                    ray.kill(worker)
+                    another()
+                    continue
+                idle.append(worker)
+                continue
             worker, shard = busy.pop(task)
             try:
                 ray.get(task)
@@ -499,7 +528,7 @@ def _encode(
                 left.append(shard)
                 # One that died is no more, and one whose device failed needs a new process.
                 ray.kill(worker)
-                idle.append(start())
+                another()
                 continue
             idle.append(worker)
             rows_done += run.plan.shards[shard].num_rows
@@ -511,7 +540,8 @@ def _judge(ray: Any, error: Exception, what: str, tries_left: int) -> None:
     """Raise what no other try would mend; log the rest."""
     cause = getattr(error, "cause", None)
     own = cause if isinstance(cause, LanceArtifactError) else None
-    died = isinstance(error, ray.exceptions.RayActorError) and own is None
+    # A node that runs out of memory ends one of its workers, and says so by an error of its own.
+    died = isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)) and own is None
     again = died or isinstance(own, (StorageError, DeviceError))
     if again and tries_left > 0:
         LOGGER.warning("%s failed and is tried again: %s", what, own or error)
