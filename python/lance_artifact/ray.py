@@ -518,6 +518,8 @@ def _encode(
                     ray.kill(worker)
                     another()
                     continue
+                # Those that a job of days loses now and then are no reason to end it.
+                failed = 0
                 idle.append(worker)
                 continue
             worker, shard = busy.pop(task)
