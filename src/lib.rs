@@ -15,6 +15,7 @@ pub mod finalize;
 pub mod io;
 pub mod lance;
 pub mod model;
+pub mod numbers;
 pub mod progress;
 #[cfg(feature = "python")]
 mod python;

@@ -153,3 +153,9 @@ def test_the_threads_own_device_stays(double: Gpu, write: Any, tmp_path: Path) -
         gc.collect()
         double.driver.cuCtxGetCurrent(ctypes.byref(now))
         assert mine.value == now.value
+
+
+def test_a_stub_of_the_driver_is_told_of(double: Gpu) -> None:
+    double.fail(b"cuInit", 0, 34)
+    missing = la.available_backends()["cuvs"].missing
+    assert any("stub" in why and "LD_LIBRARY_PATH" in why for why in missing), missing

@@ -230,3 +230,23 @@ def test_a_long_build_keeps_within_its_limit(wide: Path) -> None:
     """Its stages grow; those that were outgrown are given back."""
     limit = 256 << 20
     assert peak(WRITE, wide, limit) < (limit >> 20) + MARGIN
+
+
+MANY_PAGES = """
+import numpy as np, pyarrow as pa
+step, buckets = 1 << 20, 64
+part_ids = pa.array(np.arange(step, dtype="u4") % buckets)
+codes = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(step, "u1")), 1)
+options = dict(num_partitions=buckets, num_buckets=buckets, pq_code_width=1, memory_limit=limit, sync=False)
+with la.PartitionArtifactBuilder(folder + "/pages", **options) as builder:
+    for n in range(100):
+        ids = pa.array(np.arange(n * step, (n + 1) * step, dtype="u8"))
+        builder.append_batch(pa.record_batch([ids, part_ids, codes], ["row_id", "part_id", "pq_code"]))
+    before = peak()
+"""
+
+
+def test_closing_files_of_many_pages_takes_little_memory(tmp_path: Path) -> None:
+    """Of 1,400 small stages in 64 files."""
+    lance.write_dataset(pa.table({"id": [1]}), str(tmp_path / "t.lance"))
+    assert peak(MANY_PAGES, tmp_path, 8 << 20) < 24

@@ -309,7 +309,14 @@ class _VectorSource:
         memory_limit: int | None = None,
     ) -> tuple[int, int, int]: ...
     def sample(
-        self, rows: int, metric: str, seed: int, memory_limit: int | None = None, *, shuffled: bool = True
+        self,
+        rows: int,
+        metric: str,
+        seed: int,
+        memory_limit: int | None = None,
+        *,
+        shuffled: bool = True,
+        least: int | None = None,
     ) -> pa.FixedSizeListArray: ...
     def train_centroids_in_parts(
         self,

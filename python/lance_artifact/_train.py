@@ -66,6 +66,10 @@ def train(
 ) -> IvfPqModel:
     """Train centroids and codebook on a random sample of the column, drawn without loading the column.
 
+    A few vectors of the sample (at most one in a thousand) whose largest element is more than ten thousand times that of the median
+    vector are left out of it, with a warning, for all others would share what codewords they leave. They are encoded all the same.
+    Not for cosine, where all have the same length.
+
     Parameters
     ----------
     dataset : lance.LanceDataset, LanceDB table, or path
@@ -190,7 +194,8 @@ def train_handle(
     codes = 2**params.num_bits
     wanted = params.sample_rate * (codes if given else max(params.num_partitions, codes))
     # One for each centroid and codeword, whatever the rate is.
-    wanted = max(wanted, codes if given else max(params.num_partitions, codes))
+    least = codes if given else max(params.num_partitions, codes)
+    wanted = max(wanted, least)
     limit, scan, most = source.train_shares(
         params.num_partitions,
         params.num_sub_vectors,
@@ -214,7 +219,7 @@ def train_handle(
         check_fits(params, source.dimension)
     in_any_order = getattr(chosen, "takes_any_order", False)
     sample = source.with_scan_bytes(scan).sample(
-        wanted, params.metric, params.seed, limit, shuffled=not in_any_order
+        wanted, params.metric, params.seed, limit, shuffled=not in_any_order, least=least
     )
     if len(sample) < codes:
         lower = "" if params.num_bits == 4 else ", or lower num_bits to 4, which takes 16"

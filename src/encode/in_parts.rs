@@ -35,7 +35,8 @@ pub async fn train_centroids_in_parts(
     budget: &Budget,
     progress: std::sync::Arc<dyn Progress>,
 ) -> Result<FixedSizeListArray> {
-    let first = source.sample(sample.at_once, metric, params.seed, Order::Random, budget).await?;
+    let wanted = (sample.at_once, params.num_partitions);
+    let (first, outliers) = source.sample_to_train(wanted, metric, params.seed, Order::Random, budget).await?;
     let last = params.max_iters > 1;
     let shorter = TrainParams { max_iters: (params.max_iters - usize::from(last)).max(1), ..params.clone() };
     let told = progress.clone();
@@ -48,13 +49,15 @@ pub async fn train_centroids_in_parts(
     // Other rows than those that it was trained on, as far as there are.
     let mut parts = source.sample_in_parts(sample.rows, metric, params.seed.wrapping_add(1)).await?;
     let most = (sample.at_once / HALVES / COPIES).max(1);
-    let (mut seen, mut refinement, mut working) = (0, None, None);
+    let (mut seen, mut far, mut refinement, mut working) = (0, 0, None, None);
     loop {
         let (mut held, mut rows) = (Vec::new(), 0);
         while rows < most {
             let Some(part) = parts.try_next().await? else { break };
-            rows += part.vectors.len();
-            held.push(part.vectors);
+            let (vectors, left_out) = outliers.without(part.vectors)?;
+            far += left_out;
+            rows += vectors.len();
+            held.push(vectors);
         }
         progress.check()?;
         if let Some(work) = working.take() {
@@ -81,6 +84,9 @@ pub async fn train_centroids_in_parts(
         budget.relieve();
     }
     progress.complete("refine_ivf");
+    if far > 0 {
+        log::warn!("training: {far} vectors more, which are as large, are left out");
+    }
     match refinement {
         Some(refinement) => refinement.finish(metric, ElementType::try_from(&centroids.value_type())?, source.column.dimension),
         None => Ok(centroids),

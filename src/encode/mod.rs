@@ -8,6 +8,7 @@ pub mod device;
 mod encoder;
 mod in_parts;
 mod memory;
+mod outliers;
 mod params;
 mod pipeline;
 mod prepare;

@@ -14,6 +14,7 @@ use rand::{Rng, SeedableRng};
 
 use super::cpu::as_float32;
 use super::memory::{Vectors, scan_options};
+use super::outliers::Outliers;
 use super::prepare::{PreparedVectors, prepare};
 use crate::artifact::Source;
 use crate::budget::Budget;
@@ -133,6 +134,30 @@ impl VectorSource {
     /// `rows` random vectors, prepared for `metric`, drawn without loading the column and the same for the same seed; fewer
     /// where the dataset holds fewer usable ones. Memory: the sample once, and what is read ahead.
     pub async fn sample(&self, rows: usize, metric: Metric, seed: u64, order: Order, budget: &Budget) -> Result<FixedSizeListArray> {
+        Ok(self.drawn(rows, metric, seed, order, None, budget).await?.0)
+    }
+
+    /// The same, to train on: a few vectors that are far larger than all others are left out where `least` are left.
+    pub async fn sample_to_train(
+        &self,
+        (rows, least): (usize, usize),
+        metric: Metric,
+        seed: u64,
+        order: Order,
+        budget: &Budget,
+    ) -> Result<(FixedSizeListArray, Outliers)> {
+        self.drawn(rows, metric, seed, order, Some(least), budget).await
+    }
+
+    async fn drawn(
+        &self,
+        rows: usize,
+        metric: Metric,
+        seed: u64,
+        order: Order,
+        least: Option<usize>,
+        budget: &Budget,
+    ) -> Result<(FixedSizeListArray, Outliers)> {
         let total = self.count_rows().await?;
         let total = usize::try_from(total).map_err(|_| Error::invalid(format!("{total} rows do not fit this machine's addresses")))?;
         let mut random = SmallRng::seed_from_u64(seed);
@@ -142,12 +167,13 @@ impl VectorSource {
             drawn.truncate(0);
             self.sample_by_scan(rows, metric, &mut random, &mut drawn, budget).await?;
         }
-        let width = self.row_bytes();
-        let drawn = tokio::task::spawn_blocking(move || {
+        let (width, element, dimension) = (self.row_bytes(), self.column.element_type, self.column.dimension);
+        let (drawn, outliers) = tokio::task::spawn_blocking(move || {
+            let outliers = least.map(|least| Outliers::trim(&mut drawn, element, dimension, metric, least));
             if order == Order::Random {
                 shuffle_rows(drawn.as_slice_mut(), width, &mut random);
             }
-            drawn
+            (drawn, outliers.unwrap_or_default())
         })
         .await?;
         budget.settle();
@@ -155,7 +181,7 @@ impl VectorSource {
             .len(drawn.len() / self.column.element_type.byte_width())
             .add_buffer(drawn.into())
             .build()?;
-        fixed_size_list(make_array(values), self.column.dimension)
+        Ok((fixed_size_list(make_array(values), self.column.dimension)?, outliers))
     }
 
     /// Prepared vectors that tell how those that will be encoded lie among centroids: the same for the same rows.

@@ -96,8 +96,10 @@ impl PyVectorSource {
         run(py, None, |_, cancel| async move { cancel.race(source.count_rows()).await })
     }
 
-    /// Up to `rows` random prepared vectors, in random order, or as they were read.
-    #[pyo3(signature = (rows, metric, seed, memory_limit = None, *, shuffled = true))]
+    /// Up to `rows` random prepared vectors, in random order, or as they were read. With `least` they are to train on: a few that are
+    /// far larger than all others are left out, with a warning, where `least` are left.
+    #[pyo3(signature = (rows, metric, seed, memory_limit = None, *, shuffled = true, least = None))]
+    #[allow(clippy::too_many_arguments)]
     fn sample<'py>(
         &self,
         py: Python<'py>,
@@ -106,11 +108,20 @@ impl PyVectorSource {
         seed: u64,
         memory_limit: Option<u64>,
         shuffled: bool,
+        least: Option<usize>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let source = self.0.clone();
         let budget = Budget::new(memory_limit.unwrap_or_else(default_limit));
         let order = if shuffled { Order::Random } else { Order::AsRead };
-        let sample = run(py, None, |_, cancel| async move { cancel.race(source.sample(rows, metric.0, seed, order, &budget)).await })?;
+        let sample = run(py, None, |_, cancel| async move {
+            let drawn = async {
+                match least {
+                    Some(least) => Ok(source.sample_to_train((rows, least), metric.0, seed, order, &budget).await?.0),
+                    None => source.sample(rows, metric.0, seed, order, &budget).await,
+                }
+            };
+            cancel.race(drawn).await
+        })?;
         to_pyarrow(py, Arc::new(sample))
     }
 

@@ -17,5 +17,5 @@ pub use layout::{
 };
 pub use manifest::{CHECKSUM_KIND, FileEntry, Manifest, ModelSummary, RowCounts, Source, WriterInfo};
 pub use model_file::{parse_model, told_partitions, write_model};
-pub use partitions::{EncodedRanges, Partition, PartitionRange, PartitionTable, RowRange, SmallNumbers};
+pub use partitions::{EncodedRanges, Partition, PartitionRange, PartitionTable, RowRange};
 pub use partitions_file::{PARTITION_COLUMNS, PartitionRowsBuilder, add_partitions, partitions_schema};

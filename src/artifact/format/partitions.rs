@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::checksum::{from_hex, to_hex};
 use crate::error::{Error, Result};
+use crate::numbers::{push_number, take_number};
 
 /// A run of one partition's rows in a bucket file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,27 +119,6 @@ impl Iterator for Ranges<'_> {
         self.end = offset.wrapping_add(num_rows);
         Some(RowRange { offset, num_rows })
     }
-}
-
-fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        bytes.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
-}
-
-fn take_number(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(number);
-        }
-    }
-    None
 }
 
 impl PartitionTable {
@@ -304,26 +284,6 @@ impl EncodedRanges {
         self.write_last();
         self.bytes.shrink_to_fit();
         self.bytes
-    }
-}
-
-/// Numbers that are mostly small, a byte each.
-#[derive(Debug, Default)]
-pub struct SmallNumbers(Vec<u8>);
-
-impl SmallNumbers {
-    /// Bytes that they take.
-    pub fn bytes(&self) -> usize {
-        self.0.capacity()
-    }
-
-    pub fn push(&mut self, number: u64) {
-        push_number(&mut self.0, number);
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
-        let mut bytes = self.0.as_slice();
-        std::iter::from_fn(move || take_number(&mut bytes))
     }
 }
 

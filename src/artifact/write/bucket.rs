@@ -7,10 +7,11 @@ use arrow_buffer::ToByteSlice;
 use tokio::runtime::Handle;
 
 use super::stage::{BucketOrder, SortedRows, Stage};
-use crate::artifact::format::{EncodedRanges, FileEntry, RowRange, SmallNumbers, bucket_path, bucket_schema, checksum};
+use crate::artifact::format::{EncodedRanges, FileEntry, RowRange, bucket_path, bucket_schema, checksum};
 use crate::error::{Error, Result};
 use crate::io::{Store, Uploads};
 use crate::lance::file::{FlatFileWriter, FlatType};
+use crate::numbers::SmallNumbers;
 use crate::sync::block_on;
 
 /// How soon a write that waits for a store ends once the builder is cancelled.
@@ -71,9 +72,14 @@ impl BucketWriter {
         self.rows
     }
 
-    /// Bytes that its runs take.
+    /// Bytes that its runs take, and the list of its pages.
     pub fn run_bytes(&self) -> usize {
-        self.runs.bytes()
+        self.runs.bytes() + self.file.as_ref().map_or(0, FlatFileWriter::page_bytes)
+    }
+
+    /// Bytes that closing it takes.
+    pub fn closing_bytes(&self) -> usize {
+        self.file.as_ref().map_or(0, FlatFileWriter::closing_bytes)
     }
 
     /// By rank within the bucket.

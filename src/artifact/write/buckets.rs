@@ -64,6 +64,11 @@ impl Buckets {
         self.files.iter().map(|file| locked(file).run_bytes()).sum()
     }
 
+    /// Bytes that closing the one with the most pages takes.
+    pub fn closing_bytes(&self) -> usize {
+        self.files.iter().map(|file| locked(file).closing_bytes()).max().unwrap_or(0)
+    }
+
     /// Make work in progress end soon with an error.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
@@ -134,7 +139,10 @@ impl Buckets {
     pub fn close(&self, closed: &mut Vec<String>) -> Result<BTreeMap<String, FileEntry>> {
         closed.extend(self.files.iter().filter_map(|file| locked(file).open_path()));
         let files = Mutex::new(BTreeMap::new());
-        self.for_each(CLOSING_THREADS, |bucket, _| {
+        // Stages have given their memory back, and runs have yet to become ranges.
+        let left = (self.plan.limit as usize / 2).saturating_sub(self.run_bytes());
+        let fit = left / self.closing_bytes().max(1);
+        self.for_each(fit.clamp(1, CLOSING_THREADS), |bucket, _| {
             if let Some((path, entry)) = locked(&self.files[bucket]).close(&self.runtime, &self.store, &self.cancelled)? {
                 locked(&files).insert(path, entry);
             }

@@ -129,7 +129,7 @@ impl PartitionArtifactBuilder {
             inner: Mutex::new(Inner {
                 state: State::Open,
                 stage,
-                stage_rows: plan.stage_after(0, 0)?,
+                stage_rows: plan.stage_after(0, 0, 0)?,
                 staged_rows: 0,
                 flushing: None,
                 failed: None,
@@ -254,7 +254,7 @@ impl PartitionArtifactBuilder {
         }
         inner.staged_rows += inner.stage.len() as u64;
         if !last {
-            inner.stage_rows = self.buckets.plan.stage_after(inner.staged_rows, self.buckets.run_bytes())?;
+            inner.stage_rows = self.buckets.plan.stage_after(inner.staged_rows, self.buckets.run_bytes(), self.buckets.closing_bytes())?;
         }
         // Only a build that needs a second stage pays for it.
         let next = match written {

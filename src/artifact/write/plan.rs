@@ -4,10 +4,15 @@
 use crate::artifact::format::DEFAULT_MAX_BUCKETS;
 use crate::error::{Error, Result};
 use crate::io::{LOCAL_BUFFER_BYTES, MAX_PARTS, MIN_PART_BYTES};
+use crate::lance::file::CLOSING_PAGE_BYTES;
 
 const DEFAULT_LIMIT: u64 = 1 << 30;
-/// What the process needs per open bucket file beside its buffer: the Lance writer and its page list.
+/// What the process needs per open bucket file beside its buffer: the Lance writer.
 const FILE_OVERHEAD: usize = 16 * 1024;
+/// What is kept per page of a bucket file until it is closed.
+const PAGE_OVERHEAD: usize = 12;
+/// Columns of a bucket file.
+const COLUMNS: usize = 3;
 /// What is kept per partition until the manifest is written: its ranges, rows and checksum.
 const PARTITION_OVERHEAD: usize = 104;
 /// What the runs of a build take at its end, by what they take before: they become ranges, and the ranges a file.
@@ -99,9 +104,11 @@ fn total_memory() -> Option<u64> {
 impl MemoryPlan {
     /// Rows of the stage that follows so many rows, whose runs are kept in so many bytes: few at first, so that a build takes no more
     /// memory than its rows are worth, then an eighth of what was written, so that its ranges are long, in what the runs leave.
-    pub fn stage_after(&self, rows: u64, run_bytes: usize) -> Result<usize> {
+    /// `closing_bytes` is what the file with the most pages takes to be closed.
+    pub fn stage_after(&self, rows: u64, run_bytes: usize, closing_bytes: usize) -> Result<usize> {
         let most = self.stage_rows.saturating_sub(run_bytes / self.staged_row_bytes);
-        if most < MIN_STAGE_ROWS || (run_bytes as u64).saturating_mul(RUNS_AT_THE_END) > self.limit {
+        let at_the_end = (run_bytes as u64).saturating_mul(RUNS_AT_THE_END).saturating_add(closing_bytes as u64);
+        if most < MIN_STAGE_ROWS || at_the_end > self.limit {
             return Err(Error::invalid(format!(
                 "memory_limit: the runs of {rows} rows take {run_bytes} bytes, and a manifest of them does not fit in the writer's {}; \
                  build again with expected_rows, which says before it begins what is needed, with a higher memory_limit, or in shards",
@@ -209,28 +216,41 @@ impl MemoryPlan {
         let fixed = num_buckets
             .saturating_mul(open_file_bytes.saturating_add(FILE_OVERHEAD))
             .saturating_add(wanted.num_partitions * (PARTITION_OVERHEAD + 4 * (threads + 2)));
-        let usable = usize::try_from(limit).unwrap_or(usize::MAX);
         // A gathered chunk per thread, which is to stay in its cache, and as much again for what its growth leaves behind.
-        let chunk_bytes = (usable / (16 * threads)).clamp(64 * 1024, MAX_CHUNK_BYTES);
-        let writing = threads * 2 * chunk_bytes;
+        let chunk_of = |limit: usize| (limit / (16 * threads)).clamp(64 * 1024, MAX_CHUNK_BYTES);
         let per_row = 2 * row_bytes + 4;
-        let stage_rows = usable.saturating_sub(fixed.saturating_add(writing)) / per_row;
-        if stage_rows < MIN_STAGE_ROWS {
-            // Writing takes an eighth, or the smallest chunks where an eighth is less.
-            let staged = fixed.saturating_add(MIN_STAGE_ROWS * per_row);
-            return Err((staged / 7).saturating_mul(8).saturating_add(64).max(staged.saturating_add(threads * 2 * 64 * 1024)) as u64);
-        }
-        // Rows of a stage are counted in 32 bits.
-        let stage_rows = stage_rows.min(u32::MAX as usize / 2);
-        // What its runs will take: about so many stages, each with a run of every partition.
-        let run_bytes = if stage_rows / wanted.num_partitions.max(1) < 100 { 1 } else { 2 };
         let rows = wanted.expected_rows.unwrap_or(0);
-        let runs = rows / stage_rows as u64 * (wanted.num_partitions as u64 * run_bytes);
-        if runs.saturating_mul(RUNS_AT_THE_END) > limit {
-            // Stages get at least seven eighths of what files leave; their number falls as the limit grows.
-            let (fixed, all) = (fixed as f64, RUNS_AT_THE_END as f64 * rows as f64 * wanted.num_partitions as f64 * 2.0 * per_row as f64);
-            return Err(((fixed + (fixed * fixed + 3.5 * all).sqrt()) / 1.75) as u64 + (1 << 20));
-        }
+        let stage_rows_in = |limit: u64| {
+            let usable = usize::try_from(limit).unwrap_or(usize::MAX);
+            let writing = threads * 2 * chunk_of(usable);
+            // Rows of a stage are counted in 32 bits.
+            let stage_rows = (usable.saturating_sub(fixed.saturating_add(writing)) / per_row).min(u32::MAX as usize / 2);
+            if stage_rows < MIN_STAGE_ROWS {
+                return None;
+            }
+            // What runs and pages will take: about so many stages, each with a run of every partition and a page of every bucket.
+            let stages = (rows / stage_rows as u64) as f64;
+            let run_bytes = if stage_rows / wanted.num_partitions.max(1) < 100 { 1 } else { 2 };
+            let pages = stages * num_buckets as f64 + rows as f64 * row_bytes as f64 / chunk_of(usable) as f64;
+            let kept = stages * (wanted.num_partitions * run_bytes) as f64 + pages * PAGE_OVERHEAD as f64;
+            // Files are closed one at a time where there is no room for more. They are not of one size.
+            let closing = 2.0 * pages / num_buckets as f64 * (COLUMNS * CLOSING_PAGE_BYTES) as f64;
+            let at_the_end = RUNS_AT_THE_END as f64 * kept + if stages > 0.0 { closing } else { 0.0 };
+            (at_the_end <= limit as f64).then_some(stage_rows)
+        };
+        let Some(stage_rows) = stage_rows_in(limit) else {
+            let (mut fails, mut fits) = (limit, limit.max(1 << 20));
+            while stage_rows_in(fits).is_none() {
+                fails = fits;
+                fits = fits.checked_mul(2).ok_or(u64::MAX / 2)?;
+            }
+            while fits - fails > 1 << 12 {
+                let middle = fails + (fits - fails) / 2;
+                if stage_rows_in(middle).is_some() { fits = middle } else { fails = middle }
+            }
+            return Err(fits);
+        };
+        let chunk_bytes = chunk_of(usize::try_from(limit).unwrap_or(usize::MAX));
         let expected = wanted.expected_rows.map_or(stage_rows, |rows| usize::try_from(rows).unwrap_or(usize::MAX));
         Ok(Self {
             limit,
@@ -309,6 +329,9 @@ mod tests {
             Wanted { limit: 128 << 20, num_buckets: Some(64), uploads: true, expected_rows: Some(4_000_000_000), ..LOCAL },
             Wanted { limit: 512 << 20, num_buckets: Some(16), uploads: true, expected_rows: Some(90_000_000_000), ..LOCAL },
             Wanted { limit: 256 << 20, num_partitions: 1 << 18, expected_rows: Some(10_000_000_000), ..LOCAL },
+            // Its pages alone would not fit.
+            Wanted { limit: 64 << 20, num_partitions: 256, code_width: 96, expected_rows: Some(3_000_000_000), ..LOCAL },
+            Wanted { limit: 64 << 20, num_partitions: 1, code_width: 96, expected_rows: Some(3_000_000_000), ..LOCAL },
         ] {
             let error = MemoryPlan::choose(&wanted).unwrap_err().to_string();
             let limit = number_after(&error, "at least ");
@@ -351,12 +374,14 @@ mod tests {
     #[test]
     fn stages_grow_with_what_was_written() {
         let plan = MemoryPlan::choose(&Wanted { limit: 4 << 30, ..LOCAL }).unwrap();
-        assert_eq!(plan.stage_after(0, 0).unwrap(), SMALL_STAGE_BYTES / 76);
-        assert_eq!(plan.stage_after(4_000_000, 0).unwrap(), plan.small_stage_rows);
-        assert_eq!(plan.stage_after(80_000_000, 0).unwrap(), 4 * plan.small_stage_rows);
-        assert_eq!(plan.stage_after(u64::MAX, 0).unwrap(), plan.stage_rows);
+        assert_eq!(plan.stage_after(0, 0, 0).unwrap(), SMALL_STAGE_BYTES / 76);
+        assert_eq!(plan.stage_after(4_000_000, 0, 0).unwrap(), plan.small_stage_rows);
+        assert_eq!(plan.stage_after(80_000_000, 0, 0).unwrap(), 4 * plan.small_stage_rows);
+        assert_eq!(plan.stage_after(u64::MAX, 0, 0).unwrap(), plan.stage_rows);
+        let error = plan.stage_after(80_000_000, 0, 5 << 30).unwrap_err().to_string();
+        assert!(error.contains("memory_limit"), "a file that could not be closed: {error}");
         let small = MemoryPlan::choose(&Wanted { limit: 64 << 20, ..LOCAL }).unwrap();
-        assert_eq!((small.stage_after(0, 0).unwrap(), small.first_rows), (small.stage_rows, small.stage_rows));
+        assert_eq!((small.stage_after(0, 0, 0).unwrap(), small.first_rows), (small.stage_rows, small.stage_rows));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The embedded CPU backend.
 
+mod center;
 mod distinct;
 mod encoder;
 mod grouped;

@@ -5,12 +5,13 @@
 
 mod tagged;
 
+use super::center::center;
 use super::simd::{Plain, Vector};
 
 /// How distances are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// `|c'|^2 + 2 m.c' - 2 x.c'` with `c' = c - m`, `m` the mean of the codewords, which ranks as L2 does, in half the
+    /// `|c'|^2 + 2 m.c' - 2 x.c'` with `c' = c - m`, `m` amid the codewords, which ranks as L2 does, in half the
     /// operations. Without `m`, vectors far from the origin would lose their differences in rounding.
     L2,
     /// `-x.c`.
@@ -121,12 +122,7 @@ impl Codewords {
             Form::Dot => -1.0,
             Form::Exact => 1.0,
         };
-        let mut center = vec![0f64; dimension];
-        if form == Form::L2 {
-            for codeword in codewords.chunks_exact(dimension) {
-                center.iter_mut().zip(codeword).for_each(|(c, v)| *c += f64::from(*v) / count as f64);
-            }
-        }
+        let center = if form == Form::L2 { center(codewords, dimension) } else { vec![0.0; dimension] };
         let mut panels = vec![0.0; count.div_ceil(width) * width * dimension];
         // Codewords that only fill up the last panel are never nearest.
         let mut starts = vec![f32::INFINITY; count.div_ceil(width) * width];
@@ -180,7 +176,7 @@ impl Codewords {
         self.largest.0 + 2.0 * length * self.largest.1
     }
 
-    /// The length of the longest codeword ([`Form::L2`]: from their mean).
+    /// The length of the longest codeword ([`Form::L2`]: from their center).
     pub fn largest_length(&self) -> f32 {
         self.largest.1
     }

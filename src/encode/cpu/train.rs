@@ -25,7 +25,7 @@ use crate::progress::Progress;
 const ROWS_AHEAD: usize = 16;
 
 /// Magnitudes whose squares, and sums of them, are far from the ends of float32.
-const COMFORT: std::ops::RangeInclusive<f64> = 1e-12..=1e12;
+const COMFORT: std::ops::RangeInclusive<f64> = 1e-12..=1e16;
 
 /// Train centroids and codebook on `sample`: prepared vectors in random order, at least `num_partitions` and `2^num_bits`.
 pub fn train(sample: &FixedSizeListArray, metric: Metric, params: &TrainParams, progress: &dyn Progress) -> Result<IvfPqModel> {

@@ -40,7 +40,12 @@ fn text(name: std::result::Result<&CStr, cu::DriverError>) -> String {
 }
 
 fn describe(error: cu::DriverError) -> String {
-    format!("{} ({}): {}", text(error.error_name()), error.0 as u32, text(error.error_string()))
+    let found = format!("{} ({}): {}", text(error.error_name()), error.0 as u32, text(error.error_string()));
+    if error.0 == sys::CUresult::CUDA_ERROR_STUB_LIBRARY {
+        // `libcuda.so` is looked for before `libcuda.so.1`, and the toolkit has one to link with.
+        return format!("{found}; what was loaded is the CUDA toolkit's stub: take the folder \"stubs\" out of LD_LIBRARY_PATH");
+    }
+    found
 }
 
 /// A driver's error as ours: `what` was being done, and where.

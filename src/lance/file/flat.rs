@@ -16,6 +16,8 @@ use lance_encoding::format::metadata::full_zip_layout::Details;
 use lance_encoding::format::metadata::page_layout::Layout;
 use lance_encoding::format::pb::{ArrayEncoding, ColumnEncoding, column_encoding};
 
+use crate::numbers::SmallNumbers;
+
 /// Values of one row of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FlatType {
@@ -70,34 +72,59 @@ impl FlatType {
     }
 }
 
-/// The pages of one column that were written so far: rows and position of each. A file of a long build has many.
-#[derive(Debug)]
-pub struct FlatColumnWriter {
-    kind: FlatType,
-    pages: Vec<(u64, u64)>,
+/// Bytes of a page's description while a file is closed, for each column: as Lance's writer takes it, and as it is written.
+pub const CLOSING_PAGE_BYTES: usize = 400;
+
+/// The pages of all columns that were written so far. A file of a long build has many, so that each is kept in a few bytes.
+#[derive(Debug, Default)]
+pub struct FlatPages {
+    count: usize,
+    /// For each page its rows, and for each column what lies between the values before and its own.
+    numbers: SmallNumbers,
+    /// Of what was written.
+    end: u64,
 }
 
-impl FlatColumnWriter {
-    pub fn new(kind: FlatType) -> Self {
-        Self { kind, pages: Vec::new() }
+impl FlatPages {
+    /// A page of `num_rows` rows begins.
+    pub fn begin(&mut self, num_rows: u64) {
+        self.count += 1;
+        self.numbers.push(num_rows);
     }
 
-    /// A page of `num_rows` rows lies at `position`.
-    pub fn push(&mut self, num_rows: u64, position: u64) {
-        self.pages.push((num_rows, position));
+    /// The values of the next column lie at `position`, `None` where that is before others.
+    pub fn push(&mut self, position: u64, num_bytes: u64) -> Option<()> {
+        self.numbers.push(position.checked_sub(self.end)?);
+        self.end = position + num_bytes;
+        Some(())
     }
 
-    /// What the file's metadata is to say of the column.
-    pub fn finish(self, index: u32) -> Arc<ColumnInfo> {
-        let (kind, encoding) = (self.kind, PageEncoding::Legacy(self.kind.encoding()));
-        let page = |(num_rows, position)| PageInfo {
-            num_rows,
-            priority: 0,
-            encoding: encoding.clone(),
-            buffer_offsets_and_sizes: Arc::from([(position, num_rows * kind.row_bytes())]),
-        };
+    /// Bytes that this takes.
+    pub fn bytes(&self) -> usize {
+        self.numbers.bytes()
+    }
+
+    /// Bytes that it takes to close a file with as many pages.
+    pub fn closing_bytes(&self, columns: usize) -> usize {
+        self.count * columns * CLOSING_PAGE_BYTES
+    }
+
+    /// What the file's metadata is to say of the columns.
+    pub fn finish(self, kinds: &[FlatType]) -> Vec<Arc<ColumnInfo>> {
+        let mut pages: Vec<Vec<PageInfo>> = kinds.iter().map(|_| Vec::with_capacity(self.count)).collect();
+        let encodings: Vec<_> = kinds.iter().map(|kind| PageEncoding::Legacy(kind.encoding())).collect();
+        let (mut numbers, mut end) = (self.numbers.iter(), 0);
+        while let Some(num_rows) = numbers.next() {
+            for ((kind, encoding), pages) in kinds.iter().zip(&encodings).zip(&mut pages) {
+                let (position, size) = (end + numbers.next().unwrap_or_default(), num_rows * kind.row_bytes());
+                let buffer_offsets_and_sizes = Arc::from([(position, size)]);
+                pages.push(PageInfo { num_rows, priority: 0, encoding: encoding.clone(), buffer_offsets_and_sizes });
+                end = position + size;
+            }
+        }
         let values = ColumnEncoding { column_encoding: Some(column_encoding::ColumnEncoding::Values(())) };
-        Arc::new(ColumnInfo::new(index, self.pages.into_iter().map(page).collect(), Vec::new(), values))
+        let column = |(index, pages): (u32, Vec<PageInfo>)| Arc::new(ColumnInfo::new(index, pages.into(), Vec::new(), values.clone()));
+        (0..).zip(pages).map(column).collect()
     }
 }
 
@@ -153,11 +180,13 @@ mod tests {
 
     #[test]
     fn a_range_of_rows_is_ranges_of_bytes() {
-        let mut writer = FlatColumnWriter::new(FlatType::Integer(64));
+        let mut pages = FlatPages::default();
         for (rows, position) in [(10, 64), (5, 1024), (7, 4096)] {
-            writer.push(rows, position);
+            pages.begin(rows);
+            pages.push(position, rows * 8).unwrap();
         }
-        let info = writer.finish(0);
+        assert!(pages.push(4096, 8).is_none(), "over another");
+        let [info] = pages.finish(&[FlatType::Integer(64)]).try_into().unwrap();
         assert!(FlatColumn::of(&info, FlatType::Integer(32), 10_000).is_none());
         assert!(FlatColumn::of(&info, FlatType::Bytes(8), 10_000).is_none());
         assert!(FlatColumn::of(&info, FlatType::Integer(64), 4096 + 55).is_none(), "cut");
@@ -168,5 +197,26 @@ mod tests {
         assert_eq!(pieces(8..17), [(128, 144), (1024, 1064), (4096, 4112)]);
         assert_eq!(pieces(15..22), [(4096, 4152)]);
         assert_eq!(pieces(10..15), [(1024, 1064)]);
+    }
+
+    #[test]
+    fn the_pages_of_a_long_build_take_little_memory() {
+        let (mut pages, mut end) = (FlatPages::default(), 0u64);
+        let kinds = [FlatType::Integer(64), FlatType::Integer(32), FlatType::Bytes(96)];
+        let count = 1u64 << 17;
+        for page in 0..count {
+            let rows = 1500 + page % 1000;
+            pages.begin(rows);
+            for kind in kinds {
+                let position = end.next_multiple_of(64);
+                pages.push(position, rows * kind.row_bytes()).unwrap();
+                end = position + rows * kind.row_bytes();
+            }
+        }
+        assert!(pages.bytes() <= 8 * count as usize, "{}", pages.bytes());
+        let columns = pages.finish(&kinds);
+        let last = &columns[2].page_infos[count as usize - 1];
+        let [(position, size)] = last.buffer_offsets_and_sizes.as_ref() else { panic!("{last:?}") };
+        assert_eq!((position + size, columns[0].page_infos.len() as u64), (end, count));
     }
 }

@@ -7,6 +7,6 @@ mod read;
 mod widths;
 mod write;
 
-pub use flat::{FlatColumn, FlatType};
+pub use flat::{CLOSING_PAGE_BYTES, FlatColumn, FlatType};
 pub use read::{ByteReader, Expected, LanceFile, LanceFiles, local_read_error};
 pub use write::{FlatFileWriter, TableWriter, Written, index_file, write_row};

@@ -17,8 +17,8 @@ use lance_io::traits::Writer;
 use tokio::io::AsyncWrite;
 use tokio::runtime::Handle;
 
-use super::flat::{FlatColumnWriter, FlatType};
-use crate::error::Result;
+use super::flat::{FlatPages, FlatType};
+use crate::error::{Error, Result};
 use crate::io::{FileSink, MIN_PART_BYTES, Store, TailRecorder, Uploads};
 
 /// A finished file.
@@ -79,7 +79,8 @@ pub fn index_file(store: &Store, uploads: &Uploads, relative: &str) -> Result<Bo
 pub struct FlatFileWriter {
     writer: FileWriter,
     tail: TailRecorder,
-    columns: Vec<FlatColumnWriter>,
+    kinds: Vec<FlatType>,
+    pages: FlatPages,
     num_rows: u64,
 }
 
@@ -89,24 +90,35 @@ impl FlatFileWriter {
         let tail = TailRecorder::default();
         let sink = Sink { file: FileSink::create(store, uploads, relative, sync)?, tail: tail.clone() };
         let writer = create_lazy_writer(ConcreteFileVersion::V2_0, Box::new(sink), FileWriterOptions::default())?;
-        let columns = columns.iter().map(|kind| FlatColumnWriter::new(*kind)).collect();
-        Ok(Self { writer, tail, columns, num_rows: 0 })
+        Ok(Self { writer, tail, kinds: columns.to_vec(), pages: FlatPages::default(), num_rows: 0 })
     }
 
     /// Append the values of some rows, a buffer for each column.
     pub async fn append(&mut self, num_rows: u64, buffers: &[&[u8]]) -> Result<()> {
-        for (buffer, column) in buffers.iter().zip(&mut self.columns) {
+        self.pages.begin(num_rows);
+        for buffer in buffers {
             let (position, _) = self.writer.write_external_buffer(buffer).await?;
-            column.push(num_rows, position);
+            let in_order = || Error::internal(format!("a buffer was written at {position}, before others"));
+            self.pages.push(position, buffer.len() as u64).ok_or_else(in_order)?;
         }
         self.num_rows += num_rows;
         Ok(())
     }
 
+    /// Bytes that the list of its pages takes.
+    pub fn page_bytes(&self) -> usize {
+        self.pages.bytes()
+    }
+
+    /// Bytes that [`Self::finish`] takes beside those, about.
+    pub fn closing_bytes(&self) -> usize {
+        self.pages.closing_bytes(self.kinds.len())
+    }
+
     /// Describe the columns and publish the file.
     pub async fn finish(self, schema: &arrow_schema::Schema) -> Result<Written> {
-        let Self { mut writer, tail, columns, num_rows } = self;
-        let columns: Vec<_> = columns.into_iter().zip(0..).map(|(column, index)| column.finish(index)).collect();
+        let Self { mut writer, tail, kinds, pages, num_rows } = self;
+        let columns = pages.finish(&kinds);
         writer.initialize_with_external_columns(Schema::try_from(schema)?, &columns, num_rows)?;
         tail.start();
         Ok(Written::of(writer.finish().await?, &tail))

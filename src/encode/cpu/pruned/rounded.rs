@@ -1,5 +1,6 @@
 //! Codewords and vectors, rounded.
 
+use crate::encode::cpu::center::center;
 use crate::encode::cpu::nearest::Form;
 
 /// Dimensions whose products are summed in 16 bits: `16 * 63 * 63 / 2` is below their limit for each of two sums.
@@ -95,12 +96,7 @@ impl Pruned {
     pub fn in_groups(codewords: &[f32], dimension: usize, form: Form, groups: &[Vec<u32>]) -> (Self, Vec<usize>) {
         let count = codewords.len() / dimension.max(1);
         let chunks = dimension.div_ceil(CHUNK);
-        let mut center = vec![0f64; dimension];
-        if form == Form::L2 {
-            for codeword in codewords.chunks_exact(dimension) {
-                center.iter_mut().zip(codeword).for_each(|(c, v)| *c += f64::from(*v) / count as f64);
-            }
-        }
+        let center = if form == Form::L2 { center(codewords, dimension) } else { vec![0.0; dimension] };
         let center = center.into_iter().map(|c| c as f32).collect();
         let mut places = Vec::with_capacity(count.next_multiple_of(PANEL));
         let mut ends = Vec::with_capacity(groups.len());
