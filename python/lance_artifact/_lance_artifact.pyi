@@ -39,10 +39,14 @@ __all__ = [
     "read_file",
     "segments_with",
     "segments_without_coverage",
+    "shown_uri",
     "synchronize",
     "train_on_cpu",
     "unfinished_files",
     "unfinished_segments",
+    "uri_below",
+    "uri_place",
+    "without_secrets",
 ]
 __version__: str
 
@@ -436,6 +440,10 @@ def list_folder(
 def delete_files(
     folder: str, names: Sequence[str], folders: Sequence[str], storage_options: _StorageOptions | None = None
 ) -> None: ...
+def shown_uri(uri: str) -> str: ...
+def without_secrets(message: str, uri: str) -> str: ...
+def uri_below(uri: str, path: str) -> str: ...
+def uri_place(uri: str) -> str: ...
 def cuda_devices(*, free_memory: bool = False) -> dict[str, Any]: ...
 def measure_copy(device: int, *, size: int = 67108864, repeats: int = 20) -> tuple[float, float]: ...
 def encode_on_device(

@@ -19,4 +19,4 @@ pub use owner::Owner;
 pub use store::{Condition, Entry, Seen, Store, check_relative_path};
 pub use tail::TailRecorder;
 pub use upload::{MAX_PARTS, MIN_PART_BYTES, Uploads};
-pub use uri::{has_scheme, without_credentials, without_quoted_credentials};
+pub use uri::{has_scheme, uri_below, uri_place, without_credentials, without_quoted_credentials};

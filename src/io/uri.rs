@@ -50,6 +50,30 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// The URI, or path, of a file or folder below one, whose query stays behind it.
+pub fn uri_below(uri: &str, path: &str) -> String {
+    let Some(parts) = Parts::of(uri) else {
+        return format!("{}/{path}", uri.trim_end_matches('/'));
+    };
+    let folder = parts.path.trim_end_matches('/');
+    let after = &uri[parts.scheme.len() + 3 + parts.authority.len() + parts.path.len()..];
+    format!("{}://{}{folder}/{path}{after}", parts.scheme, parts.authority)
+}
+
+/// A URI without user, password, query and fragment, which say nothing of where it is; a path as it is.
+pub fn uri_place(uri: &str) -> String {
+    let Some(Parts { scheme, authority, path, .. }) = Parts::of(uri) else {
+        return uri.to_string();
+    };
+    let authority = match authority.rsplit_once('@') {
+        // The container of `abfss://container@account`.
+        Some((user, host)) if scheme.starts_with("abfs") => format!("{}@{host}", user.split(':').next().unwrap_or_default()),
+        Some((user, host)) if user.contains(':') => host.to_string(),
+        _ => authority.to_string(),
+    };
+    format!("{scheme}://{authority}{path}")
+}
+
 /// What somebody else says of `uri`, without its credentials: it may be quoted there as it was written, or as a parser writes it, whole or
 /// in parts.
 pub fn without_quoted_credentials(message: &str, uri: &str) -> String {

@@ -1,4 +1,4 @@
-//! Small files of a folder, wherever it is: what a run keeps beside its artifacts.
+//! Small files of a folder, wherever it is: what a run keeps beside its artifacts. And its URI.
 
 use bytes::Bytes;
 use pyo3::prelude::*;
@@ -8,7 +8,7 @@ use pyo3::types::PyBytes;
 use super::runtime::run;
 use super::storage::StorageOptionsArg;
 use super::storage::parts;
-use crate::io::Condition;
+use crate::io::{Condition, without_credentials, without_quoted_credentials};
 use crate::lance::LanceStore;
 
 /// Put a file of a folder where there is none of that name; whether it was put. Readers see the whole of it, or nothing.
@@ -114,4 +114,28 @@ pub fn unfinished_files(
 pub fn delete_unfinished(py: Python<'_>, folder: String, storage_options: Option<StorageOptionsArg>, unknown_too: bool) -> PyResult<()> {
     let (options, _) = parts(storage_options);
     run(py, None, |_, cancel| async move { cancel.race(crate::artifact::delete_unfinished(&folder, options.as_ref(), unknown_too)).await })
+}
+
+/// A URI without passwords, signatures and tokens, for messages.
+#[pyfunction]
+pub fn shown_uri(uri: &str) -> String {
+    without_credentials(uri)
+}
+
+/// What somebody else says of a URI, without its passwords, signatures and tokens.
+#[pyfunction]
+pub fn without_secrets(message: &str, uri: &str) -> String {
+    without_quoted_credentials(message, uri)
+}
+
+/// The URI, or path, of a file or folder below one.
+#[pyfunction]
+pub fn uri_below(uri: &str, path: &str) -> String {
+    crate::io::uri_below(uri, path)
+}
+
+/// A URI without user, password, query and fragment; a path as it is.
+#[pyfunction]
+pub fn uri_place(uri: &str) -> String {
+    crate::io::uri_place(uri)
 }

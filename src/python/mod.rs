@@ -57,6 +57,10 @@ fn lance_artifact_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(files::read_file, module)?)?;
     module.add_function(wrap_pyfunction!(files::list_folder, module)?)?;
     module.add_function(wrap_pyfunction!(files::delete_files, module)?)?;
+    module.add_function(wrap_pyfunction!(files::shown_uri, module)?)?;
+    module.add_function(wrap_pyfunction!(files::without_secrets, module)?)?;
+    module.add_function(wrap_pyfunction!(files::uri_below, module)?)?;
+    module.add_function(wrap_pyfunction!(files::uri_place, module)?)?;
     module.add_function(wrap_pyfunction!(segment::merge_segments, module)?)?;
     module.add_function(wrap_pyfunction!(segment::segments_with, module)?)?;
     module.add_function(wrap_pyfunction!(segment::segments_without_coverage, module)?)?;

@@ -4,6 +4,8 @@
 //! ever, so its claim only tells others whose files they are. Plain names are shared by all attempts: whoever creates or deletes
 //! one must hold [`CLAIM_FILE`], which one attempt at a time can.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,9 +14,14 @@ use serde::{Deserialize, Serialize};
 use crate::artifact::format::{CLAIM_FILE, claim_file};
 use crate::error::{Error, Result};
 use crate::io::{Condition, Owner, Seen, Store};
+use crate::sync::locked;
 
 /// The longest that a claim of which nothing was heard is looked for.
 const UNHEARD: Duration = Duration::from_secs(10);
+
+/// Tags of attempts of this process that are over, and whose claims it could not remove, or may not have: the process is alive, they are
+/// not.
+static OVER: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// What a claim says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,11 +36,22 @@ impl Marks {
     pub fn parse(claim: &[u8]) -> Option<Self> {
         serde_json::from_slice(claim).ok()
     }
+
+    /// Whether the attempt is certainly over. False where that cannot be known from here.
+    pub fn is_over(&self) -> bool {
+        self.owner.is_gone() || (self.owner.is_this() && locked(&OVER).contains(&self.attempt))
+    }
+
+    /// Whether the attempt may certainly go on, and be its process stopped. False where that cannot be known from here.
+    pub fn is_alive(&self) -> bool {
+        self.owner.is_alive() && !self.is_over()
+    }
 }
 
 /// A claim that this attempt holds.
 #[derive(Debug)]
 pub struct Claim {
+    attempt: String,
     file: String,
     content: Bytes,
 }
@@ -42,7 +60,8 @@ impl Claim {
     fn new(tag: &str, plain: bool) -> Result<Self> {
         let marks = Marks { attempt: tag.to_string(), owner: Owner::this() };
         let content = serde_json::to_vec(&marks).map_err(|e| Error::internal(format!("claim: {e}")))?;
-        Ok(Self { file: claim_file((!plain).then_some(tag)), content: content.into() })
+        locked(&OVER).remove(tag);
+        Ok(Self { attempt: tag.to_string(), file: claim_file((!plain).then_some(tag)), content: content.into() })
     }
 
     /// Claim the tag itself, or the plain names; `None` where somebody else holds them.
@@ -55,8 +74,9 @@ impl Claim {
         };
         let taken: Result<bool> = put.await;
         if taken.is_err() {
-            // It may be there all the same, and would be this process's for as long as that lives. Whoever asks does not wait for it long.
+            // It may be there all the same, or come later. Whoever asks does not wait for it long.
             let _ = tokio::time::timeout(UNHEARD, claim.release(store)).await;
+            claim.give_up();
         }
         Ok(taken?.then_some(claim))
     }
@@ -75,7 +95,16 @@ impl Claim {
 
     /// Give it up. One that became another's stays.
     pub async fn release(&self, store: &Store) -> Result<()> {
-        store.delete_if(&self.file, &self.content).await.map(|_| ())
+        let released = store.delete_if(&self.file, &self.content).await;
+        if released.is_err() {
+            self.give_up();
+        }
+        released.map(|_| ())
+    }
+
+    /// Let others of this process know that the attempt is over, should its claim still be there.
+    fn give_up(&self) {
+        locked(&OVER).insert(self.attempt.clone());
     }
 
     /// Make sure that the store keeps the conditions on which everything here depends: some ignore them without a word.
@@ -116,5 +145,38 @@ impl Claim {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::unfinished::unfinished_at;
+    use super::*;
+    use crate::lance::LanceStore;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_claim_that_could_not_be_given_up_is_no_attempts() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("a");
+        let store = LanceStore::open(root.to_str().unwrap(), None).await.unwrap();
+        for plain in [true, false] {
+            let claim = Claim::take(&store, "0a1b2c3d", plain).await.unwrap().unwrap();
+            let found = unfinished_at(&store, false).await.unwrap();
+            assert!(found.is_busy && found.files.is_empty(), "{found:?}");
+            // No folder, so that nothing in it can be looked at.
+            let moved = folder.path().join("moved");
+            std::fs::rename(&root, &moved).unwrap();
+            std::fs::write(&root, "").unwrap();
+            claim.release(&store).await.unwrap_err();
+            std::fs::remove_file(&root).unwrap();
+            std::fs::rename(&moved, &root).unwrap();
+            let found = unfinished_at(&store, false).await.unwrap();
+            assert_eq!((found.is_busy, found.files.len()), (false, 1), "{found:?}");
+            // Another attempt of the same tag, at another place or later.
+            std::fs::remove_file(root.join(claim_file((!plain).then_some("0a1b2c3d")))).unwrap();
+            let again = Claim::take(&store, "0a1b2c3d", plain).await.unwrap().unwrap();
+            assert!(unfinished_at(&store, false).await.unwrap().is_busy);
+            again.release(&store).await.unwrap();
+        }
     }
 }

@@ -46,8 +46,8 @@ pub enum Fate {
 pub fn fate(marks: Option<&Marks>, newest: SystemTime, now: SystemTime) -> Fate {
     let old = now.duration_since(newest).is_ok_and(|age| age > ABANDONED_AFTER);
     match marks {
-        Some(marks) if marks.owner.is_gone() => Fate::Over,
-        Some(marks) if marks.owner.is_alive() => Fate::Unknown,
+        Some(marks) if marks.is_over() => Fate::Over,
+        Some(marks) if marks.is_alive() => Fate::Unknown,
         _ if old => Fate::Over,
         _ => Fate::Unknown,
     }

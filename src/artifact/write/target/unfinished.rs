@@ -107,7 +107,7 @@ pub async fn unfinished_at(store: &Store, unknown_too: bool) -> Result<Unfinishe
     for ((tag, mut entries), marks) in attempts.into_iter().zip(all_marks) {
         entries.retain(|entry| !names.contains(&entry.path));
         let Some(newest) = heard.get(&attempt_of(&tag)).filter(|_| !entries.is_empty()) else { continue };
-        let alive = marks.as_ref().is_some_and(|marks| marks.owner.is_alive());
+        let alive = marks.as_ref().is_some_and(Marks::is_alive);
         if fate(marks.as_ref(), *newest, now) == Fate::Over || (unknown_too && !alive) {
             found.files.extend(entries.into_iter().map(|entry| entry.path));
         } else {
