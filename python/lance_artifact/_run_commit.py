@@ -34,18 +34,8 @@ def build_and_commit(
     progress: Progress,
 ) -> str:
     plan = run.plan
-    path = at.path_of(plan.field_id, plan.column)
-    wanted = Wanted(
-        plan.name,
-        plan.mode,
-        plan.field_id,
-        path,
-        plan.index_type,
-        model.metric,
-        model.fingerprint,
-        run_id=run.run_id,
-        known=_appended_to(run, at),
-    )
+    wanted = _wanted(run, at, model)
+    path = wanted.path
     check_latest(handle, at, wanted, plan.fragment_ids)
     with attempt_of(handle, at) as attempt:
         with stage(
@@ -75,6 +65,34 @@ def build_and_commit(
             told["rows"] = segment.num_rows
         commit_segment(attempt, wanted, segment)
     return attempt.uuid
+
+
+def _wanted(run: Run, at: Handle, model: IvfPqModel | None) -> Wanted:
+    plan = run.plan
+    return Wanted(
+        plan.name,
+        plan.mode,
+        plan.field_id,
+        at.path_of(plan.field_id, plan.column),
+        plan.index_type,
+        plan.metric if model is None else model.metric,
+        model and model.fingerprint,
+        run_id=run.run_id,
+        known=_appended_to(run, at),
+    )
+
+
+def check_uncommitted(run: Run, handle: Handle, model: IvfPqModel | None = None) -> None:
+    """Whether the index of a run that is not committed can still be: others may have built one of that name since it was planned.
+
+    Raises
+    ------
+    As `check_name`: what the commit would refuse after the work is refused before it.
+    """
+    at, model = run.dataset(handle.dataset), run.model() or model
+    # Until it is published only the caller has a model of his own: without it, it is compared at the commit.
+    trains = model is None and run.plan.model is None
+    check_latest(handle, at, _wanted(run, at, model), run.plan.fragment_ids, trains=trains)
 
 
 def _appended_to(run: Run, at: Handle) -> Known | None:

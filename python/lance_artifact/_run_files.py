@@ -6,13 +6,16 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from . import _lance_artifact as core
 from ._lance_artifact import IvfPqModel
-from ._plan import BuildPlan
 from .exceptions import CorruptArtifactError
+
+if TYPE_CHECKING:
+    from ._plan import BuildPlan
 
 FORMAT, FORMAT_VERSION = "lance-artifact-run", 1
 PLAN, MODEL, COMMITTED, SHARDS = "plan.json", "model.arrow", "committed.json", "shards"
@@ -62,6 +65,11 @@ class RunStatus:
             else "not yet"
         )
         return "\n".join([*lines, f"  committed: {where}"])
+
+
+def is_run(uri: str, storage_options: Any) -> bool:
+    """Whether a run is there."""
+    return core.read_file(uri, PLAN, storage_options) is not None
 
 
 def written_model(model: IvfPqModel) -> bytes:

@@ -27,9 +27,9 @@ from ._index import CommittedIndex, model_of
 from ._log import LOGGER
 from ._plan import plan
 from ._progress import reporter
-from ._resume import is_run
 from ._run import Run
-from ._run_commit import is_committed
+from ._run_commit import check_uncommitted, is_committed
+from ._run_files import is_run
 from .exceptions import (
     BackendUnavailableError,
     DeviceError,
@@ -247,9 +247,12 @@ def create_index(
         assign=assign,
         num_shards=num_shards,
         calibrate=False,
+        artifact_uri=place,
+        storage_options=options,
     )
     run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
     if not is_committed(run, handle):
+        check_uncommitted(run, handle, model)
         _work(
             ray,
             run,
@@ -330,6 +333,7 @@ def extend_index(
         )
         run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
     if not is_committed(run, handle):
+        check_uncommitted(run, handle, model)
         _start(ray, remote, num_workers)
         _work(ray, run, chosen, remote, num_workers, memory_limit, model, None, progress)
     run.finalize(handle.dataset, memory_limit=memory_limit, progress=progress)

@@ -240,14 +240,28 @@ def plan(
     import lance_artifact as la
 
     store = options.storage_options(storage_option)
+    ds = options.open_dataset(dataset, store)
     made = la.plan(
-        options.open_dataset(dataset, store), column, given["index_type"], given["name"], replace=given["replace"],
+        ds, column, given["index_type"], given["name"], replace=given["replace"],
         fragment_ids=list(given["fragment"]) or None, backend=given["backend"], devices=given["devices"],
-        device_memory_limit=given["device_memory_limit"], num_shards=given["num_shards"], calibrate=not given["no_calibrate"], assign=given["assign"], **{key: given[key] for key in (*_TRAINING, *_GRAPHS)},
+        device_memory_limit=given["device_memory_limit"], num_shards=given["num_shards"], calibrate=not given["no_calibrate"], assign=given["assign"],
+        artifact_uri=run, storage_options=store, **{key: given[key] for key in (*_TRAINING, *_GRAPHS)},
     )  # fmt: skip
     text, result = str(made), json.loads(made.to_json())
     if run:
         prepared = la.Run.create(made, run, storage_options=store, dataset_storage_options=store)
-        text += f"\n\nrun {prepared.uri}: go on with: lance-artifact run resume {prepared.uri}"
-        result = {"run": prepared.uri, "plan": result}
+        text, result = str(prepared.plan), {"run": prepared.uri, "plan": json.loads(prepared.plan.to_json())}
+        text += f"\n\nrun {prepared.uri}: {_left(prepared, ds)}"
     return result, text
+
+
+def _left(run: Any, ds: Any) -> str:
+    """What is to be done of a run; nothing where its index is committed."""
+    from .._dataset import Handle
+    from .._run_commit import check_uncommitted, is_committed
+
+    handle = Handle.of(ds)
+    if is_committed(run, handle):
+        return "its index is committed; nothing is left to be done"
+    check_uncommitted(run, handle)
+    return f"go on with: lance-artifact run resume {run.uri}"
