@@ -86,7 +86,13 @@ def test_options_of_another_step_are_refused(
 ) -> None:
     ds = write(vectors(ROWS, DIM))
     assert run(capsys, "plan", ds.uri, "vector", *TRAINING, "--run", tmp_path / "run")[0] == 0
-    for arguments in (["status", "--shard", 1], ["resume", "--all"], ["encode"], ["train", "--dry-run"]):
+    for arguments in (
+        ["status", "--shard", 1],
+        ["resume", "--all"],
+        ["resume", "--elsewhere"],
+        ["encode"],
+        ["train", "--dry-run"],
+    ):
         assert run(capsys, "run", arguments[0], tmp_path / "run", *arguments[1:])[0] == 2
     assert run(capsys, "build", ds.uri, "vector", *TRAINING, "--resume")[0] == 2
 

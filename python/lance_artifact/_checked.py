@@ -274,6 +274,7 @@ CHECKS: dict[str, Check] = {
     "verify": flag,
     "calibrate": flag,
     "everything": flag,
+    "elsewhere": flag,
     "dry_run": flag,
     "resume": flag,
     "num_shards": whole(1),
