@@ -71,6 +71,8 @@ def test_the_same_index_as_in_one_process(write: Callable[..., Any], tmp_path: P
     assert build(ds, tmp_path / "new", **again).version == version
     with pytest.raises(la.IndexExistsError):
         build(ds, tmp_path / "newer", **again)
+    with pytest.raises(la.InvalidInputError, match="cannot be taken up"):
+        build(ds, tmp_path / "newer", name="newer", backend="pylance-cuvs")
     assert not (tmp_path / "newer").exists()
     with pytest.raises(la.InvalidInputError, match="resume: got False"):
         build(ds, tmp_path / "run", name="ray", resume=False)

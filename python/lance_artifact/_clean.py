@@ -10,6 +10,7 @@ from typing import Any
 
 from . import _lance_artifact as core
 from ._arguments import StorageOptions
+from ._artifacts import MANIFEST, bare_files, delete_artifact
 from ._calls import awaited
 from ._checked import checked
 from ._dataset import Handle
@@ -117,7 +118,7 @@ def _shards(run: Run, everything: bool, elsewhere: bool, dry_run: bool) -> list[
     for shard in range(len(run.plan.shards)):
         # Before the claims, which come before any upload: those of who begins after that look are not among them.
         opened = list(uploads.below(f"{SHARDS}/{shard:05}"))
-        looked.append((opened, *core.unfinished_files(run.shard_uri(shard), run.storage_options, elsewhere)))
+        looked.append((opened, *_unfinished(run, shard, elsewhere)))
     busy = [shard for shard, (_, _, is_busy) in enumerate(looked) if is_busy]
     if everything and busy:
         raise _at_work(run, busy, elsewhere)
@@ -137,19 +138,29 @@ def _shards(run: Run, everything: bool, elsewhere: bool, dry_run: bool) -> list[
             artifact = Artifact.open(place, run.storage_options)
         except ArtifactNotFoundError:
             continue
-        found.append(Leftover("artifact", place, len(artifact.manifest.get("files", ())) + 1))
+        files = list(bare_files(place, run.storage_options)) or [
+            MANIFEST,
+            *artifact.manifest.get("files", ()),
+        ]
+        found.append(Leftover("artifact", place, len(files)))
         if not dry_run:
-            core.delete_artifact(place, run.storage_options)
+            delete_artifact(place, run.storage_options)
     return found
+
+
+def _unfinished(run: Run, shard: int, elsewhere: bool) -> tuple[list[str], bool]:
+    """Files of attempts at a shard that are over, and whether one is at work."""
+    place = run.shard_uri(shard)
+    files, is_busy = core.unfinished_files(place, run.storage_options, elsewhere)
+    # What has no manifest by its format has an unfinished attempt's names.
+    if (files or is_busy) and bare_files(place, run.storage_options):
+        return [], False
+    return files, is_busy
 
 
 def _at_work(run: Run, busy: list[int], elsewhere: bool) -> CommitConflictError:
     """Why a run is not removed: somebody is at work on these shards, or may be."""
-    alive = [
-        shard
-        for shard in busy
-        if elsewhere or core.unfinished_files(run.shard_uri(shard), run.storage_options, True)[1]
-    ]
+    alive = [shard for shard in busy if elsewhere or _unfinished(run, shard, True)[1]]
     if alive:
         return CommitConflictError(f"{run.uri}: a process is at work on shards {few(alive)}; stop it first")
     owners = sorted({who for shard in busy for who in _owners(run.shard_uri(shard), run.storage_options)})
@@ -217,11 +228,7 @@ def _run(run: Run, everything: bool, elsewhere: bool, dry_run: bool) -> list[Lef
     files = unfinished + [name for name in (MODEL, COMMITTED, PLAN) if name in there]
     if not dry_run:
         # Who began while the rest was removed needs the plan and the model.
-        busy = [
-            shard
-            for shard in range(len(run.plan.shards))
-            if core.unfinished_files(run.shard_uri(shard), run.storage_options, elsewhere)[1]
-        ]
+        busy = [shard for shard in range(len(run.plan.shards)) if _unfinished(run, shard, elsewhere)[1]]
         if busy:
             raise _at_work(run, busy, elsewhere)
         core.delete_files(run.uri, files[:-1], [SHARDS], run.storage_options)

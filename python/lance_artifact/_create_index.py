@@ -399,6 +399,8 @@ def _create(
     if artifact is None:
         width = cast(int, asked.num_sub_vectors) * asked.num_bits // 8
         check_target(source, artifact_uri, partitions, width, asked.num_bits, memory_limit, storage_options)
+    if artifact is None and artifact_uri is not None and hasattr(chosen, "check_target"):
+        chosen.check_target(artifact_uri)
     if artifact is None and model is None:
         params = asked.training(partitions, centroids)
         model = train_handle(

@@ -37,7 +37,7 @@ from ._estimate import Estimate, estimate, page
 from ._lance_artifact import IvfPqModel
 from ._run_files import is_run
 from ._wanted import Wanted, check_latest
-from .backends import Backend, TrainParams, resolve_backend
+from .backends import Backend, TrainParams, check_resumable, resolve_backend
 from .exceptions import ArtifactMismatchError, CorruptArtifactError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -269,6 +269,7 @@ target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centro
     path, _ = vector_column(handle, column)
     is_there = False
     if artifact_uri is not None:
+        check_resumable(backend)
         place = check_place(handle, artifact_uri)
         is_there = is_run(place, store_options(handle, place, storage_options))
     made = planned_build(

@@ -19,7 +19,7 @@ from ._run import Run
 from ._run_commit import check_uncommitted, is_committed
 from ._run_files import is_run
 from ._wanted import Wanted, check_latest
-from .backends import Backend
+from .backends import Backend, check_resumable
 
 if TYPE_CHECKING:
     import lance
@@ -130,6 +130,7 @@ def create_by_run(
     progress: Progress,
 ) -> lance.LanceDataset:
     """`create_index` by a run: a new one, or the one that is there."""
+    check_resumable(backend)
     planned = planned_build(
         handle,
         wanted.path,

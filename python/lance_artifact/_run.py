@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _lance_artifact as core
 from ._arguments import Progress, StorageOptions, fixed_size_list
-from ._artifacts import absolute, check_apart
+from ._artifacts import absolute, check_apart, published_at
 from ._assign import check_assigned
 from ._build_artifact import build_artifact
 from ._calls import awaited
@@ -42,7 +42,7 @@ from ._run_files import (
     written_model,
 )
 from ._train import train, train_on
-from .backends import Backend, resolve_backend
+from .backends import Backend, check_resumable, resolve_backend
 from .exceptions import (
     ArtifactExistsError,
     ArtifactMismatchError,
@@ -103,6 +103,7 @@ class Run:
             Something else is there.
         """
         plan = instance(BuildPlan, "a BuildPlan")("plan", plan)
+        check_resumable(plan.backend)
         uri = check_apart(plan.dataset_uri, path("uri", uri))
         content = {
             "format": FORMAT,
@@ -235,6 +236,7 @@ class Run:
         vectors in random order to train on, where others have drawn them; by default they are drawn here.
         """
         model = check("model", model)
+        check_resumable(backend)
         found = self.model()
         if found is not None:
             return found
@@ -314,6 +316,7 @@ class Run:
             What is in the shard's folder is not this shard of this run.
         """
         wanted = self._shard(whole()("shard", shard))
+        check_resumable(backend)
         model = check("model", model) or self.model()
         if model is None:
             raise InvalidInputError(f"{self.uri}: has no model yet; call train() first")
@@ -436,8 +439,7 @@ class Run:
         """When each shard was published, by the store's clock; None where it is not."""
 
         def look(shard: int) -> float | None:
-            entries = core.list_folder(self.shard_uri(shard), "", self.storage_options)
-            return next((at for name, _, at in entries if name == "manifest.json"), None)
+            return published_at(self.shard_uri(shard), self.storage_options)
 
         with ThreadPoolExecutor(LOOKS) as pool:
             return list(pool.map(look, range(len(self.plan.shards))))

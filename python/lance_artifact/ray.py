@@ -30,6 +30,7 @@ from ._progress import reporter
 from ._run import Run
 from ._run_commit import check_uncommitted, is_committed
 from ._run_files import is_run
+from .backends import check_resumable
 from .exceptions import (
     BackendUnavailableError,
     DeviceError,
@@ -208,6 +209,7 @@ def create_index(
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
     check_assign(assign, chosen)
+    check_resumable(chosen)
     options = artifact_storage_options or storage_options
     model = None
     if pq_codebook is not None:
@@ -299,6 +301,7 @@ def extend_index(
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
     check_assign(assign, chosen)
+    check_resumable(chosen)
     at = handle.at(int(handle.latest().version))
     index = CommittedIndex.of(at, name)
     model = model_of(at, index)
