@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from . import _lance_artifact as core
 from ._arguments import IndexParams, fixed_size_list
@@ -14,6 +15,7 @@ from ._assign import check_assigned
 from ._dataset import Handle
 from ._lance_artifact import Artifact, IvfPqModel
 from ._log import LOGGER, log
+from ._uris import place, shown_uri
 from .exceptions import (
     ArtifactExistsError,
     ArtifactMismatchError,
@@ -35,7 +37,7 @@ def store_options(handle: Handle, uri: str | Path, storage_options: Any) -> Any:
 
 
 def _authority(uri: str) -> str | None:
-    scheme, sign, rest = uri.partition("://")
+    scheme, sign, rest = place(uri).partition("://")
     return f"{scheme}://{rest.split('/')[0]}" if sign and scheme != "file" else None
 
 
@@ -197,14 +199,15 @@ def check_apart(dataset_uri: str, artifact_uri: str | Path) -> str:
     artifact, dataset = _place(where), _place(dataset_uri)
     if f"{artifact}/".startswith(f"{dataset}/") or f"{dataset}/".startswith(f"{artifact}/"):
         raise InvalidInputError(
-            f"artifact_uri: got {artifact_uri}, which is the dataset {dataset_uri} itself, inside it or around it; choose a folder of its own"
+            f"artifact_uri: got {shown_uri(str(artifact_uri))}, which is the dataset {dataset_uri} itself, inside it or around it; choose a folder of its own"
         )
     return where
 
 
 def _place(uri: str) -> str:
-    if uri.startswith("file://"):
-        uri = uri.removeprefix("file://")
-    if "://" in uri:
-        return uri.split("?")[0].rstrip("/")
-    return os.path.realpath(uri)
+    where = place(uri)
+    if where.startswith("file://"):
+        where = unquote("/" + where.removeprefix("file://").partition("/")[2])
+    elif where.partition("://")[1]:
+        return where.rstrip("/")
+    return os.path.realpath(where)

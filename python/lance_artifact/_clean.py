@@ -20,6 +20,7 @@ from ._process import terminable
 from ._run import Run
 from ._run_files import COMMITTED, MODEL, PLAN, SHARDS
 from ._uploads import OpenUploads
+from ._uris import shown_uri
 from ._wanted import few
 from .exceptions import ArtifactNotFoundError, CommitConflictError, LanceArtifactError
 
@@ -39,6 +40,7 @@ class Leftover:
         Files of an attempt at a shard that came to nothing; an upload to S3 that was never completed; an index segment that was not
         committed; the artifact of a shard; the files of the run itself.
     uri : str
+        Without credentials.
     files : int
     """
 
@@ -107,7 +109,7 @@ def discard_run(run: Run, dataset: Any) -> None:
     except LanceArtifactError as error:
         LOGGER.warning(
             "the index is committed; its run %s could not be removed, and clean_run removes it: %s",
-            run.uri,
+            shown_uri(run.uri),
             error,
         )
 
@@ -129,7 +131,7 @@ def _shards(run: Run, everything: bool, elsewhere: bool, dry_run: bool) -> list[
         if not is_busy:
             found += _ended(uploads, opened, dry_run)
         if files:
-            found.append(Leftover("attempt", place, len(files)))
+            found.append(Leftover("attempt", shown_uri(place), len(files)))
             if not dry_run:
                 core.delete_unfinished(place, run.storage_options, elsewhere)
         if not everything:
@@ -142,7 +144,7 @@ def _shards(run: Run, everything: bool, elsewhere: bool, dry_run: bool) -> list[
             MANIFEST,
             *artifact.manifest.get("files", ()),
         ]
-        found.append(Leftover("artifact", place, len(files)))
+        found.append(Leftover("artifact", shown_uri(place), len(files)))
         if not dry_run:
             delete_artifact(place, run.storage_options)
     return found
@@ -162,11 +164,13 @@ def _at_work(run: Run, busy: list[int], elsewhere: bool) -> CommitConflictError:
     """Why a run is not removed: somebody is at work on these shards, or may be."""
     alive = [shard for shard in busy if elsewhere or _unfinished(run, shard, True)[1]]
     if alive:
-        return CommitConflictError(f"{run.uri}: a process is at work on shards {few(alive)}; stop it first")
+        return CommitConflictError(
+            f"{shown_uri(run.uri)}: a process is at work on shards {few(alive)}; stop it first"
+        )
     owners = sorted({who for shard in busy for who in _owners(run.shard_uri(shard), run.storage_options)})
     said = "; ".join(owners[:10]) + (f"; and {len(owners) - 10} more" if len(owners) > 10 else "")
     return CommitConflictError(
-        f"{run.uri}: shards {few(busy)} are being encoded, or were left, by processes of which it cannot be known here whether they are "
+        f"{shown_uri(run.uri)}: shards {few(busy)} are being encoded, or were left, by processes of which it cannot be known here whether they are "
         f"alive: {said or 'they left no marks'}. Stop them, and pass elsewhere=True (--elsewhere), or wait: those that "
         "wrote nothing for seven days count as gone"
     )
@@ -233,4 +237,4 @@ def _run(run: Run, everything: bool, elsewhere: bool, dry_run: bool) -> list[Lef
             raise _at_work(run, busy, elsewhere)
         core.delete_files(run.uri, files[:-1], [SHARDS], run.storage_options)
         core.delete_files(run.uri, files[-1:], [""], run.storage_options)
-    return [Leftover("run", run.uri, len(files))]
+    return [Leftover("run", shown_uri(run.uri), len(files))]

@@ -15,6 +15,7 @@ from ._lance_artifact import Artifact, IvfPqModel
 from ._log import stage
 from ._progress import reporter
 from ._run_files import COMMITTED, HINT
+from ._uris import shown_uri
 from ._wanted import Known, Wanted, check_latest, few, same_name
 from .exceptions import ArtifactMismatchError, CommitConflictError, InvalidInputError
 
@@ -144,7 +145,7 @@ def _covers(run: Run, latest: Handle, index: CommittedIndex) -> bool:
         return True
     # A compaction puts rows that are indexed into fragments that are; those of an index that was dropped may be in any.
     raise CommitConflictError(
-        f"index {index.name!r}: it cannot be told whether it has all rows of the run at {run.uri}, which was committed once: fragments "
+        f"index {index.name!r}: it cannot be told whether it has all rows of the run at {shown_uri(run.uri)}, which was committed once: fragments "
         f"{few(planned - there)} of the run were rewritten or emptied since, and fragments {few(scanned)} have no index now; call "
         f"extend_index(dataset, {index.name!r}), or drop the index and build it anew in another folder"
     )

@@ -30,6 +30,7 @@ from ._progress import reporter
 from ._run import Run
 from ._run_commit import check_uncommitted, is_committed
 from ._run_files import is_run
+from ._uris import shown_uri, without_secrets
 from .backends import check_resumable
 from .exceptions import (
     BackendUnavailableError,
@@ -223,7 +224,9 @@ def create_index(
             handle.vectors(vector_column(handle, column)[0]).dtype,
         )
     if not resume and is_run(place, options):
-        raise InvalidInputError(f"resume: got False, and a run is at {place}; choose another artifact_uri")
+        raise InvalidInputError(
+            f"resume: got False, and a run is at {shown_uri(place)}; choose another artifact_uri"
+        )
     _start(ray, remote, num_workers)
     planned = plan(
         handle.dataset,
@@ -309,7 +312,7 @@ def extend_index(
         run = Run.open(place, storage_options=options, dataset_storage_options=storage_options)
         if (run.plan.name, run.plan.mode, run.plan.model) != (name, "append", model.fingerprint):
             raise InvalidInputError(
-                f"artifact_uri: {place} is a run of {run.plan.name!r}, mode {run.plan.mode}; choose another"
+                f"artifact_uri: {shown_uri(place)} is a run of {run.plan.name!r}, mode {run.plan.mode}; choose another"
             )
     else:
         covered = index.covered()
@@ -354,7 +357,7 @@ def extend_index(
         LOGGER.warning(
             "%d fragments came after the run at %s was planned; extend again, by another run",
             len(left),
-            run.uri,
+            shown_uri(run.uri),
         )
     dropped: dict[str, int] = {}
     for artifact in artifacts:
@@ -385,7 +388,9 @@ def _opened(uri: Any, storage_options: dict[str, str] | None) -> tuple[Handle, d
         try:
             uri = lance.dataset(str(uri), storage_options=storage_options)
         except (ValueError, OSError) as error:
-            raise InvalidInputError(f"uri: {uri} cannot be opened: {error}") from error
+            raise InvalidInputError(
+                f"uri: {shown_uri(str(uri))} cannot be opened: {without_secrets(error, str(uri))}"
+            ) from error
     handle = Handle.of(uri)
     return handle, storage_options or dict(handle.dataset.latest_storage_options() or {}) or None
 

@@ -17,6 +17,7 @@ import numpy as np
 from .._dataset import Handle, branch_of, vector_column
 from .._lance_artifact import Artifact, IvfPqModel
 from .._log import LOGGER
+from .._uris import shown_uri
 from ..exceptions import (
     ArtifactMismatchError,
     BackendUnavailableError,
@@ -162,7 +163,9 @@ class PylanceCuvsBackend:
         """Raises: the artifact cannot be written there."""
         target = Path(artifact_uri)
         if "://" in str(artifact_uri) or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-            raise InvalidInputError(f"artifact_uri: got {artifact_uri}, expected a new or empty local folder")
+            raise InvalidInputError(
+                f"artifact_uri: got {shown_uri(str(artifact_uri))}, expected a new or empty local folder"
+            )
 
     def _warn_of_size(self, dataset: lance.LanceDataset, column: str) -> None:
         handle = Handle.of(dataset)

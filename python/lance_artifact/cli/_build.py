@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .. import exceptions as errors
+from .._uris import shown_uri
 from . import _options as options
 from ._app import Call, Result, command
 from ._told import figures_text
@@ -162,7 +163,7 @@ def _index_result(call: Call, ds: Any, dataset: str, column: str, name: str | No
             }
     figures = call.stages.figures()
     result = {
-        "dataset": dataset,
+        "dataset": shown_uri(dataset),
         "version": ds.version,
         "index": index.name if index else wanted,
         "index_type": index.index_type if index else None,
@@ -250,8 +251,11 @@ def plan(
     text, result = str(made), json.loads(made.to_json())
     if run:
         prepared = la.Run.create(made, run, storage_options=store, dataset_storage_options=store)
-        text, result = str(prepared.plan), {"run": prepared.uri, "plan": json.loads(prepared.plan.to_json())}
-        text += f"\n\nrun {prepared.uri}: {_left(prepared, ds)}"
+        text, result = (
+            str(prepared.plan),
+            {"run": shown_uri(prepared.uri), "plan": json.loads(prepared.plan.to_json())},
+        )
+        text += f"\n\nrun {shown_uri(prepared.uri)}: {_left(prepared, ds)}"
     return result, text
 
 
@@ -264,4 +268,4 @@ def _left(run: Any, ds: Any) -> str:
     if is_committed(run, handle):
         return "its index is committed; nothing is left to be done"
     check_uncommitted(run, handle)
-    return f"go on with: lance-artifact run resume {run.uri}"
+    return f"go on with: lance-artifact run resume {shown_uri(run.uri)}"
