@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> None:
         num_sub_vectors=num_sub_vectors,
         num_shards=shards,
         calibrate=False,
+        artifact_uri=folder,
     )
+    # The one that is there already, where this was begun before.
     run = la.Run.create(plan, folder)
     run.train()
 
@@ -30,7 +32,9 @@ def main(arguments: list[str]) -> None:
     def encode(numbers: daft.Series) -> list[int]:
         return [run.encode(shard).num_rows for shard in numbers.to_pylist()]
 
-    frame = daft.from_pydict({"shard": list(range(len(plan.shards)))}).into_partitions(len(plan.shards))
+    frame = daft.from_pydict({"shard": list(range(len(run.plan.shards)))}).into_partitions(
+        len(run.plan.shards)
+    )
     print(frame.with_column("rows", encode(daft.col("shard"))).to_pydict())
     run.finalize()
     print(run.status())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -317,3 +318,75 @@ def test_a_training_that_loads_much_is_said_before_it_starts(
 def test_the_bridge_calls_by_signature(bridge: Any) -> None:
     for name in ("train_ivf_pq", "build_ivf_pq_artifact"):
         assert "storage_options" not in inspect.signature(getattr(bridge, name)).parameters
+
+
+def test_a_run_is_not_begun_with_the_bridge(bridge: Any, write: Any, tmp_path: Path) -> None:
+    """Nobody could take it up: it encodes with what the same process has trained, and writes as it goes."""
+    ds = write(vectors(ROWS, DIM))
+    place, backend = tmp_path / "run", pylance_cuvs.PylanceCuvsBackend()
+    ask = {**SHAPE, "sample_rate": 16}
+    planned = la.plan(ds, "vector", backend="cpu", calibrate=False, **ask)
+    theirs = la.plan(ds, "vector", backend="pylance-cuvs", calibrate=False, **ask)
+    for refused in (
+        lambda: la.create_index(ds, "vector", artifact_uri=place, resume=True, backend=backend, **ask),
+        lambda: la.create_index(ds, "vector", artifact_uri=place, resume=True, accelerator="cuvs", **ask),
+        lambda: la.plan(ds, "vector", artifact_uri=place, backend=backend, **ask),
+        lambda: la.Run.create(theirs, place),
+    ):
+        with pytest.raises(la.InvalidInputError, match=r"'pylance-cuvs'.*cannot be taken up"):
+            refused()
+        assert not place.exists() and bridge.CALLS == []
+    run = la.Run.create(planned, place)
+    for step in (
+        lambda: run.train(backend=backend),
+        lambda: la.resume_run(place, backend="pylance-cuvs"),
+        lambda: la.create_index(ds, "vector", artifact_uri=place, backend="pylance-cuvs", **ask),
+    ):
+        with pytest.raises(la.InvalidInputError, match="cannot be taken up"):
+            step()
+    run.train(backend="cpu")
+    with pytest.raises(la.InvalidInputError, match="cannot be taken up"):
+        run.encode(0, backend=backend)
+    assert bridge.CALLS == [] and run.status().shards == (False,)
+    assert len(la.resume_run(place, ds, backend="cpu").describe_indices()) == 1
+
+
+def test_a_shard_that_the_bridge_wrote_is_one(bridge: Any, write: Any, tmp_path: Path) -> None:
+    """By hand, in the place of a shard: it counts, is finalized, and goes with its run. Nothing else of its folder does."""
+    ds = write(vectors(ROWS, DIM))
+    place, backend = tmp_path / "run", pylance_cuvs.PylanceCuvsBackend()
+    model = la.train(ds, "vector", backend=backend, sample_rate=16, **SHAPE)
+    run = la.Run.create(la.plan(ds, "vector", model=model, backend="cpu", calibrate=False), place)
+    run.train(model=model)
+    shard = Path(run.shard_uri(0))
+    la.build_artifact(ds, "vector", model, shard, backend=backend)
+    assert run.status().shards == (True,) and run.encode(0).num_rows == ROWS
+    # What has no manifest is no attempt of ours, however old it is.
+    for file in shard.iterdir():
+        os.utime(file, (1, 1))
+    assert la.clean_run(place, elsewhere=True) == [] and len(list(shard.iterdir())) == 2
+    run.finalize(ds)
+    assert sum(map(len, stored(ds, "vector_idx"))) == ROWS
+    (shard / "notes.txt").write_text("mine")
+    listed = la.clean_run(place, everything=True, dry_run=True)
+    assert [(each.kind, each.files) for each in listed] == [("artifact", 2), ("run", 3)]
+    assert la.clean_run(place, everything=True) == listed
+    assert [p.name for p in place.rglob("*") if p.is_file()] == ["notes.txt"]
+
+
+def test_what_the_bridge_wrote_is_kept_only_where_it_is_wanted(
+    bridge: Any, write: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ds = write(vectors(ROWS, DIM))
+    place, ask = tmp_path / "some" / "where", {**SHAPE, "sample_rate": 16, "backend": "pylance-cuvs"}
+    ds = la.create_index(ds, "vector", artifact_uri=place, keep_artifact=False, **ask)
+    assert not place.exists() and caplog.text == ""
+    assert sum(map(len, stored(ds, "vector_idx"))) == ROWS
+    # Where it cannot write is known before it trains.
+    bridge.CALLS.clear()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    for uri in ("memory://a", tmp_path / "full"):
+        with pytest.raises((la.InvalidInputError, la.ArtifactExistsError)):
+            la.create_index(ds, "vector", name="b", artifact_uri=uri, **ask)
+    assert bridge.CALLS == []

@@ -51,7 +51,12 @@ def test_from_the_plan_to_the_merged_index(
     )
     assert cli.main(["run", "status", str(place)]) == 0
     assert "3 of 3" in capsys.readouterr().out
-    # A build that asks for the same finds it done.
+    # A plan that asks for the same, and a build, find it done.
+    code, again, _ = run(capsys, *plan)
+    assert (code, again["run"]) == (0, str(place))
+    assert cli.main(list(map(str, plan))) == 0
+    assert "its index is committed" in capsys.readouterr().out
+    assert run(capsys, *plan[:-1], tmp_path / "other")[0] == 9 and not (tmp_path / "other").exists()
     build = ["build", ds.uri, "vector", *TRAINING, "--artifact", place, "--num-shards", "3"]
     assert run(capsys, *build)[0] == 0
     assert run(capsys, *build, "--seed", 3)[0] == 6
@@ -81,7 +86,13 @@ def test_options_of_another_step_are_refused(
 ) -> None:
     ds = write(vectors(ROWS, DIM))
     assert run(capsys, "plan", ds.uri, "vector", *TRAINING, "--run", tmp_path / "run")[0] == 0
-    for arguments in (["status", "--shard", 1], ["resume", "--all"], ["encode"], ["train", "--dry-run"]):
+    for arguments in (
+        ["status", "--shard", 1],
+        ["resume", "--all"],
+        ["resume", "--elsewhere"],
+        ["encode"],
+        ["train", "--dry-run"],
+    ):
         assert run(capsys, "run", arguments[0], tmp_path / "run", *arguments[1:])[0] == 2
     assert run(capsys, "build", ds.uri, "vector", *TRAINING, "--resume")[0] == 2
 

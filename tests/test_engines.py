@@ -48,6 +48,10 @@ def test_the_same_index_as_in_one_process(write: Callable[..., Any], tmp_path: P
         environment["PYTHONPATH"] = str(DAFT)
     subprocess.run(command, check=True, env=environment)
     assert la.Run.open(run).status().shards == (True,) * 3
+    # Again, and nothing happens: the index is the run's own.
+    version = lance.dataset(ds.uri).version
+    subprocess.run(command, check=True, env=environment)
+    assert lance.dataset(ds.uri).version == version
     la.create_index(ds, "vector", name="plain", num_partitions=K, num_sub_vectors=M, backend="cpu")
     ds = lance.dataset(ds.uri)
     assert stored(ds, "vector_idx") == stored(ds, "plain")

@@ -192,6 +192,7 @@ def right(world: World) -> dict[str, st.SearchStrategy[Any]]:
                 "verify",
                 "calibrate",
                 "everything",
+                "elsewhere",
                 "dry_run",
                 "train",
                 "append",

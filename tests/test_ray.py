@@ -65,6 +65,15 @@ def test_the_same_index_as_in_one_process(write: Callable[..., Any], tmp_path: P
     # Again, and nothing happens; by its path too, and without a worker.
     version = ds.version
     assert build(ds.uri, tmp_path / "run", name="ray").version == version
+    # Also where nothing may be replaced: what is there is the run's own.
+    again = {"name": "new", "replace": False}
+    version = build(ds, tmp_path / "new", **again).version
+    assert build(ds, tmp_path / "new", **again).version == version
+    with pytest.raises(la.IndexExistsError):
+        build(ds, tmp_path / "newer", **again)
+    with pytest.raises(la.InvalidInputError, match="cannot be taken up"):
+        build(ds, tmp_path / "newer", name="newer", backend="pylance-cuvs")
+    assert not (tmp_path / "newer").exists()
     with pytest.raises(la.InvalidInputError, match="resume: got False"):
         build(ds, tmp_path / "run", name="ray", resume=False)
 

@@ -12,8 +12,8 @@ import pytest
 import lance_artifact as la
 from commits import before_commit, folders
 from conftest import vectors
-from lance_artifact import _run_commit
-from test_extend import DIM, ROWS, M, append, segments
+from lance_artifact import _run, _run_commit, cli
+from test_extend import DIM, ROWS, K, M, append, segments
 from test_merge import check_searches
 from test_run import ASK, build, plan
 
@@ -122,3 +122,56 @@ def test_a_run_that_appends_brings_no_dropped_index_back(
         run.finalize(ds)
     now = lance.dataset(ds.uri)
     assert now.describe_indices() == [] and folders(ds) == there
+
+
+def test_a_committed_run_is_planned_again(write: Callable[..., Any], tmp_path: Path) -> None:
+    """The steps by hand, from the first one on: the index that is there is the run's own."""
+    ds = write(vectors(ROWS, DIM))
+
+    def steps(folder: str, **options: Any) -> la.Run:
+        asked = plan(lance.dataset(ds.uri), artifact_uri=tmp_path / folder, **options)
+        run = la.Run.create(asked, tmp_path / folder)
+        run.train(backend="cpu")
+        for shard in range(len(run.plan.shards)):
+            run.encode(shard, backend="cpu")
+        run.finalize()
+        return run
+
+    steps("run")
+    version = lance.dataset(ds.uri).version
+    append(lance.dataset(ds.uri), vectors(100, DIM))
+    assert steps("run").committed()["version"] == version  # type: ignore[index]
+    assert len(segments(lance.dataset(ds.uri))) == 1
+    # Of any other run it is not.
+    with pytest.raises(la.IndexExistsError):
+        steps("other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(la.ArtifactMismatchError, match="num_bits=8, now 4"):
+        steps("run", num_bits=4)
+    with pytest.raises(la.InvalidInputError, match="inside it or around it"):
+        plan(ds, artifact_uri=f"{ds.uri}/run")
+
+
+@pytest.mark.parametrize("how", ["create_index", "resume_run", "plan"])
+def test_another_index_of_the_name_is_found_before_the_work(
+    how: str,
+    write: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run that was begun, and somebody else's index since."""
+    ds = write(vectors(ROWS, DIM))
+    run = la.Run.create(plan(ds), tmp_path / "run")
+    la.create_index(lance.dataset(ds.uri), "vector", **ASK)
+    monkeypatch.setattr(_run, "train", lambda *a, **k: pytest.fail("trained"))
+    ds.checkout_latest()
+    if how == "plan":
+        command = ["plan", ds.uri, "vector", "--num-partitions", K, "--num-sub-vectors", M, "--max-iters", 5]
+        command += ["--backend", "cpu", "--num-shards", 3, "--run", run.uri]
+        assert cli.main([*map(str, command)]) == 9
+        assert "already exists" in capsys.readouterr().err
+    else:
+        with pytest.raises(la.IndexExistsError):
+            build(ds, tmp_path / "run", num_shards=3) if how == "create_index" else la.resume_run(run.uri, ds)
+    assert run.model() is None

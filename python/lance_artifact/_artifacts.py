@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from . import _lance_artifact as core
 from ._arguments import IndexParams, fixed_size_list
@@ -13,6 +15,7 @@ from ._assign import check_assigned
 from ._dataset import Handle
 from ._lance_artifact import Artifact, IvfPqModel
 from ._log import LOGGER, log
+from ._uris import place, shown_uri
 from .exceptions import (
     ArtifactExistsError,
     ArtifactMismatchError,
@@ -20,6 +23,10 @@ from .exceptions import (
     InvalidInputError,
     LanceArtifactError,
 )
+
+MANIFEST, METADATA = "manifest.json", "metadata.lance"
+# Of a folder without a manifest, which Lance's own shuffler has written: see docs/FORMAT.md.
+_SORTED = re.compile(r"sorted_(0|[1-9][0-9]*)\.lance")
 
 
 def store_options(handle: Handle, uri: str | Path, storage_options: Any) -> Any:
@@ -30,7 +37,7 @@ def store_options(handle: Handle, uri: str | Path, storage_options: Any) -> Any:
 
 
 def _authority(uri: str) -> str | None:
-    scheme, sign, rest = uri.partition("://")
+    scheme, sign, rest = place(uri).partition("://")
     return f"{scheme}://{rest.split('/')[0]}" if sign and scheme != "file" else None
 
 
@@ -129,9 +136,45 @@ def discard_artifact(artifact: Artifact, uri: str, storage_options: Any) -> None
         if there.manifest != artifact.manifest or there.partition_sizes() != artifact.partition_sizes():
             LOGGER.warning("%s was replaced by another writer and is kept", artifact.uri)
             return
-        core.delete_artifact(uri, storage_options)
+        delete_artifact(uri, storage_options)
     except LanceArtifactError as error:
         LOGGER.warning("the index is committed; its artifact could not be deleted: %s", error)
+
+
+def bare_files(uri: str, storage_options: Any) -> dict[str, float]:
+    """The files of an artifact without a manifest, and when each was written; none where there is no such artifact."""
+    return _bare(_files(uri, storage_options))
+
+
+def _files(uri: str, storage_options: Any) -> dict[str, float]:
+    return {name: at for name, size, at in core.list_folder(uri, "", storage_options) if size is not None}
+
+
+def _bare(there: dict[str, float]) -> dict[str, float]:
+    if MANIFEST in there or METADATA not in there:
+        return {}
+    found = [name for name in there if _SORTED.fullmatch(name)]
+    # From the last one on: without the first it would be no artifact that can be found again.
+    found.sort(key=lambda name: -int(name[len("sorted_") : -len(".lance")]))
+    return {name: there[name] for name in (*found, METADATA)} if found else {}
+
+
+def published_at(uri: str, storage_options: Any) -> float | None:
+    """When an artifact was finished, by the store's clock; None where there is none."""
+    there = _files(uri, storage_options)
+    if MANIFEST in there or "unsorted.lance" in there:
+        return there.get(MANIFEST)
+    return max(_bare(there).values(), default=None)
+
+
+def delete_artifact(uri: str, storage_options: Any) -> None:
+    """Delete an artifact that can be opened, and nothing else of its folder."""
+    bare = list(bare_files(uri, storage_options))
+    if not bare:
+        core.delete_artifact(uri, storage_options)
+        return
+    core.delete_files(uri, bare[:-1], [], storage_options)
+    core.delete_files(uri, bare[-1:], [""], storage_options)
 
 
 def absolute(uri: str | Path) -> str:
@@ -156,14 +199,15 @@ def check_apart(dataset_uri: str, artifact_uri: str | Path) -> str:
     artifact, dataset = _place(where), _place(dataset_uri)
     if f"{artifact}/".startswith(f"{dataset}/") or f"{dataset}/".startswith(f"{artifact}/"):
         raise InvalidInputError(
-            f"artifact_uri: got {artifact_uri}, which is the dataset {dataset_uri} itself, inside it or around it; choose a folder of its own"
+            f"artifact_uri: got {shown_uri(str(artifact_uri))}, which is the dataset {dataset_uri} itself, inside it or around it; choose a folder of its own"
         )
     return where
 
 
 def _place(uri: str) -> str:
-    if uri.startswith("file://"):
-        uri = uri.removeprefix("file://")
-    if "://" in uri:
-        return uri.split("?")[0].rstrip("/")
-    return os.path.realpath(uri)
+    where = place(uri)
+    if where.startswith("file://"):
+        where = unquote("/" + where.removeprefix("file://").partition("/")[2])
+    elif where.partition("://")[1]:
+        return where.rstrip("/")
+    return os.path.realpath(where)

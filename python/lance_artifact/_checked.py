@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from ._lance_artifact import Artifact, IvfPqModel
 from ._says import lance_says
+from ._uris import shown_uri, without_secrets
 from .exceptions import InvalidInputError, InvalidTypeError, StorageError, UnsupportedError
 
 P = ParamSpec("P")
@@ -228,10 +229,12 @@ def dataset(what: str, value: Any, storage_options: Any = None) -> Any:
         return lance.dataset(uri, storage_options=given)
     except ValueError as error:
         raise InvalidInputError(
-            f"{what}: {uri} cannot be opened: expected a Lance dataset that exists. {lance_says(error)}"
+            f"{what}: {shown_uri(uri)} cannot be opened: expected a Lance dataset that exists. {without_secrets(lance_says(error), uri)}"
         ) from error
     except OSError as error:
-        raise StorageError(f"{what}: {uri} cannot be opened: {error}") from error
+        raise StorageError(
+            f"{what}: {shown_uri(uri)} cannot be opened: {without_secrets(error, uri)}"
+        ) from error
 
 
 def factors(what: str, value: Any) -> list[int | None]:
@@ -274,6 +277,7 @@ CHECKS: dict[str, Check] = {
     "verify": flag,
     "calibrate": flag,
     "everything": flag,
+    "elsewhere": flag,
     "dry_run": flag,
     "resume": flag,
     "num_shards": whole(1),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from . import _lance_artifact as core
 from ._arguments import StorageOptions
+from ._artifacts import MANIFEST, bare_files, delete_artifact
 from ._calls import awaited
 from ._checked import checked
 from ._dataset import Handle
@@ -17,9 +20,14 @@ from ._process import terminable
 from ._run import Run
 from ._run_files import COMMITTED, MODEL, PLAN, SHARDS
 from ._uploads import OpenUploads
+from ._uris import shown_uri
+from ._wanted import few
 from .exceptions import ArtifactNotFoundError, CommitConflictError, LanceArtifactError
 
 UNFINISHED = ".lance-artifact-"
+CLAIM = ".lance-artifact-claim"
+# Bytes of a claim that is read.
+MOST_MARKS = 4096
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Leftover:
         Files of an attempt at a shard that came to nothing; an upload to S3 that was never completed; an index segment that was not
         committed; the artifact of a shard; the files of the run itself.
     uri : str
+        Without credentials.
     files : int
     """
 
@@ -51,6 +60,7 @@ def clean_run(
     dataset: Any = None,
     *,
     everything: bool = False,
+    elsewhere: bool = False,
     dry_run: bool = False,
     storage_options: StorageOptions | None = None,
     dataset_storage_options: dict[str, str] | None = None,
@@ -68,6 +78,9 @@ def clean_run(
         Default: the planned one, where it can be opened.
     everything : bool, default False
         Also the run itself: its artifacts, model and plan. An index that was committed stays.
+    elsewhere : bool, default False
+        Also what processes of other machines and containers have begun. Whether they are still there cannot be known here, so that without
+        it they count as gone after seven days in which they wrote nothing. Say it only of processes that you have stopped.
     dry_run : bool, default False
         Only list.
 
@@ -79,13 +92,13 @@ def clean_run(
     Raises
     ------
     CommitConflictError
-        ``everything``, and a process is at work on a shard.
+        ``everything``, and a process is at work on a shard, or one elsewhere may be: plan and model stay.
     """
     run = Run.open(uri, storage_options=storage_options, dataset_storage_options=dataset_storage_options)
     return [
-        *_shards(run, everything, dry_run),
+        *_shards(run, everything, elsewhere, dry_run),
         *_segments(run, dataset, dry_run),
-        *_run(run, everything, dry_run),
+        *_run(run, everything, elsewhere, dry_run),
     ]
 
 
@@ -96,45 +109,94 @@ def discard_run(run: Run, dataset: Any) -> None:
     except LanceArtifactError as error:
         LOGGER.warning(
             "the index is committed; its run %s could not be removed, and clean_run removes it: %s",
-            run.uri,
+            shown_uri(run.uri),
             error,
         )
 
 
-def _shards(run: Run, everything: bool, dry_run: bool) -> list[Leftover]:
-    looked = [
-        core.unfinished_files(run.shard_uri(shard), run.storage_options, everything)
-        for shard in range(len(run.plan.shards))
-    ]
-    busy = [shard for shard, (_, is_busy) in enumerate(looked) if is_busy]
-    if everything and busy:
-        raise CommitConflictError(f"{run.uri}: a process is at work on shards {busy[:10]}; stop it first")
+def _shards(run: Run, everything: bool, elsewhere: bool, dry_run: bool) -> list[Leftover]:
     uploads = OpenUploads(run.uri, run.storage_options)
+    looked = []
+    for shard in range(len(run.plan.shards)):
+        # Before the claims, which come before any upload: those of who begins after that look are not among them.
+        opened = list(uploads.below(f"{SHARDS}/{shard:05}"))
+        looked.append((opened, *_unfinished(run, shard, elsewhere)))
+    busy = [shard for shard, (_, _, is_busy) in enumerate(looked) if is_busy]
+    if everything and busy:
+        raise _at_work(run, busy, elsewhere)
     found: list[Leftover] = []
-    for shard, (files, is_busy) in enumerate(looked):
+    for shard, (opened, files, is_busy) in enumerate(looked):
         place = run.shard_uri(shard)
         # Before the claims go, by which it is known that nobody is at work.
         if not is_busy:
-            found += _uploads(uploads, f"{SHARDS}/{shard:05}", dry_run)
+            found += _ended(uploads, opened, dry_run)
         if files:
-            found.append(Leftover("attempt", place, len(files)))
+            found.append(Leftover("attempt", shown_uri(place), len(files)))
             if not dry_run:
-                core.delete_unfinished(place, run.storage_options, everything)
+                core.delete_unfinished(place, run.storage_options, elsewhere)
         if not everything:
             continue
         try:
             artifact = Artifact.open(place, run.storage_options)
         except ArtifactNotFoundError:
             continue
-        found.append(Leftover("artifact", place, len(artifact.manifest.get("files", ())) + 1))
+        files = list(bare_files(place, run.storage_options)) or [
+            MANIFEST,
+            *artifact.manifest.get("files", ()),
+        ]
+        found.append(Leftover("artifact", shown_uri(place), len(files)))
         if not dry_run:
-            core.delete_artifact(place, run.storage_options)
+            delete_artifact(place, run.storage_options)
     return found
 
 
-def _uploads(uploads: OpenUploads, folder: str, dry_run: bool) -> list[Leftover]:
+def _unfinished(run: Run, shard: int, elsewhere: bool) -> tuple[list[str], bool]:
+    """Files of attempts at a shard that are over, and whether one is at work."""
+    place = run.shard_uri(shard)
+    files, is_busy = core.unfinished_files(place, run.storage_options, elsewhere)
+    # What has no manifest by its format has an unfinished attempt's names.
+    if (files or is_busy) and bare_files(place, run.storage_options):
+        return [], False
+    return files, is_busy
+
+
+def _at_work(run: Run, busy: list[int], elsewhere: bool) -> CommitConflictError:
+    """Why a run is not removed: somebody is at work on these shards, or may be."""
+    alive = [shard for shard in busy if elsewhere or _unfinished(run, shard, True)[1]]
+    if alive:
+        return CommitConflictError(
+            f"{shown_uri(run.uri)}: a process is at work on shards {few(alive)}; stop it first"
+        )
+    owners = sorted({who for shard in busy for who in _owners(run.shard_uri(shard), run.storage_options)})
+    said = "; ".join(owners[:10]) + (f"; and {len(owners) - 10} more" if len(owners) > 10 else "")
+    return CommitConflictError(
+        f"{shown_uri(run.uri)}: shards {few(busy)} are being encoded, or were left, by processes of which it cannot be known here whether they are "
+        f"alive: {said or 'they left no marks'}. Stop them, and pass elsewhere=True (--elsewhere), or wait: those that "
+        "wrote nothing for seven days count as gone"
+    )
+
+
+def _owners(place: str, storage_options: Any) -> list[str]:
+    """Whose the claims on a shard are, for people."""
     found = []
-    for uri, upload in list(uploads.below(folder)):
+    for name, size, _ in core.list_folder(place, "", storage_options):
+        if size is None or (name != CLAIM and not name.startswith(f"{CLAIM}-")):
+            continue
+        try:
+            if size > MOST_MARKS:
+                raise ValueError
+            owner = json.loads(core.read_file(place, name, storage_options) or b"")["owner"]
+            since = datetime.fromtimestamp(owner["at"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+            # The name of the machine, before its boot and its process namespace.
+            found.append(f"process {int(owner['pid'])} on {owner['host'].split(' ')[0]!r} since {since}")
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError):
+            found.append(f"one that left {name} without readable marks")
+    return found
+
+
+def _ended(uploads: OpenUploads, opened: list[tuple[str, str]], dry_run: bool) -> list[Leftover]:
+    found = []
+    for uri, upload in opened:
         found.append(Leftover("upload", uri, 1))
         if not dry_run:
             uploads.abort(uri, upload)
@@ -153,14 +215,14 @@ def _segments(run: Run, dataset: Any, dry_run: bool) -> list[Leftover]:
     found: list[Leftover] = []
     uploads = OpenUploads(latest.location, latest.dataset.latest_storage_options())
     for uuid in core.unfinished_segments(latest.core):
-        found += _uploads(uploads, f"_indices/{uuid}", dry_run)
+        found += _ended(uploads, list(uploads.below(f"_indices/{uuid}")), dry_run)
         found.append(Leftover("segment", f"{latest.uri}/_indices/{uuid}", 1))
         if not dry_run:
             core.discard_segment(latest.core, uuid)
     return found
 
 
-def _run(run: Run, everything: bool, dry_run: bool) -> list[Leftover]:
+def _run(run: Run, everything: bool, elsewhere: bool, dry_run: bool) -> list[Leftover]:
     """The plan goes last, so that what is left at any moment is still known to be a run."""
     if not everything:
         return []
@@ -169,6 +231,10 @@ def _run(run: Run, everything: bool, dry_run: bool) -> list[Leftover]:
     unfinished = sorted(name for name in there if name.startswith(UNFINISHED))
     files = unfinished + [name for name in (MODEL, COMMITTED, PLAN) if name in there]
     if not dry_run:
+        # Who began while the rest was removed needs the plan and the model.
+        busy = [shard for shard in range(len(run.plan.shards)) if _unfinished(run, shard, elsewhere)[1]]
+        if busy:
+            raise _at_work(run, busy, elsewhere)
         core.delete_files(run.uri, files[:-1], [SHARDS], run.storage_options)
         core.delete_files(run.uri, files[-1:], [""], run.storage_options)
-    return [Leftover("run", run.uri, len(files))]
+    return [Leftover("run", shown_uri(run.uri), len(files))]

@@ -42,7 +42,8 @@ from ._lance_artifact import IvfPqModel, _VectorSource
 from ._log import LOGGER
 from ._process import temporary_artifact, terminable
 from ._pylance import PylanceArguments, centroids_of_file, check_pylance_arguments, commit_empty_index
-from ._resume import create_by_run, is_run
+from ._resume import create_by_run
+from ._run_files import is_run
 from ._train import TooFewVectors, train_handle
 from ._wanted import Wanted, check_latest, check_name
 from .backends import Backend, resolve_accelerator, resolve_backend
@@ -398,6 +399,8 @@ def _create(
     if artifact is None:
         width = cast(int, asked.num_sub_vectors) * asked.num_bits // 8
         check_target(source, artifact_uri, partitions, width, asked.num_bits, memory_limit, storage_options)
+    if artifact is None and artifact_uri is not None and hasattr(chosen, "check_target"):
+        chosen.check_target(artifact_uri)
     if artifact is None and model is None:
         params = asked.training(partitions, centroids)
         model = train_handle(

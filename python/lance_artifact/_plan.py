@@ -17,6 +17,7 @@ from ._arguments import (
     TARGET_PARTITION_SIZE,
     IndexParams,
     Mode,
+    StorageOptions,
     check_sub_vectors,
     default_partitions,
     default_sub_vectors,
@@ -27,14 +28,16 @@ from ._arguments import (
     metric_name,
     trainable_partitions,
 )
+from ._artifacts import check_place, store_options
 from ._assign import check_assign
 from ._calls import awaited
 from ._checked import checked
 from ._dataset import Handle, vector_column
 from ._estimate import Estimate, estimate, page
 from ._lance_artifact import IvfPqModel
+from ._run_files import is_run
 from ._wanted import Wanted, check_latest
-from .backends import Backend, TrainParams, resolve_backend
+from .backends import Backend, TrainParams, check_resumable, resolve_backend
 from .exceptions import ArtifactMismatchError, CorruptArtifactError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -229,6 +232,8 @@ def plan(
     assign: str = "exact",
     num_shards: int | None = None,
     calibrate: bool = True,
+    artifact_uri: str | Path | None = None,
+    storage_options: StorageOptions | None = None,
 ) -> BuildPlan:
     """Say what a build would do, and about how long it takes, without doing it.
 
@@ -245,6 +250,11 @@ target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centro
         Artifacts in which the rows are encoded: a million rows each and at most 64 by default, never more than there are fragments.
     calibrate : bool, default True
         Read and encode some thousand rows, for some seconds at most, to say how long the whole takes.
+    artifact_uri : str or path, optional
+        Folder of the run that is to be made of the plan. Where a run is there already, an index of that name is no error: it may be the
+        run's own, which `Run.finalize` finds out. `Run.create` compares what was asked for.
+    storage_options : dict, or callable that gives one, optional
+        Of artifact_uri; as in `create_index`.
 
     Returns
     -------
@@ -257,6 +267,11 @@ target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centro
     """
     handle = Handle.of(dataset)
     path, _ = vector_column(handle, column)
+    is_there = False
+    if artifact_uri is not None:
+        check_resumable(backend)
+        place = check_place(handle, artifact_uri)
+        is_there = is_run(place, store_options(handle, place, storage_options))
     made = planned_build(
         handle,
         path,
@@ -287,7 +302,8 @@ target_partition_size, m, ef_construction, max_level, skip_transpose, ivf_centro
     wanted = Wanted(
         made.name, made.mode, made.field_id, path, made.index_type, made.metric, model and model.fingerprint
     )
-    check_latest(handle, handle, wanted, made.fragment_ids, trains=model is None)
+    if not is_there:
+        check_latest(handle, handle, wanted, made.fragment_ids, trains=model is None)
     source = handle.vectors(path, made.fragment_ids)
     return dataclasses.replace(made, estimate=estimate(made, source, chosen, calibrate))
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import _lance_artifact as core
 from ._arguments import IndexParams, Progress, StorageOptions
 from ._calls import awaited
 from ._cancel import shielded
@@ -17,10 +16,10 @@ from ._lance_artifact import IvfPqModel
 from ._plan import planned_build
 from ._process import terminable
 from ._run import Run
-from ._run_commit import is_committed
-from ._run_files import PLAN
+from ._run_commit import check_uncommitted, is_committed
+from ._run_files import is_run
 from ._wanted import Wanted, check_latest
-from .backends import Backend
+from .backends import Backend, check_resumable
 
 if TYPE_CHECKING:
     import lance
@@ -98,6 +97,7 @@ def do_all(
     if is_committed(run, handle):
         handle.refresh()
         return handle.user
+    check_uncommitted(run, handle, model)
     work: dict[str, Any] = {
         "backend": backend,
         "devices": devices,
@@ -109,11 +109,6 @@ def do_all(
     for shard in range(len(run.plan.shards)):
         run.encode(shard, dataset, model=trained, **work)
     return run.finalize(dataset, sync=sync, memory_limit=memory_limit, progress=progress)
-
-
-def is_run(uri: str, storage_options: Any) -> bool:
-    """Whether a run is there."""
-    return core.read_file(uri, PLAN, storage_options) is not None
 
 
 def create_by_run(
@@ -135,6 +130,7 @@ def create_by_run(
     progress: Progress,
 ) -> lance.LanceDataset:
     """`create_index` by a run: a new one, or the one that is there."""
+    check_resumable(backend)
     planned = planned_build(
         handle,
         wanted.path,

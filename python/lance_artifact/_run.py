@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _lance_artifact as core
 from ._arguments import Progress, StorageOptions, fixed_size_list
-from ._artifacts import absolute, check_apart
+from ._artifacts import absolute, check_apart, published_at
 from ._assign import check_assigned
 from ._build_artifact import build_artifact
 from ._calls import awaited
@@ -38,11 +38,14 @@ from ._run_files import (
     PLAN,
     SHARDS,
     RunStatus,
+    read_committed,
     read_model,
+    read_plan,
     written_model,
 )
 from ._train import train, train_on
-from .backends import Backend, resolve_backend
+from ._uris import below, shown_uri
+from .backends import Backend, check_resumable, resolve_backend
 from .exceptions import (
     ArtifactExistsError,
     ArtifactMismatchError,
@@ -67,7 +70,7 @@ class Run:
     Attributes
     ----------
     uri : str
-        Its folder, local or in an object store.
+        Its folder, local or in an object store, as it is opened. Messages, ``repr`` and `RunStatus` have it without credentials.
     plan : BuildPlan
     run_id : str
     storage_options : dict or callable, optional
@@ -103,6 +106,7 @@ class Run:
             Something else is there.
         """
         plan = instance(BuildPlan, "a BuildPlan")("plan", plan)
+        check_resumable(plan.backend)
         uri = check_apart(plan.dataset_uri, path("uri", uri))
         content = {
             "format": FORMAT,
@@ -119,15 +123,15 @@ class Run:
             # One that another process has just made is as good.
             if others and PLAN not in others:
                 raise ArtifactExistsError(
-                    f"{uri}: holds {sorted(others)[:5]} and no {PLAN}; choose a folder of its own for the run"
+                    f"{shown_uri(uri)}: holds {sorted(others)[:5]} and no {PLAN}; choose a folder of its own for the run"
                 )
             core.put_new(uri, PLAN, json.dumps(content, indent=1).encode(), storage_options)
         run = cls.open(uri, storage_options=storage_options, dataset_storage_options=dataset_storage_options)
         differences = run.plan.differences(plan)
         if differences:
             raise ArtifactMismatchError(
-                f"{uri}: a run of other parameters is there: {'; '.join(differences)}. Ask for the same, choose another folder, or remove it "
-                f"with: lance-artifact run clean {uri} --all"
+                f"{run._shown}: a run of other parameters is there: {'; '.join(differences)}. Ask for the same, choose another folder, or remove it "
+                f"with: lance-artifact run clean {run._shown} --all"
             )
         return run
 
@@ -151,22 +155,20 @@ class Run:
         uri = absolute(path("uri", uri))
         found = core.read_file(uri, PLAN, storage_options)
         if found is None:
-            raise ArtifactNotFoundError(f"{uri}: no run here: {PLAN} does not exist")
-        try:
-            content = json.loads(found)
-            kind, version, run_id = content["format"], content["format_version"], str(content["run_id"])
-            plan = json.dumps(content["plan"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CorruptArtifactError(f"{uri}: {PLAN} cannot be read: {error!r}") from error
-        if (kind, version) != (FORMAT, FORMAT_VERSION):
-            raise CorruptArtifactError(
-                f"{uri}: {PLAN} is of format {kind!r} version {version}, expected {FORMAT!r} version {FORMAT_VERSION}"
-            )
+            raise ArtifactNotFoundError(f"{shown_uri(uri)}: no run here: {PLAN} does not exist")
+        plan, run_id = read_plan(found, shown_uri(uri))
         return cls(uri, BuildPlan.from_json(plan), run_id, storage_options, dataset_storage_options)
+
+    @property
+    def _shown(self) -> str:
+        return shown_uri(self.uri)
+
+    def __repr__(self) -> str:
+        return f"Run(uri={self._shown!r}, plan={self.plan!r}, run_id={self.run_id!r})"
 
     def shard_uri(self, shard: int) -> str:
         """Where the artifact of a shard is, or will be."""
-        return f"{self.uri.rstrip('/')}/{SHARDS}/{whole()('shard', shard):05}"
+        return below(self.uri, f"{SHARDS}/{whole()('shard', shard):05}")
 
     def dataset(self, dataset: Any = None) -> Handle:
         """The dataset as it was planned, of the caller's handle or opened anew; no other one.
@@ -183,14 +185,14 @@ class Run:
         handle = Handle.of(dataset)
         if handle.core.branch != self.plan.branch:
             raise ArtifactMismatchError(
-                f"{self.uri}: is of branch {self.plan.branch or 'main'}, the handle is on {handle.core.branch or 'main'}"
+                f"{self._shown}: is of branch {self.plan.branch or 'main'}, the handle is on {handle.core.branch or 'main'}"
             )
         at = handle.at(self.plan.version)
         path = at.path_of(self.plan.field_id, self.plan.column)
         found = at.vectors(path, self.plan.fragment_ids).describe()["data_files"]
         if found != self.plan.data_files:
             raise ArtifactMismatchError(
-                f"{self.uri}: was planned for {self.plan.dataset_uri}, whose data files at version {self.plan.version} are not those of "
+                f"{self._shown}: was planned for {self.plan.dataset_uri}, whose data files at version {self.plan.version} are not those of "
                 f"{at.root}; it is another dataset"
             )
         return at
@@ -205,7 +207,7 @@ class Run:
                 opened = opened.checkout_version((self.plan.branch, None))
         except (ValueError, OSError) as error:
             raise InvalidInputError(
-                f"{self.uri}: its dataset {self.plan.dataset_uri} cannot be opened: {error}"
+                f"{self._shown}: its dataset {self.plan.dataset_uri} cannot be opened: {error}"
             ) from error
         return opened
 
@@ -214,7 +216,7 @@ class Run:
     def model(self) -> IvfPqModel | None:
         """The published model; None before it is."""
         found = core.read_file(self.uri, MODEL, self.storage_options)
-        return None if found is None else read_model(found, f"{self.uri}/{MODEL}")
+        return None if found is None else read_model(found, below(self._shown, MODEL))
 
     def train(
         self,
@@ -235,13 +237,14 @@ class Run:
         vectors in random order to train on, where others have drawn them; by default they are drawn here.
         """
         model = check("model", model)
+        check_resumable(backend)
         found = self.model()
         if found is not None:
             return found
         plan = self.plan
         if plan.model is not None and model is None and ivf_centroids is None:
             raise InvalidInputError(
-                f"{self.uri}: was planned with a model or centroids of the caller, which were not published yet; pass them"
+                f"{self._shown}: was planned with a model or centroids of the caller, which were not published yet; pass them"
             )
         if model is None and ivf_centroids is not None:
             ivf_centroids = plan.centroids(ivf_centroids)
@@ -280,14 +283,14 @@ class Run:
             )
         elif plan.model != model.fingerprint:
             raise ArtifactMismatchError(
-                f"{self.uri}: was planned with model {plan.model}, got one of fingerprint {model.fingerprint}"
+                f"{self._shown}: was planned with model {plan.model}, got one of fingerprint {model.fingerprint}"
             )
         if core.put_new(self.uri, MODEL, written_model(model), self.storage_options):
             return model
         # Somebody was first: there is one model.
         published = self.model()
         if published is None:
-            raise CorruptArtifactError(f"{self.uri}: {MODEL} was removed while the run went on")
+            raise CorruptArtifactError(f"{self._shown}: {MODEL} was removed while the run went on")
         return published
 
     # -- shards
@@ -314,9 +317,10 @@ class Run:
             What is in the shard's folder is not this shard of this run.
         """
         wanted = self._shard(whole()("shard", shard))
+        check_resumable(backend)
         model = check("model", model) or self.model()
         if model is None:
-            raise InvalidInputError(f"{self.uri}: has no model yet; call train() first")
+            raise InvalidInputError(f"{self._shown}: has no model yet; call train() first")
         published = self._published(shard, model)
         if published is not None:
             return published
@@ -391,7 +395,7 @@ class Run:
         missing = [shard for shard, at in enumerate(self._published_at()) if at is None]
         if missing:
             raise ArtifactNotFoundError(
-                f"{self.uri}: shards {missing[:10]}{f' and {len(missing) - 10} more' if len(missing) > 10 else ''} of "
+                f"{self._shown}: shards {missing[:10]}{f' and {len(missing) - 10} more' if len(missing) > 10 else ''} of "
                 f"{len(self.plan.shards)} are not encoded yet"
             )
         places = [(self.shard_uri(shard), self.storage_options) for shard in range(len(self.plan.shards))]
@@ -422,13 +426,7 @@ class Run:
     def committed(self) -> dict[str, Any] | None:
         """``segment`` and ``version`` of the run's commit, as far as it was written down."""
         found = core.read_file(self.uri, COMMITTED, self.storage_options)
-        if found is None:
-            return None
-        try:
-            said = json.loads(found)
-            return {**said, "segment": str(said["segment"]), "version": int(said["version"])}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CorruptArtifactError(f"{self.uri}: {COMMITTED} cannot be read: {error!r}") from error
+        return None if found is None else read_committed(found, self._shown)
 
     # -- what is there
 
@@ -436,8 +434,7 @@ class Run:
         """When each shard was published, by the store's clock; None where it is not."""
 
         def look(shard: int) -> float | None:
-            entries = core.list_folder(self.shard_uri(shard), "", self.storage_options)
-            return next((at for name, _, at in entries if name == "manifest.json"), None)
+            return published_at(self.shard_uri(shard), self.storage_options)
 
         with ThreadPoolExecutor(LOOKS) as pool:
             return list(pool.map(look, range(len(self.plan.shards))))
@@ -451,7 +448,7 @@ class Run:
         rows = sum(shard.num_rows for shard, is_done in zip(self.plan.shards, done, strict=True) if is_done)
         took = max(times) - top[MODEL] if times and MODEL in top else 0.0
         return RunStatus(
-            self.uri,
+            self._shown,
             self.plan,
             MODEL in top,
             tuple(done),
@@ -474,7 +471,7 @@ def _finalize(
         return handle.user
     model = run.model()
     if model is None:
-        raise ArtifactNotFoundError(f"{run.uri}: has no model yet; train and encode come first")
+        raise ArtifactNotFoundError(f"{shown_uri(run.uri)}: has no model yet; train and encode come first")
     artifacts = run.artifacts(model)
     try:
         segment = build_and_commit(

@@ -15,6 +15,7 @@ from ._lance_artifact import Artifact, IvfPqModel
 from ._log import stage
 from ._progress import reporter
 from ._run_files import COMMITTED, HINT
+from ._uris import shown_uri
 from ._wanted import Known, Wanted, check_latest, few, same_name
 from .exceptions import ArtifactMismatchError, CommitConflictError, InvalidInputError
 
@@ -34,18 +35,8 @@ def build_and_commit(
     progress: Progress,
 ) -> str:
     plan = run.plan
-    path = at.path_of(plan.field_id, plan.column)
-    wanted = Wanted(
-        plan.name,
-        plan.mode,
-        plan.field_id,
-        path,
-        plan.index_type,
-        model.metric,
-        model.fingerprint,
-        run_id=run.run_id,
-        known=_appended_to(run, at),
-    )
+    wanted = _wanted(run, at, model)
+    path = wanted.path
     check_latest(handle, at, wanted, plan.fragment_ids)
     with attempt_of(handle, at) as attempt:
         with stage(
@@ -75,6 +66,34 @@ def build_and_commit(
             told["rows"] = segment.num_rows
         commit_segment(attempt, wanted, segment)
     return attempt.uuid
+
+
+def _wanted(run: Run, at: Handle, model: IvfPqModel | None) -> Wanted:
+    plan = run.plan
+    return Wanted(
+        plan.name,
+        plan.mode,
+        plan.field_id,
+        at.path_of(plan.field_id, plan.column),
+        plan.index_type,
+        plan.metric if model is None else model.metric,
+        model and model.fingerprint,
+        run_id=run.run_id,
+        known=_appended_to(run, at),
+    )
+
+
+def check_uncommitted(run: Run, handle: Handle, model: IvfPqModel | None = None) -> None:
+    """Whether the index of a run that is not committed can still be: others may have built one of that name since it was planned.
+
+    Raises
+    ------
+    As `check_name`: what the commit would refuse after the work is refused before it.
+    """
+    at, model = run.dataset(handle.dataset), run.model() or model
+    # Until it is published only the caller has a model of his own: without it, it is compared at the commit.
+    trains = model is None and run.plan.model is None
+    check_latest(handle, at, _wanted(run, at, model), run.plan.fragment_ids, trains=trains)
 
 
 def _appended_to(run: Run, at: Handle) -> Known | None:
@@ -126,7 +145,7 @@ def _covers(run: Run, latest: Handle, index: CommittedIndex) -> bool:
         return True
     # A compaction puts rows that are indexed into fragments that are; those of an index that was dropped may be in any.
     raise CommitConflictError(
-        f"index {index.name!r}: it cannot be told whether it has all rows of the run at {run.uri}, which was committed once: fragments "
+        f"index {index.name!r}: it cannot be told whether it has all rows of the run at {shown_uri(run.uri)}, which was committed once: fragments "
         f"{few(planned - there)} of the run were rewritten or emptied since, and fragments {few(scanned)} have no index now; call "
         f"extend_index(dataset, {index.name!r}), or drop the index and build it anew in another folder"
     )

@@ -6,13 +6,16 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from . import _lance_artifact as core
 from ._lance_artifact import IvfPqModel
-from ._plan import BuildPlan
 from .exceptions import CorruptArtifactError
+
+if TYPE_CHECKING:
+    from ._plan import BuildPlan
 
 FORMAT, FORMAT_VERSION = "lance-artifact-run", 1
 PLAN, MODEL, COMMITTED, SHARDS = "plan.json", "model.arrow", "committed.json", "shards"
@@ -26,6 +29,8 @@ class RunStatus:
 
     Attributes
     ----------
+    uri : str
+        Without credentials.
     is_trained : bool
     shards : tuple of bool
         Which are published.
@@ -62,6 +67,45 @@ class RunStatus:
             else "not yet"
         )
         return "\n".join([*lines, f"  committed: {where}"])
+
+
+def is_run(uri: str, storage_options: Any) -> bool:
+    """Whether a run is there."""
+    return core.read_file(uri, PLAN, storage_options) is not None
+
+
+def read_plan(content: bytes, where: str) -> tuple[str, str]:
+    """The plan, as text, and the id of a run.
+
+    Raises
+    ------
+    CorruptArtifactError
+    """
+    try:
+        said = json.loads(content)
+        kind, version, run_id = said["format"], said["format_version"], str(said["run_id"])
+        plan = json.dumps(said["plan"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptArtifactError(f"{where}: {PLAN} cannot be read: {error!r}") from error
+    if (kind, version) != (FORMAT, FORMAT_VERSION):
+        raise CorruptArtifactError(
+            f"{where}: {PLAN} is of format {kind!r} version {version}, expected {FORMAT!r} version {FORMAT_VERSION}"
+        )
+    return plan, run_id
+
+
+def read_committed(content: bytes, where: str) -> dict[str, Any]:
+    """``segment`` and ``version`` of a commit.
+
+    Raises
+    ------
+    CorruptArtifactError
+    """
+    try:
+        said = json.loads(content)
+        return {**said, "segment": str(said["segment"]), "version": int(said["version"])}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptArtifactError(f"{where}: {COMMITTED} cannot be read: {error!r}") from error
 
 
 def written_model(model: IvfPqModel) -> bytes:

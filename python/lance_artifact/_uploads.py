@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ._log import LOGGER
+from ._uris import shown_uri
 from .exceptions import StorageError
 
 # What boto3 calls what Lance's storage options call so, with and without their prefix.
@@ -26,7 +27,8 @@ class OpenUploads:
 
     def __init__(self, uri: str, storage_options: Any) -> None:
         split = urlsplit(uri)
-        self._bucket, self._prefix = split.netloc, split.path.strip("/")
+        # A user and a password are no part of the bucket's name.
+        self._bucket, self._prefix = split.netloc.rpartition("@")[2], split.path.strip("/")
         self._client: Any = None
         if split.scheme not in ("s3", "s3a"):
             return
@@ -35,7 +37,7 @@ class OpenUploads:
         except ImportError:
             LOGGER.warning(
                 "%s: uploads that were never completed are not looked for, which needs boto3: pip install boto3",
-                uri,
+                shown_uri(uri),
             )
             return
         options = storage_options() if callable(storage_options) else storage_options

@@ -27,9 +27,11 @@ from ._index import CommittedIndex, model_of
 from ._log import LOGGER
 from ._plan import plan
 from ._progress import reporter
-from ._resume import is_run
 from ._run import Run
-from ._run_commit import is_committed
+from ._run_commit import check_uncommitted, is_committed
+from ._run_files import is_run
+from ._uris import shown_uri, without_secrets
+from .backends import check_resumable
 from .exceptions import (
     BackendUnavailableError,
     DeviceError,
@@ -208,6 +210,7 @@ def create_index(
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
     check_assign(assign, chosen)
+    check_resumable(chosen)
     options = artifact_storage_options or storage_options
     model = None
     if pq_codebook is not None:
@@ -221,7 +224,9 @@ def create_index(
             handle.vectors(vector_column(handle, column)[0]).dtype,
         )
     if not resume and is_run(place, options):
-        raise InvalidInputError(f"resume: got False, and a run is at {place}; choose another artifact_uri")
+        raise InvalidInputError(
+            f"resume: got False, and a run is at {shown_uri(place)}; choose another artifact_uri"
+        )
     _start(ray, remote, num_workers)
     planned = plan(
         handle.dataset,
@@ -247,9 +252,12 @@ def create_index(
         assign=assign,
         num_shards=num_shards,
         calibrate=False,
+        artifact_uri=place,
+        storage_options=options,
     )
     run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
     if not is_committed(run, handle):
+        check_uncommitted(run, handle, model)
         _work(
             ray,
             run,
@@ -296,6 +304,7 @@ def extend_index(
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
     check_assign(assign, chosen)
+    check_resumable(chosen)
     at = handle.at(int(handle.latest().version))
     index = CommittedIndex.of(at, name)
     model = model_of(at, index)
@@ -303,7 +312,7 @@ def extend_index(
         run = Run.open(place, storage_options=options, dataset_storage_options=storage_options)
         if (run.plan.name, run.plan.mode, run.plan.model) != (name, "append", model.fingerprint):
             raise InvalidInputError(
-                f"artifact_uri: {place} is a run of {run.plan.name!r}, mode {run.plan.mode}; choose another"
+                f"artifact_uri: {shown_uri(place)} is a run of {run.plan.name!r}, mode {run.plan.mode}; choose another"
             )
     else:
         covered = index.covered()
@@ -330,6 +339,7 @@ def extend_index(
         )
         run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
     if not is_committed(run, handle):
+        check_uncommitted(run, handle, model)
         _start(ray, remote, num_workers)
         _work(ray, run, chosen, remote, num_workers, memory_limit, model, None, progress)
     run.finalize(handle.dataset, memory_limit=memory_limit, progress=progress)
@@ -347,7 +357,7 @@ def extend_index(
         LOGGER.warning(
             "%d fragments came after the run at %s was planned; extend again, by another run",
             len(left),
-            run.uri,
+            shown_uri(run.uri),
         )
     dropped: dict[str, int] = {}
     for artifact in artifacts:
@@ -378,7 +388,9 @@ def _opened(uri: Any, storage_options: dict[str, str] | None) -> tuple[Handle, d
         try:
             uri = lance.dataset(str(uri), storage_options=storage_options)
         except (ValueError, OSError) as error:
-            raise InvalidInputError(f"uri: {uri} cannot be opened: {error}") from error
+            raise InvalidInputError(
+                f"uri: {shown_uri(str(uri))} cannot be opened: {without_secrets(error, str(uri))}"
+            ) from error
     handle = Handle.of(uri)
     return handle, storage_options or dict(handle.dataset.latest_storage_options() or {}) or None
 

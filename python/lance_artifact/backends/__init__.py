@@ -11,7 +11,7 @@ from ._protocol import (
     Encoder,
     TrainParams,
 )
-from ._registry import available_backends, resolve_accelerator, resolve_backend
+from ._registry import available_backends, check_resumable, resolve_accelerator, resolve_backend
 
 __all__ = [
     "Availability",
@@ -22,6 +22,7 @@ __all__ = [
     "Encoder",
     "TrainParams",
     "available_backends",
+    "check_resumable",
     "resolve_accelerator",
     "resolve_backend",
 ]

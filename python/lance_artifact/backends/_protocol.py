@@ -145,6 +145,10 @@ class Backend(Protocol):
         Called before a sample is drawn; raises where what `train` needs at least cannot be held.
     ``on_devices(devices)``, ``within_device_memory(device_memory_limit)``
         The same backend on these devices, or in so many bytes of each. Without them the arguments of these names are refused.
+    ``resumable = False``
+        It encodes only with models that it has trained in the same process: a run is refused before it is begun.
+    ``check_target(artifact_uri)``
+        Of a `DatasetBackend`: called before it trains; raises where its artifact cannot be written.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -133,4 +134,25 @@ def resolve_accelerator(
         "accelerator='cuvs' cannot run here. "
         + ". ".join(reasons)
         + ". To build on the CPU, call lance_artifact.create_index(..., backend='cpu')"
+    )
+
+
+def check_resumable(backend: str | Backend) -> None:
+    """Whether a backend may work on a run, which others take up where one stops.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    made: Any = backend
+    if isinstance(backend, str):
+        # What is not known here, or does not load, is for the process that uses it to say.
+        made = None
+        with suppress(Exception):
+            made = _load(backend) if backend != "auto" else None
+    if getattr(made, "resumable", True):
+        return
+    raise InvalidInputError(
+        f"backend {made.name!r}: encodes only with what the same process has trained, and its work cannot be taken up by another one, as "
+        "a run's is; use another backend, such as 'cuvs', or create_index without resume, num_shards and the folder of a run"
     )

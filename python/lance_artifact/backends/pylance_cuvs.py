@@ -17,6 +17,7 @@ import numpy as np
 from .._dataset import Handle, branch_of, vector_column
 from .._lance_artifact import Artifact, IvfPqModel
 from .._log import LOGGER
+from .._uris import shown_uri
 from ..exceptions import (
     ArtifactMismatchError,
     BackendUnavailableError,
@@ -42,6 +43,7 @@ class PylanceCuvsBackend:
     """
 
     name = "pylance-cuvs"
+    resumable = False
 
     def __init__(self) -> None:
         self._trained: dict[str, Any] = {}
@@ -134,9 +136,9 @@ class PylanceCuvsBackend:
             raise InvalidInputError(
                 f"model: backend {self.name!r} encodes only with a model that it trained in this process; use backend='cuvs'"
             )
+        self.check_target(artifact_uri)
         target = Path(artifact_uri)
-        if "://" in str(artifact_uri) or (target.exists() and any(target.iterdir())):
-            raise InvalidInputError(f"artifact_uri: got {artifact_uri}, expected a new or empty local folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
         function = self._function("build_ivf_pq_artifact")
         options = self._readable(dataset, fragment_ids, function)
         written = function(
@@ -156,6 +158,14 @@ class PylanceCuvsBackend:
                 f"artifact {artifact.uri}: its model is not the one it was to be encoded with"
             )
         return artifact
+
+    def check_target(self, artifact_uri: str | Path) -> None:
+        """Raises: the artifact cannot be written there."""
+        target = Path(artifact_uri)
+        if "://" in str(artifact_uri) or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+            raise InvalidInputError(
+                f"artifact_uri: got {shown_uri(str(artifact_uri))}, expected a new or empty local folder"
+            )
 
     def _warn_of_size(self, dataset: lance.LanceDataset, column: str) -> None:
         handle = Handle.of(dataset)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .. import exceptions as errors
+from .._uris import shown_uri
 from . import _options as options
 from ._app import Call, Result, command
 from ._told import figures_text
@@ -162,7 +163,7 @@ def _index_result(call: Call, ds: Any, dataset: str, column: str, name: str | No
             }
     figures = call.stages.figures()
     result = {
-        "dataset": dataset,
+        "dataset": shown_uri(dataset),
         "version": ds.version,
         "index": index.name if index else wanted,
         "index_type": index.index_type if index else None,
@@ -240,14 +241,31 @@ def plan(
     import lance_artifact as la
 
     store = options.storage_options(storage_option)
+    ds = options.open_dataset(dataset, store)
     made = la.plan(
-        options.open_dataset(dataset, store), column, given["index_type"], given["name"], replace=given["replace"],
+        ds, column, given["index_type"], given["name"], replace=given["replace"],
         fragment_ids=list(given["fragment"]) or None, backend=given["backend"], devices=given["devices"],
-        device_memory_limit=given["device_memory_limit"], num_shards=given["num_shards"], calibrate=not given["no_calibrate"], assign=given["assign"], **{key: given[key] for key in (*_TRAINING, *_GRAPHS)},
+        device_memory_limit=given["device_memory_limit"], num_shards=given["num_shards"], calibrate=not given["no_calibrate"], assign=given["assign"],
+        artifact_uri=run, storage_options=store, **{key: given[key] for key in (*_TRAINING, *_GRAPHS)},
     )  # fmt: skip
     text, result = str(made), json.loads(made.to_json())
     if run:
         prepared = la.Run.create(made, run, storage_options=store, dataset_storage_options=store)
-        text += f"\n\nrun {prepared.uri}: go on with: lance-artifact run resume {prepared.uri}"
-        result = {"run": prepared.uri, "plan": result}
+        text, result = (
+            str(prepared.plan),
+            {"run": shown_uri(prepared.uri), "plan": json.loads(prepared.plan.to_json())},
+        )
+        text += f"\n\nrun {shown_uri(prepared.uri)}: {_left(prepared, ds)}"
     return result, text
+
+
+def _left(run: Any, ds: Any) -> str:
+    """What is to be done of a run; nothing where its index is committed."""
+    from .._dataset import Handle
+    from .._run_commit import check_uncommitted, is_committed
+
+    handle = Handle.of(ds)
+    if is_committed(run, handle):
+        return "its index is committed; nothing is left to be done"
+    check_uncommitted(run, handle)
+    return f"go on with: lance-artifact run resume {shown_uri(run.uri)}"

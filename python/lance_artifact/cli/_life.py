@@ -23,6 +23,7 @@ from ._told import figures_text
 @options.backend
 @options.memory
 @click.option("--all", "everything", is_flag=True, help="Of clean: the run itself too.")
+@click.option("--elsewhere", is_flag=True, help="Of clean: what processes of other machines began, too.")
 @click.option("--dry-run", is_flag=True, help="Of clean: only list.")
 @options.storage
 def run(
@@ -31,6 +32,7 @@ def run(
     uri: str,
     shard: tuple[int, ...],
     everything: bool,
+    elsewhere: bool,
     dry_run: bool,
     storage_option: tuple[str, ...],
     **given: Any,
@@ -44,10 +46,10 @@ def run(
     store = options.storage_options(storage_option)
     if shard and step != "encode":
         raise la.InvalidInputError("--shard: is of encode")
-    if (everything or dry_run) and step != "clean":
-        raise la.InvalidInputError("--all and --dry-run: are of clean")
+    if (everything or elsewhere or dry_run) and step != "clean":
+        raise la.InvalidInputError("--all, --elsewhere and --dry-run: are of clean")
     if step == "clean":
-        return _clean(uri, everything, dry_run, store)
+        return _clean(uri, everything, elsewhere, dry_run, store)
     opened = la.Run.open(uri, storage_options=store, dataset_storage_options=store)
     work: dict[str, Any] = {"memory_limit": given["memory_limit"], "progress": call.progress}
     on = {key: given[key] for key in ("backend", "devices", "device_memory_limit")}
@@ -70,12 +72,12 @@ def run(
     return {**{name: getattr(status, name) for name in names}, **call.stages.figures()}, text
 
 
-def _clean(uri: str, everything: bool, dry_run: bool, store: Any) -> Result:
+def _clean(uri: str, everything: bool, elsewhere: bool, dry_run: bool, store: Any) -> Result:
     import lance_artifact as la
 
     found = la.clean_run(
-        uri, everything=everything, dry_run=dry_run, storage_options=store, dataset_storage_options=store
-    )
+        uri, everything=everything, elsewhere=elsewhere, dry_run=dry_run, storage_options=store, dataset_storage_options=store,
+    )  # fmt: skip
     said = "would be removed" if dry_run else "removed"
     text = "\n".join([*map(str, found), f"{len(found)} {said}"])
     return {said: [dataclasses.asdict(each) for each in found]}, text
@@ -84,11 +86,16 @@ def _clean(uri: str, everything: bool, dry_run: bool, store: Any) -> Result:
 @command("clean")
 @click.argument("uri")
 @click.option("--all", "everything", is_flag=True, help="The run itself, with its artifacts, too.")
+@click.option(
+    "--elsewhere", is_flag=True, help="What processes of other machines began, which you have stopped, too."
+)
 @click.option("--dry-run", is_flag=True, help="Only list.")
 @options.storage
-def clean(call: Call, uri: str, everything: bool, dry_run: bool, storage_option: tuple[str, ...]) -> Result:
+def clean(
+    call: Call, uri: str, everything: bool, elsewhere: bool, dry_run: bool, storage_option: tuple[str, ...]
+) -> Result:
     """Remove what killed tries of the run in the folder URI left."""
-    return _clean(uri, everything, dry_run, options.storage_options(storage_option))
+    return _clean(uri, everything, elsewhere, dry_run, options.storage_options(storage_option))
 
 
 @command("extend")
