@@ -13,9 +13,8 @@ from . import _lance_artifact as core
 from ._arguments import IndexParams, fixed_size_list
 from ._assign import check_assigned
 from ._dataset import Handle
-from ._lance_artifact import Artifact, IvfPqModel
+from ._lance_artifact import Artifact, IvfPqModel, shown_uri, uri_place
 from ._log import LOGGER, log
-from ._uris import place, shown_uri
 from .exceptions import (
     ArtifactExistsError,
     ArtifactMismatchError,
@@ -37,7 +36,7 @@ def store_options(handle: Handle, uri: str | Path, storage_options: Any) -> Any:
 
 
 def _authority(uri: str) -> str | None:
-    scheme, sign, rest = place(uri).partition("://")
+    scheme, sign, rest = uri_place(uri).partition("://")
     return f"{scheme}://{rest.split('/')[0]}" if sign and scheme != "file" else None
 
 
@@ -205,7 +204,7 @@ def check_apart(dataset_uri: str, artifact_uri: str | Path) -> str:
 
 
 def _place(uri: str) -> str:
-    where = place(uri)
+    where = uri_place(uri)
     if where.startswith("file://"):
         where = unquote("/" + where.removeprefix("file://").partition("/")[2])
     elif where.partition("://")[1]:

@@ -16,9 +16,8 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from ._lance_artifact import Artifact, IvfPqModel
+from ._lance_artifact import Artifact, IvfPqModel, shown_uri, without_secrets
 from ._says import lance_says
-from ._uris import shown_uri, without_secrets
 from .exceptions import InvalidInputError, InvalidTypeError, StorageError, UnsupportedError
 
 P = ParamSpec("P")
@@ -233,7 +232,7 @@ def dataset(what: str, value: Any, storage_options: Any = None) -> Any:
         ) from error
     except OSError as error:
         raise StorageError(
-            f"{what}: {shown_uri(uri)} cannot be opened: {without_secrets(error, uri)}"
+            f"{what}: {shown_uri(uri)} cannot be opened: {without_secrets(str(error), uri)}"
         ) from error
 
 

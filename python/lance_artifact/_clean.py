@@ -14,13 +14,12 @@ from ._artifacts import MANIFEST, bare_files, delete_artifact
 from ._calls import awaited
 from ._checked import checked
 from ._dataset import Handle
-from ._lance_artifact import Artifact
+from ._lance_artifact import Artifact, shown_uri
 from ._log import LOGGER
 from ._process import terminable
 from ._run import Run
 from ._run_files import COMMITTED, MODEL, PLAN, SHARDS
 from ._uploads import OpenUploads
-from ._uris import shown_uri
 from ._wanted import few
 from .exceptions import ArtifactNotFoundError, CommitConflictError, LanceArtifactError
 

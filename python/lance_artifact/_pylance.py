@@ -12,8 +12,8 @@ import numpy as np
 from lance.dataset import LanceDataset
 
 from ._checked import nearest
+from ._lance_artifact import shown_uri, without_secrets
 from ._log import LOGGER
-from ._uris import shown_uri, without_secrets
 from .exceptions import InvalidInputError, InvalidTypeError, UnsupportedError
 
 # Where a function of ours keeps itself and the one that was there before. Others' wrappers of ours have it too: `functools.wraps` copies it.
@@ -125,7 +125,7 @@ def centroids_of_file(uri: str) -> Any:
         return np.load(uri, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InvalidInputError(
-            f"ivf_centroids_file: {shown_uri(uri)} cannot be read: {without_secrets(error, uri)}; expected a .npy file of (num_partitions, dimension)"
+            f"ivf_centroids_file: {shown_uri(uri)} cannot be read: {without_secrets(str(error), uri)}; expected a .npy file of (num_partitions, dimension)"
         ) from error
 
 

@@ -26,7 +26,7 @@ from ._calls import awaited
 from ._checked import check, flag, instance, path, whole
 from ._commit import AlreadyCommitted
 from ._dataset import Handle
-from ._lance_artifact import Artifact, IvfPqModel
+from ._lance_artifact import Artifact, IvfPqModel, shown_uri, uri_below
 from ._plan import BuildPlan, Shard
 from ._process import terminable
 from ._run_commit import build_and_commit, is_committed, write_down
@@ -44,7 +44,6 @@ from ._run_files import (
     written_model,
 )
 from ._train import train, train_on
-from ._uris import below, shown_uri
 from .backends import Backend, check_resumable, resolve_backend
 from .exceptions import (
     ArtifactExistsError,
@@ -168,7 +167,7 @@ class Run:
 
     def shard_uri(self, shard: int) -> str:
         """Where the artifact of a shard is, or will be."""
-        return below(self.uri, f"{SHARDS}/{whole()('shard', shard):05}")
+        return uri_below(self.uri, f"{SHARDS}/{whole()('shard', shard):05}")
 
     def dataset(self, dataset: Any = None) -> Handle:
         """The dataset as it was planned, of the caller's handle or opened anew; no other one.
@@ -216,7 +215,7 @@ class Run:
     def model(self) -> IvfPqModel | None:
         """The published model; None before it is."""
         found = core.read_file(self.uri, MODEL, self.storage_options)
-        return None if found is None else read_model(found, below(self._shown, MODEL))
+        return None if found is None else read_model(found, uri_below(self._shown, MODEL))
 
     def train(
         self,

@@ -11,11 +11,10 @@ from ._cancel import shielded
 from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle
 from ._index import CommittedIndex, model_of
-from ._lance_artifact import Artifact, IvfPqModel
+from ._lance_artifact import Artifact, IvfPqModel, shown_uri
 from ._log import stage
 from ._progress import reporter
 from ._run_files import COMMITTED, HINT
-from ._uris import shown_uri
 from ._wanted import Known, Wanted, check_latest, few, same_name
 from .exceptions import ArtifactMismatchError, CommitConflictError, InvalidInputError
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from ._lance_artifact import shown_uri
 from ._log import LOGGER
-from ._uris import shown_uri
 from .exceptions import StorageError
 
 # What boto3 calls what Lance's storage options call so, with and without their prefix.

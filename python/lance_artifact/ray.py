@@ -24,13 +24,13 @@ from ._clean import discard_run
 from ._dataset import Handle, vector_column
 from ._extend import Extension
 from ._index import CommittedIndex, model_of
+from ._lance_artifact import shown_uri, without_secrets
 from ._log import LOGGER
 from ._plan import plan
 from ._progress import reporter
 from ._run import Run
 from ._run_commit import check_uncommitted, is_committed
 from ._run_files import is_run
-from ._uris import shown_uri, without_secrets
 from .backends import check_resumable
 from .exceptions import (
     BackendUnavailableError,
@@ -389,7 +389,7 @@ def _opened(uri: Any, storage_options: dict[str, str] | None) -> tuple[Handle, d
             uri = lance.dataset(str(uri), storage_options=storage_options)
         except (ValueError, OSError) as error:
             raise InvalidInputError(
-                f"uri: {shown_uri(str(uri))} cannot be opened: {without_secrets(error, str(uri))}"
+                f"uri: {shown_uri(str(uri))} cannot be opened: {without_secrets(str(error), str(uri))}"
             ) from error
     handle = Handle.of(uri)
     return handle, storage_options or dict(handle.dataset.latest_storage_options() or {}) or None

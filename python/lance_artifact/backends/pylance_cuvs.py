@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._dataset import Handle, branch_of, vector_column
-from .._lance_artifact import Artifact, IvfPqModel
+from .._lance_artifact import Artifact, IvfPqModel, shown_uri
 from .._log import LOGGER
-from .._uris import shown_uri
 from ..exceptions import (
     ArtifactMismatchError,
     BackendUnavailableError,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .. import exceptions as errors
-from .._uris import shown_uri
+from .._lance_artifact import shown_uri
 from . import _options as options
 from ._app import Call, Result, command
 from ._told import figures_text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .. import exceptions as errors
-from .._uris import shown_uri, without_secrets
+from .._lance_artifact import shown_uri, without_secrets
 
 if TYPE_CHECKING:
     _IntParam = click.ParamType[int]
@@ -175,5 +175,5 @@ def open_dataset(uri: str, options: dict[str, str] | None) -> Any:
         return lance.dataset(uri, storage_options=options)
     except (ValueError, OSError) as error:
         raise errors.InvalidInputError(
-            f"dataset {shown_uri(uri)!r} cannot be opened: {without_secrets(error, uri)}"
+            f"dataset {shown_uri(uri)!r} cannot be opened: {without_secrets(str(error), uri)}"
         ) from error
