@@ -7,7 +7,7 @@ the run's folder, so a job that is killed anywhere goes on with the same call, o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,11 @@ from ._index import CommittedIndex, model_of
 from ._log import LOGGER
 from ._plan import plan
 from ._progress import reporter
-from ._resume import is_run
+from ._ray_nodes import PLACES, check_room, most_on_a_node
+from ._resume import check_memory, is_run
 from ._run import Run
 from ._run_commit import is_committed
+from .backends._vectors import as_matrix
 from .exceptions import (
     BackendUnavailableError,
     DeviceError,
@@ -47,6 +49,9 @@ TRIES = 3
 # Seconds before something is tried again.
 PAUSE = 1.0
 
+# Bytes of a sample that go from one worker to another at a time.
+PIECE_BYTES = 16 << 20
+
 
 class Worker:
     """An actor: opens dataset and model once, when they are first needed, and encodes shard after shard."""
@@ -57,6 +62,7 @@ class Worker:
         self._limit = memory_limit or core.default_memory_limit() // workers_of_node
         self._there: Any = None
         self._model: Any = None
+        self._drawn: Any = None
 
     @property
     def _dataset(self) -> Any:
@@ -69,51 +75,74 @@ class Worker:
         """Whether it can begin, which it says as soon as the cluster has room for it."""
         return self._dataset is not None
 
-    def train(self, model: Any, ivf_centroids: Any, parts: list[Any] | None = None) -> str:
-        """On a sample that is drawn here, or of parts that others have drawn."""
-        ray = _ray()
-        sample = None
-        if parts is not None:
-            drawn = [part for part in ray.get(parts) if len(part)]
-            if not drawn:
-                raise InvalidInputError("training: the column has no usable vector")
-            sample = pa.concat_arrays(drawn)
-            # A backend takes the first ones for its first centroids: not all of one part.
-            order = np.random.default_rng(self._run.plan.seed).permutation(len(sample))
-            sample = sample.take(pa.array(order))
+    def train(self, model: Any, ivf_centroids: Any, parts: Sequence[tuple[Any, int]] | None = None) -> str:
+        """On a sample that is drawn here, or on what this worker has drawn and these others, each with the number of its vectors."""
         found = self._run.train(
             self._dataset,
             model=model,
             ivf_centroids=ivf_centroids,
             backend=self._backend,
             memory_limit=self._limit,
-            sample=sample,
+            sample=None if parts is None else self._gathered(parts),
         )
         return found.fingerprint
+
+    def _gathered(self, parts: Sequence[tuple[Any, int]]) -> pa.FixedSizeListArray:
+        """The parts in one array, in random order: nothing of them is held twice, but for a piece."""
+        ray = _ray()
+        own, self._drawn = self._drawn, None
+        total = (0 if own is None else len(own)) + sum(count for _, count in parts)
+        if not total:
+            raise InvalidInputError("training: the column has no usable vector")
+        source = self._source(self._run.plan.fragment_ids)
+        gathered = np.empty((total, source.dimension), source.dtype)
+        at = 0
+        if own is not None:
+            at = len(own)
+            gathered[:at] = as_matrix(own)
+            del own
+        rows = max(1, min(PIECE_BYTES, self._limit // 16) // gathered.strides[0])
+        for worker, count in parts:
+            for start in range(0, count, rows):
+                piece = ray.get(worker.part.remote(start, rows))
+                gathered[at : at + len(piece)] = piece
+                at += len(piece)
+                del piece
+        # A backend takes the first ones for its first centroids: not all of one part.
+        np.random.default_rng(self._run.plan.seed).shuffle(gathered, axis=0)
+        return pa.FixedSizeListArray.from_arrays(pa.array(gathered.reshape(-1)), source.dimension)
+
+    def _source(self, fragments: Sequence[int]) -> core._VectorSource:
+        at = self._run.dataset(self._dataset)
+        return at.vectors(at.path_of(self._run.plan.field_id, self._run.plan.column), list(fragments))
 
     def fitting(self) -> tuple[int, int]:
         """Vectors that training wants, and as many as one worker's memory holds."""
         plan = self._run.plan
-        at = self._run.dataset(self._dataset)
-        source = at.vectors(at.path_of(plan.field_id, plan.column), plan.fragment_ids)
-        _, _, most = source.train_shares(
+        _, _, most = self._source(plan.fragment_ids).train_shares(
             plan.num_partitions, plan.num_sub_vectors, plan.num_bits, plan.sample_rate, True, self._limit
         )
         wanted = plan.sample_rate * max(plan.num_partitions, 2**plan.num_bits)
         return min(wanted, plan.num_rows), most
 
-    def sample(self, shards: list[int], rows: int) -> Any:
-        """A part of the sample: prepared vectors of some shards."""
+    def sample(self, shards: list[int], rows: int) -> int:
+        """Draw a part of the sample, prepared vectors of some shards, for `part` to give. How many there are."""
         plan = self._run.plan
-        at = self._run.dataset(self._dataset)
         fragments = [fragment for shard in shards for fragment in plan.shards[shard].fragment_ids]
-        source = at.vectors(at.path_of(plan.field_id, plan.column), fragments)
         try:
-            return source.sample(rows, plan.metric, plan.seed, self._limit)
+            self._drawn = self._source(fragments).sample(rows, plan.metric, plan.seed, self._limit)
         except InvalidInputError as error:
             # The others may have enough.
             LOGGER.warning("shards %s give no vector to train on: %s", shards, error)
-            return []
+            return 0
+        return len(self._drawn)
+
+    def part(self, start: int, rows: int) -> np.ndarray:
+        """A piece of what was drawn, which after the last one is held no more."""
+        drawn = self._drawn
+        if start + rows >= len(drawn):
+            self._drawn = None
+        return as_matrix(drawn.slice(start, rows))
 
     def encode(self, shard: int) -> int:
         if self._model is None:
@@ -171,7 +200,8 @@ def create_index(
     num_workers : int, default 4
         Actors; never more than there are shards.
     ray_remote_args : mapping, optional
-        Of the actors, such as ``{"num_gpus": 1}``. More than the cluster has is refused at once.
+        Of the actors, such as ``{"num_gpus": 1}``. More than the cluster, or any machine of it, has is refused at once. They are spread
+        over the machines, unless it says where they go.
     num_bits, sample_rate, max_iters, seed, target_partition_size, m, ef_construction, fragment_ids
         As in `lance_artifact.create_index`.
     backend : str, optional
@@ -183,7 +213,8 @@ def create_index(
     artifact_storage_options : dict, optional
         Of the run's folder. Default: those of the dataset.
     memory_limit : int, optional
-        Bytes that each worker, and the driver, may hold. Default: half of what their machine has free, shared by its workers.
+        Bytes that each worker, and the driver, may hold. Default: half of what their machine has free, shared by as many workers as one
+        machine gets.
     resume : bool, default True
         False: a run that is there is an error.
     keep_artifact : bool, default True
@@ -248,6 +279,7 @@ def create_index(
         num_shards=num_shards,
         calibrate=False,
     )
+    check_memory(handle, planned, memory_limit)
     run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
     if not is_committed(run, handle):
         _work(
@@ -328,6 +360,7 @@ def extend_index(
             num_shards=num_shards,
             calibrate=False,
         )
+        check_memory(at, planned, memory_limit)
         run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
     if not is_committed(run, handle):
         _start(ray, remote, num_workers)
@@ -387,15 +420,7 @@ def _start(ray: Any, remote: Mapping[str, Any], num_workers: int) -> None:
     """Connect, and refuse at once what would wait for ever."""
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    there = ray.cluster_resources()
-    wanted = {"GPU": remote.get("num_gpus") or 0, "CPU": remote.get("num_cpus", 1) or 0}
-    wanted |= remote.get("resources") or {}
-    for what, each in wanted.items():
-        if each * num_workers > there.get(what, 0):
-            raise InvalidInputError(
-                f"ray_remote_args: {num_workers} workers of {each} {what} need {each * num_workers}, the cluster has {there.get(what, 0):g}; "
-                "lower num_workers"
-            )
+    check_room(ray.cluster_resources(), ray.nodes(), remote, num_workers)
 
 
 def _work(
@@ -413,14 +438,19 @@ def _work(
     status = run.status()
     left = deque(shard for shard, done in enumerate(status.shards) if not done)
     num_workers = max(1, min(num_workers, len(left)))
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    on_node = -(-num_workers // max(1, nodes))
+    on_node = most_on_a_node(ray.nodes(), remote, num_workers)
+    # Ray fills one machine first, whose memory would be counted as if they were spread.
+    spread = (
+        {} if any(remote.get(option) is not None for option in PLACES) else {"scheduling_strategy": "SPREAD"}
+    )
     actor = ray.remote(Worker)
     report = reporter(progress)
     workers: list[Any] = []
 
     def start() -> Any:
-        worker = actor.options(**{"max_restarts": 0, **remote}).remote(run, backend, on_node, memory_limit)
+        worker = actor.options(**{"max_restarts": 0, **spread, **remote}).remote(
+            run, backend, on_node, memory_limit
+        )
         workers.append(worker)
         return worker
 
@@ -466,8 +496,13 @@ def _awaited(ray: Any, task: Any) -> Any:
     return ray.get(task)
 
 
-def _sample(ray: Any, run: Run, start: Any, workers: list[Any], num_workers: int) -> list[Any] | None:
-    """Parts of a sample, as large as one worker holds, drawn by all of them; None where one worker holds all that is wanted."""
+def _sample(
+    ray: Any, run: Run, start: Any, workers: list[Any], num_workers: int
+) -> list[tuple[Any, int]] | None:
+    """Let all workers draw parts of a sample that is as large as one holds, for the first to gather.
+
+    The others, and how many vectors each has; None where one worker holds all that is wanted.
+    """
     wanted, most = _awaited(ray, workers[0].fitting.remote())
     needed = max(run.plan.num_partitions, 2**run.plan.num_bits)
     if wanted <= most or most < needed or num_workers < 2:
@@ -478,12 +513,12 @@ def _sample(ray: Any, run: Run, start: Any, workers: list[Any], num_workers: int
     shards: list[list[int]] = [[] for _ in workers]
     for shard in range(len(run.plan.shards)):
         shards[shard % len(workers)].append(shard)
-    parts = []
+    tasks = []
     for worker, mine in zip(workers, shards, strict=True):
         share = sum(run.plan.shards[shard].num_rows for shard in mine) / run.plan.num_rows
-        if mine:
-            parts.append(worker.sample.remote(mine, max(1, int(most * share))))
-    return parts
+        tasks.append(worker.sample.remote(mine, max(1, int(most * share))) if mine else None)
+    counts = [0 if task is None else int(_awaited(ray, task)) for task in tasks]
+    return [(worker, count) for worker, count in list(zip(workers, counts, strict=True))[1:] if count]
 
 
 def _encode(
