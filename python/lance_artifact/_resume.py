@@ -40,7 +40,7 @@ def resume_run(
     ivf_centroids: Any = None,
     memory_limit: int | None = None,
     storage_options: StorageOptions | None = None,
-    dataset_storage_options: dict[str, str] | None = None,
+    dataset_storage_options: StorageOptions | None = None,
     sync: bool = False,
     progress: Progress = False,
 ) -> lance.LanceDataset:

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from . import _lance_artifact as core
-from ._arguments import Progress, given_model, metric_name
-from ._artifacts import check_place
+from ._arguments import Progress, StorageOptions, given_model, metric_name
+from ._artifacts import check_place, same_store
 from ._assign import check_assign
 from ._cancel import LOOK, poll, wait
 from ._checked import checked
@@ -28,6 +28,7 @@ from ._log import LOGGER
 from ._plan import plan
 from ._progress import reporter
 from ._ray_nodes import PLACES, check_room, most_on_a_node
+from ._renewed import ENDS, open_dataset, until, vended_of
 from ._resume import check_memory, is_run
 from ._run import Run
 from ._run_commit import is_committed
@@ -163,7 +164,7 @@ def create_index(
     artifact_uri: str | Path,
     replace: bool = True,
     num_workers: int = 4,
-    storage_options: dict[str, str] | None = None,
+    storage_options: StorageOptions | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
     metric: str = "l2",
     num_partitions: int | None = None,
@@ -181,7 +182,7 @@ def create_index(
     backend: str | None = None,
     assign: str = "exact",
     num_shards: int | None = None,
-    artifact_storage_options: dict[str, str] | None = None,
+    artifact_storage_options: StorageOptions | None = None,
     memory_limit: int | None = None,
     resume: bool = True,
     keep_artifact: bool = True,
@@ -193,7 +194,7 @@ def create_index(
     ----------
     uri : lance.LanceDataset, LanceDB table, or path
         Workers open it by its URI and ``storage_options``, at the version of the handle.
-    column, index_type, name, replace, metric, num_partitions, num_sub_vectors, ivf_centroids, pq_codebook, storage_options
+    column, index_type, name, replace, metric, num_partitions, num_sub_vectors, ivf_centroids, pq_codebook
         As in lance-ray's ``create_index``; a caller's model is used as it is.
     artifact_uri : str or path
         Folder of the run, which driver and workers reach: an object store, or a shared disk.
@@ -210,8 +211,11 @@ def create_index(
         As in `lance_artifact.build_artifact`.
     num_shards : int, optional
         As in `plan`.
-    artifact_storage_options : dict, optional
-        Of the run's folder. Default: those of the dataset.
+    storage_options : dict or callable, optional
+        With which driver and workers open the dataset. Default: those of the handle. A callable is sent to the workers, each of which asks
+        it, and again when what it gave ends (``expires_at_millis``); so is the namespace of a handle that has one.
+    artifact_storage_options : dict or callable, optional
+        Of the run's folder. Default: those of the dataset where the run is in the same store (scheme and bucket), else none.
     memory_limit : int, optional
         Bytes that each worker, and the driver, may hold. Default: half of what their machine has free, shared by as many workers as one
         machine gets.
@@ -234,12 +238,12 @@ def create_index(
     The worker's own error where a shard fails three times, or for good. Everything that was published stays for the next try.
     """
     ray = _ray()
-    handle, storage_options = _opened(uri, storage_options)
+    handle, of_dataset = _opened(ray, uri, storage_options)
     place = check_place(handle, artifact_uri)
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
     check_assign(assign, chosen)
-    options = artifact_storage_options or storage_options
+    options = _of_run(ray, handle, place, artifact_storage_options, of_dataset)
     model = None
     if pq_codebook is not None:
         if ivf_centroids is None:
@@ -280,7 +284,7 @@ def create_index(
         calibrate=False,
     )
     check_memory(handle, planned, memory_limit)
-    run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
+    run = Run.create(planned, place, storage_options=options, dataset_storage_options=of_dataset)
     if not is_committed(run, handle):
         _work(
             ray,
@@ -307,12 +311,12 @@ def extend_index(
     *,
     artifact_uri: str | Path,
     num_workers: int = 4,
-    storage_options: dict[str, str] | None = None,
+    storage_options: StorageOptions | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
     backend: str | None = None,
     assign: str = "exact",
     num_shards: int | None = None,
-    artifact_storage_options: dict[str, str] | None = None,
+    artifact_storage_options: StorageOptions | None = None,
     memory_limit: int | None = None,
     keep_artifact: bool = True,
     progress: Progress = False,
@@ -322,9 +326,9 @@ def extend_index(
     Parameters are those of `create_index`. Killed, it goes on with the same call; the run's folder is of one extension.
     """
     ray = _ray()
-    handle, storage_options = _opened(uri, storage_options)
+    handle, of_dataset = _opened(ray, uri, storage_options)
     place = check_place(handle, artifact_uri)
-    options = artifact_storage_options or storage_options
+    options = _of_run(ray, handle, place, artifact_storage_options, of_dataset)
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
     check_assign(assign, chosen)
@@ -332,7 +336,7 @@ def extend_index(
     index = CommittedIndex.of(at, name)
     model = model_of(at, index)
     if is_run(place, options):
-        run = Run.open(place, storage_options=options, dataset_storage_options=storage_options)
+        run = Run.open(place, storage_options=options, dataset_storage_options=of_dataset)
         if (run.plan.name, run.plan.mode, run.plan.model) != (name, "append", model.fingerprint):
             raise InvalidInputError(
                 f"artifact_uri: {place} is a run of {run.plan.name!r}, mode {run.plan.mode}; choose another"
@@ -361,7 +365,7 @@ def extend_index(
             calibrate=False,
         )
         check_memory(at, planned, memory_limit)
-        run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
+        run = Run.create(planned, place, storage_options=options, dataset_storage_options=of_dataset)
     if not is_committed(run, handle):
         _start(ray, remote, num_workers)
         _work(ray, run, chosen, remote, num_workers, memory_limit, model, None, progress)
@@ -403,17 +407,55 @@ def _ray() -> Any:
     return ray
 
 
-def _opened(uri: Any, storage_options: dict[str, str] | None) -> tuple[Handle, dict[str, str] | None]:
-    """The dataset, and the storage options with which workers open it: those given, or the handle's own as they are now."""
+def _opened(
+    ray: Any, uri: Any, storage_options: StorageOptions | None
+) -> tuple[Handle, StorageOptions | None]:
+    """The dataset, and with what workers open it: the options given, or the handle's own. Each worker renews those that end."""
+    _check_sent(ray, "storage_options", storage_options)
     if isinstance(uri, (str, Path)):
-        import lance
-
         try:
-            uri = lance.dataset(str(uri), storage_options=storage_options)
+            uri = open_dataset(str(uri), storage_options)
         except (ValueError, OSError) as error:
             raise InvalidInputError(f"uri: {uri} cannot be opened: {error}") from error
     handle = Handle.of(uri)
-    return handle, storage_options or dict(handle.dataset.latest_storage_options() or {}) or None
+    if storage_options:
+        return handle, storage_options
+    now = dict(handle.dataset.latest_storage_options() or {})
+    vended = vended_of(handle.dataset)
+    if vended is None or ENDS not in now:
+        return handle, now or None
+    try:
+        ray.cloudpickle.dumps(vended)
+    except Exception as error:
+        LOGGER.warning(
+            "workers get the storage options of the dataset as they are now, and have them until %s: its namespace cannot be sent (%s); pass "
+            "as storage_options a callable that can",
+            until(now),
+            error,
+        )
+        return handle, now
+    return handle, vended
+
+
+def _check_sent(ray: Any, what: str, options: Any) -> None:
+    if not callable(options):
+        return
+    try:
+        ray.cloudpickle.dumps(options)
+    except Exception as error:
+        raise InvalidInputError(
+            f"{what}: this callable cannot be sent to the workers, each of which is to ask it ({error}); pass one that can be pickled"
+        ) from error
+
+
+def _of_run(
+    ray: Any, handle: Handle, place: str, given: StorageOptions | None, of_dataset: StorageOptions | None
+) -> StorageOptions | None:
+    """The storage options of a run's folder: those given, or the dataset's in its own store."""
+    if given is not None:
+        _check_sent(ray, "artifact_storage_options", given)
+        return given
+    return of_dataset if same_store(handle, place) else None
 
 
 def _start(ray: Any, remote: Mapping[str, Any], num_workers: int) -> None:
