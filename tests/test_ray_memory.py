@@ -94,7 +94,6 @@ def test_a_worker_that_dies_with_its_part_of_the_sample(
 ) -> None:
     """All is drawn again, and of the same seed comes the same model."""
     monkeypatch.setattr(driver, "Worker", Leaving)
-    monkeypatch.setattr(driver, "PIECE_BYTES", 10_000)
     array = vectors(60_000, 256 if dtype == "float16" else 64, dtype)
     models = []
     for times in (0, 1):

@@ -7,16 +7,13 @@ the run's folder, so a job that is killed anywhere goes on with the same call, o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-
 from . import _lance_artifact as core
 from ._arguments import Progress, StorageOptions, given_model, metric_name
-from ._artifacts import check_place, same_store
+from ._artifacts import check_place
 from ._assign import check_assign
 from ._cancel import LOOK, poll, wait
 from ._checked import checked
@@ -28,13 +25,12 @@ from ._log import LOGGER
 from ._plan import plan
 from ._progress import reporter
 from ._ray_nodes import PLACES, check_room, most_on_a_node
-from ._renewed import ENDS, open_dataset, until, vended_of
+from ._ray_options import of_run, opened
+from ._ray_worker import Worker, imported_ray
 from ._resume import check_memory, is_run
 from ._run import Run
 from ._run_commit import is_committed
-from .backends._vectors import as_matrix
 from .exceptions import (
-    BackendUnavailableError,
     DeviceError,
     InvalidInputError,
     LanceArtifactError,
@@ -49,109 +45,6 @@ TRIES = 3
 
 # Seconds before something is tried again.
 PAUSE = 1.0
-
-# Bytes of a sample that go from one worker to another at a time.
-PIECE_BYTES = 16 << 20
-
-
-class Worker:
-    """An actor: opens dataset and model once, when they are first needed, and encodes shard after shard."""
-
-    def __init__(self, run: Run, backend: str, workers_of_node: int, memory_limit: int | None) -> None:
-        self._run = run
-        self._backend = backend
-        self._limit = memory_limit or core.default_memory_limit() // workers_of_node
-        self._there: Any = None
-        self._model: Any = None
-        self._drawn: Any = None
-
-    @property
-    def _dataset(self) -> Any:
-        # Not when the actor is made: what goes wrong there comes without its cause.
-        if self._there is None:
-            self._there = self._run.opened()
-        return self._there
-
-    def ready(self) -> bool:
-        """Whether it can begin, which it says as soon as the cluster has room for it."""
-        return self._dataset is not None
-
-    def train(self, model: Any, ivf_centroids: Any, parts: Sequence[tuple[Any, int]] | None = None) -> str:
-        """On a sample that is drawn here, or on what this worker has drawn and these others, each with the number of its vectors."""
-        found = self._run.train(
-            self._dataset,
-            model=model,
-            ivf_centroids=ivf_centroids,
-            backend=self._backend,
-            memory_limit=self._limit,
-            sample=None if parts is None else self._gathered(parts),
-        )
-        return found.fingerprint
-
-    def _gathered(self, parts: Sequence[tuple[Any, int]]) -> pa.FixedSizeListArray:
-        """The parts in one array, in random order: nothing of them is held twice, but for a piece."""
-        ray = _ray()
-        own, self._drawn = self._drawn, None
-        total = (0 if own is None else len(own)) + sum(count for _, count in parts)
-        if not total:
-            raise InvalidInputError("training: the column has no usable vector")
-        source = self._source(self._run.plan.fragment_ids)
-        gathered = np.empty((total, source.dimension), source.dtype)
-        at = 0
-        if own is not None:
-            at = len(own)
-            gathered[:at] = as_matrix(own)
-            del own
-        rows = max(1, min(PIECE_BYTES, self._limit // 16) // gathered.strides[0])
-        for worker, count in parts:
-            for start in range(0, count, rows):
-                piece = ray.get(worker.part.remote(start, rows))
-                gathered[at : at + len(piece)] = piece
-                at += len(piece)
-                del piece
-        # A backend takes the first ones for its first centroids: not all of one part.
-        np.random.default_rng(self._run.plan.seed).shuffle(gathered, axis=0)
-        return pa.FixedSizeListArray.from_arrays(pa.array(gathered.reshape(-1)), source.dimension)
-
-    def _source(self, fragments: Sequence[int]) -> core._VectorSource:
-        at = self._run.dataset(self._dataset)
-        return at.vectors(at.path_of(self._run.plan.field_id, self._run.plan.column), list(fragments))
-
-    def fitting(self) -> tuple[int, int]:
-        """Vectors that training wants, and as many as one worker's memory holds."""
-        plan = self._run.plan
-        _, _, most = self._source(plan.fragment_ids).train_shares(
-            plan.num_partitions, plan.num_sub_vectors, plan.num_bits, plan.sample_rate, True, self._limit
-        )
-        wanted = plan.sample_rate * max(plan.num_partitions, 2**plan.num_bits)
-        return min(wanted, plan.num_rows), most
-
-    def sample(self, shards: list[int], rows: int) -> int:
-        """Draw a part of the sample, prepared vectors of some shards, for `part` to give. How many there are."""
-        plan = self._run.plan
-        fragments = [fragment for shard in shards for fragment in plan.shards[shard].fragment_ids]
-        try:
-            self._drawn = self._source(fragments).sample(rows, plan.metric, plan.seed, self._limit)
-        except InvalidInputError as error:
-            # The others may have enough.
-            LOGGER.warning("shards %s give no vector to train on: %s", shards, error)
-            return 0
-        return len(self._drawn)
-
-    def part(self, start: int, rows: int) -> np.ndarray:
-        """A piece of what was drawn, which after the last one is held no more."""
-        drawn = self._drawn
-        if start + rows >= len(drawn):
-            self._drawn = None
-        return as_matrix(drawn.slice(start, rows))
-
-    def encode(self, shard: int) -> int:
-        if self._model is None:
-            self._model = self._run.model()
-        artifact = self._run.encode(
-            shard, self._dataset, model=self._model, backend=self._backend, memory_limit=self._limit
-        )
-        return artifact.num_rows
 
 
 @checked
@@ -237,13 +130,13 @@ def create_index(
         The cluster has too few GPUs or CPUs for the workers.
     The worker's own error where a shard fails three times, or for good. Everything that was published stays for the next try.
     """
-    ray = _ray()
-    handle, of_dataset = _opened(ray, uri, storage_options)
+    ray = imported_ray()
+    handle, of_dataset = opened(ray, uri, storage_options)
     place = check_place(handle, artifact_uri)
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
     check_assign(assign, chosen)
-    options = _of_run(ray, handle, place, artifact_storage_options, of_dataset)
+    options = of_run(ray, handle, place, artifact_storage_options, of_dataset)
     model = None
     if pq_codebook is not None:
         if ivf_centroids is None:
@@ -325,10 +218,10 @@ def extend_index(
 
     Parameters are those of `create_index`. Killed, it goes on with the same call; the run's folder is of one extension.
     """
-    ray = _ray()
-    handle, of_dataset = _opened(ray, uri, storage_options)
+    ray = imported_ray()
+    handle, of_dataset = opened(ray, uri, storage_options)
     place = check_place(handle, artifact_uri)
-    options = _of_run(ray, handle, place, artifact_storage_options, of_dataset)
+    options = of_run(ray, handle, place, artifact_storage_options, of_dataset)
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
     check_assign(assign, chosen)
@@ -395,67 +288,6 @@ def extend_index(
     if not keep_artifact:
         discard_run(run, handle.dataset)
     return done
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise BackendUnavailableError(
-            'ray is not installed: pip install "lance-artifact[ray]", in the driver and on every node'
-        ) from error
-    return ray
-
-
-def _opened(
-    ray: Any, uri: Any, storage_options: StorageOptions | None
-) -> tuple[Handle, StorageOptions | None]:
-    """The dataset, and with what workers open it: the options given, or the handle's own. Each worker renews those that end."""
-    _check_sent(ray, "storage_options", storage_options)
-    if isinstance(uri, (str, Path)):
-        try:
-            uri = open_dataset(str(uri), storage_options)
-        except (ValueError, OSError) as error:
-            raise InvalidInputError(f"uri: {uri} cannot be opened: {error}") from error
-    handle = Handle.of(uri)
-    if storage_options:
-        return handle, storage_options
-    now = dict(handle.dataset.latest_storage_options() or {})
-    vended = vended_of(handle.dataset)
-    if vended is None or ENDS not in now:
-        return handle, now or None
-    try:
-        ray.cloudpickle.dumps(vended)
-    except Exception as error:
-        LOGGER.warning(
-            "workers get the storage options of the dataset as they are now, and have them until %s: its namespace cannot be sent (%s); pass "
-            "as storage_options a callable that can",
-            until(now),
-            error,
-        )
-        return handle, now
-    return handle, vended
-
-
-def _check_sent(ray: Any, what: str, options: Any) -> None:
-    if not callable(options):
-        return
-    try:
-        ray.cloudpickle.dumps(options)
-    except Exception as error:
-        raise InvalidInputError(
-            f"{what}: this callable cannot be sent to the workers, each of which is to ask it ({error}); pass one that can be pickled"
-        ) from error
-
-
-def _of_run(
-    ray: Any, handle: Handle, place: str, given: StorageOptions | None, of_dataset: StorageOptions | None
-) -> StorageOptions | None:
-    """The storage options of a run's folder: those given, or the dataset's in its own store."""
-    if given is not None:
-        _check_sent(ray, "artifact_storage_options", given)
-        return given
-    return of_dataset if same_store(handle, place) else None
 
 
 def _start(ray: Any, remote: Mapping[str, Any], num_workers: int) -> None:
