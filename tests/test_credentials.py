@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import lance
@@ -18,6 +21,7 @@ from lance_namespace import LanceNamespace
 
 import lance_artifact as la
 from conftest import column, vectors
+from lance_artifact._renewed import open_dataset
 from test_object_store import client, s3  # noqa: F401
 
 K, M, DIM, ROWS = 4, 4, 16, 2000
@@ -36,6 +40,9 @@ class Gate:
             protocol_version = "HTTP/1.1"
 
             def forward(self) -> None:
+                if self.path == "/issue":
+                    self.answer(200, [], json.dumps(gate.issue()).encode())
+                    return
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 key = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
                 if key is None or gate.ends.get(key[1], 0) < time.time():
@@ -89,8 +96,21 @@ class Gate:
         }
 
 
+class Asking:
+    """A callable that gives options with a new key, from any process."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+
+    def __call__(self) -> dict[str, str]:
+        given: dict[str, str] = json.loads(urllib.request.urlopen(f"{self.endpoint}/issue").read())
+        return given
+
+    issue = __call__
+
+
 class Vending(LanceNamespace):
-    def __init__(self, gate: Gate, location: str) -> None:
+    def __init__(self, gate: Gate | Asking, location: str) -> None:
         self.gate, self.location = gate, location
 
     def namespace_id(self) -> str:
@@ -133,3 +153,67 @@ def test_a_build_outlives_its_credentials(artifact: str | None, gate: Gate, s3: 
     if artifact:
         assert la.Artifact.open(artifact, s3).verify().ok
     assert client(s3).list_multipart_uploads(Bucket="vectors").get("Uploads", []) == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_dataset_by_its_path_outlives_what_a_callable_gave(
+    gate: Gate,
+    s3: dict[str, str],  # noqa: F811
+    resume: bool,
+) -> None:
+    where = f"s3://vectors/asked-{resume}.lance"
+    lance.write_dataset(
+        pa.table({"vector": column(vectors(ROWS, DIM))}), where, storage_options=s3, max_rows_per_file=700
+    )
+    built = la.create_index(
+        where,
+        "vector",
+        num_partitions=K,
+        num_sub_vectors=M,
+        sample_rate=7,
+        max_iters=2,
+        backend="cpu",
+        progress=slowly,
+        storage_options=gate.issue,
+        **({"artifact_uri": f"{where}-run", "resume": True, "num_shards": 2} if resume else {}),
+    )
+    assert len(gate.ends) >= 3, "they were renewed"
+    assert built.stats.index_stats("vector_idx")["num_indexed_rows"] == ROWS
+
+
+def test_a_run_opens_its_dataset_with_what_a_callable_gives(
+    gate: Gate,
+    s3: dict[str, str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    where = "s3://vectors/asked-run.lance"
+    ds = lance.write_dataset(pa.table({"vector": column(vectors(ROWS, DIM))}), where, storage_options=s3)
+    planned = la.plan(
+        ds, "vector", num_partitions=K, num_sub_vectors=M, sample_rate=7, backend="cpu", calibrate=False
+    )
+    la.Run.create(planned, tmp_path / "run")
+    la.resume_run(tmp_path / "run", dataset_storage_options=gate.issue, backend="cpu", progress=slowly)
+    assert len(gate.ends) >= 3, "they were renewed"
+    assert la.clean_run(tmp_path / "run", dataset_storage_options=gate.issue, dry_run=True) == []
+
+
+@pytest.mark.parametrize("answer", [3, None, {"aws_secret_access_key": 3, "aws_session_token": "a-secret"}])
+def test_a_callable_that_gives_no_options_any_more_says_so(
+    gate: Gate,
+    s3: dict[str, str],  # noqa: F811
+    answer: Any,
+) -> None:
+    where = "s3://vectors/asked-no-more.lance"
+    lance.write_dataset(
+        pa.table({"vector": column(vectors(9, DIM))}), where, storage_options=s3, mode="overwrite"
+    )
+    answers = [gate.issue()]
+    opened = open_dataset(where, lambda: answers.pop() if answers else answer)
+    assert opened.count_rows() == 9
+    time.sleep(2.2 * LIFETIME)
+    with pytest.raises(OSError, match=r"the callable gave a .*, expected a dict of strings") as error:
+        opened.latest_storage_options()
+    assert "a-secret" not in str(error.value)
+    if answer is not None:
+        with pytest.raises(la.InvalidTypeError, match=r"the callable gave a .*, expected a dict of strings"):
+            open_dataset(where, lambda: answer)

@@ -15,7 +15,9 @@ import pytest
 
 import lance_artifact as la
 from conftest import Gpu, vectors
+from lance_artifact._lance_artifact import _CudaDevice
 from lance_artifact.backends import _cuvs_c, _cuvs_calls
+from lance_artifact.backends._cuvs_train import Trainer
 from lance_artifact.backends._vectors import as_matrix, codebook_array, directions_of
 from lance_artifact.backends.cuvs import CuvsBackend
 
@@ -349,3 +351,135 @@ def test_a_batch_that_fails_without_the_interpreter_is_tried_with_it(
     made = la.build_artifact(ds, "vector", model, tmp_path / "broken", backend="cuvs", batch_rows=300)
     assert where(made) == expected
     assert len(double.control.broken) == 1
+
+
+def test_a_second_training_that_finds_less_memory_says_where_the_rest_is(
+    double: Gpu, write: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """rmm does not tell how much of its pool is free: that is not guessed at."""
+    double.reset(memory=16 << 20)
+    ds = write(vectors(ROWS, DIM))
+    shape = {**SHAPE, "num_partitions": 64, "sample_rate": 40, "backend": "cuvs"}
+    row = int(DIM * 4 / 0.4)
+    said = "without what cuVS had in earlier calls of this process"
+    for earlier in (False, True):
+        if earlier:
+            la.train(ds, "vector", **shape)
+        for rows in (300, 600):
+            with _CudaDevice(0) as device:
+                # As the pool has it.
+                taken = _cuvs_calls.Cuvs().empty((device.free_memory() - rows * row - 1,), np.uint8)
+                caplog.clear()
+                if rows == 300:
+                    with pytest.raises(la.DeviceMemoryError, match="must be on the device at once") as error:
+                        la.train(ds, "vector", **shape)
+                    assert (said in str(error.value)) == earlier
+                else:
+                    la.train(ds, "vector", **shape)
+                    assert "more do not fit the device's memory" in caplog.text
+                    assert (said in caplog.text) == earlier
+                del taken
+    with pytest.raises(la.DeviceMemoryError) as error:
+        la.train(ds, "vector", device_memory_limit=300 * row, **shape)
+    assert said not in str(error.value), "it is the limit that is short"
+
+
+def test_directions_of_a_part_of_the_sample_take_the_memory_of_the_result(
+    double: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part itself is not copied out of the sample beside them."""
+    sample = np.random.default_rng(0).normal(size=(240_000, 64)).astype(np.float32)
+    sample[5] = 0
+    params = la.TrainParams("dot", K, M, 8, 256, 2, 0, None)
+    trained: list[Any] = []
+
+    def train(self: Any, part: np.ndarray, *_: Any) -> Any:
+        trained.extend([tracemalloc.get_traced_memory(), part.copy()])
+        raise InterruptedError
+
+    with _CudaDevice(0):
+        trainer = Trainer(_cuvs_calls.Cuvs(), 0, sample, params, lambda *_: None, 120_000)
+        monkeypatch.setattr(_cuvs_calls.Cuvs, "train", train)
+        tracemalloc.start()
+        try:
+            with pytest.raises(InterruptedError):
+                trainer.train()
+        finally:
+            tracemalloc.stop()
+        del trainer
+    (now, peak), part = trained
+    size = 120_000 * 64 * 4
+    assert now < size * 1.1 and peak < size * 1.3
+    expected = sample[np.arange(120_000) * 2]
+    np.testing.assert_allclose(part, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["l2", "dot"])
+def test_a_session_that_gets_no_memory_to_open_again_says_so_and_puts_the_resource_back(
+    metric: str, double: Gpu, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rmm import mr
+
+    model = la.train(write(vectors(ROWS, DIM)), "vector", metric=metric, backend="cpu", **SHAPE)
+    index = _cuvs_calls.Cuvs.index
+    short = []
+
+    def scarce(self: Any, *arguments: Any) -> Any:
+        # The second index of dot is as large as the first.
+        if len(short) > (metric == "dot"):
+            raise MemoryError("std::bad_alloc: out_of_memory: CUDA error")
+        short.append(arguments)
+        return index(self, *arguments)
+
+    with _CudaDevice(0):
+        before = mr.get_current_device_resource()
+        library = _cuvs_calls.Cuvs()
+        session = CuvsBackend().encoder(model).open(0, 0)
+        rows = [
+            library.to_device(np.zeros((10, DIM), np.float32)),
+            library.empty((10,), np.uint32),
+            library.empty((10, model.pq_code_width), np.uint8),
+        ]
+        double.control.calls, double.control.no_handle_at = 0, 1
+        with pytest.raises(la.DeviceMemoryError):
+            session.encode(*rows)
+        monkeypatch.setattr(_cuvs_calls.Cuvs, "index", scarce)
+        short.extend([None] * 2)
+        for _ in range(2):
+            with pytest.raises(la.DeviceMemoryError, match="out of device memory"):
+                session.encode(*rows)
+        assert session.without_python(10) is None
+        session.finish()
+        monkeypatch.setattr(_cuvs_calls.Cuvs, "index", index)
+        session.encode(*rows)
+        monkeypatch.setattr(_cuvs_calls.Cuvs, "index", scarce)
+        double.control.calls, double.control.no_handle_at = 0, 1
+        for _ in range(2):
+            with pytest.raises(la.DeviceMemoryError):
+                session.encode(*rows)
+        session.close()
+        assert mr.get_current_device_resource() is before
+        session.close()
+        del rows
+
+
+@pytest.mark.parametrize("metric", ["l2", "dot"])
+def test_memory_for_what_comes_out_that_is_not_there(
+    metric: str, double: Gpu, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = vectors(ROWS, DIM)
+    model = la.train(write(array), "vector", metric=metric, backend="cpu", **SHAPE)
+
+    def scarce(*_: Any) -> Any:
+        raise MemoryError("std::bad_alloc: out_of_memory: CUDA error")
+
+    encoder = CuvsBackend().encoder(model)
+    with _CudaDevice(0):
+        session = encoder.open(0, 2)
+        monkeypatch.setattr(_cuvs_calls.Cuvs, "empty", scarce)
+        with pytest.raises(la.DeviceMemoryError, match="out of device memory"):
+            encoder.encode(prepared(array[:10]))
+        if metric == "dot":
+            with pytest.raises(la.DeviceMemoryError, match="out of device memory"):
+                session.without_python(10)
+        session.close()

@@ -132,6 +132,22 @@ def test_pylibraft_is_as_published(tmp_path: Path, double: Any) -> None:
     assert "__cuda_array_interface__" in methods
 
 
+@pytest.mark.parametrize("release", CUVS)
+def test_rmm_is_as_published(release: str, tmp_path: Path, double: Any) -> None:
+    published = wheel("rmm-cu13", release, tmp_path)
+    tree = ast.parse(published.read("rmm/pylibrmm/memory_resource/_memory_resource.pyi").decode())
+    theirs = {
+        owner.name: {each.name: [a.arg for a in each.args.args] for each in owner.body if isinstance(each, ast.FunctionDef)}
+        for owner in tree.body if isinstance(owner, ast.ClassDef)
+    }  # fmt: skip
+    ours = importlib.import_module("rmm.mr")
+    for name in ("CudaAsyncMemoryResource", "LimitingResourceAdaptor"):
+        assert list(inspect.signature(getattr(ours, name).__init__).parameters) == theirs[name]["__init__"]
+    # What the backend goes round: as soon as this fails, the memory that a pool holds and nobody uses can be counted as free.
+    assert set(theirs["CudaAsyncMemoryResource"]) == {"__init__"}
+    assert set(theirs["DeviceMemoryResource"]) <= {"__init__", "allocate", "deallocate"}
+
+
 @pytest.mark.parametrize("release", ["0.1.0b1", "0.1.0b2"])
 def test_lance_cuvs_is_as_published(release: str, tmp_path: Path, double: Any) -> None:
     published = wheel("pylance-cuvs", release, tmp_path)

@@ -32,7 +32,12 @@ def store_options(handle: Handle, uri: str | Path, storage_options: Any) -> Any:
     """The storage options of an artifact: those given, or for one in the dataset's own store those of its handle, renewed there."""
     if storage_options is not None or not handle.dataset.latest_storage_options():
         return storage_options
-    return handle.dataset.latest_storage_options if _authority(str(uri)) == _authority(handle.root) else None
+    return handle.dataset.latest_storage_options if same_store(handle, uri) else None
+
+
+def same_store(handle: Handle, uri: str | Path) -> bool:
+    """Whether a place is in the dataset's own store, which its credentials are for."""
+    return _authority(str(uri)) == _authority(handle.root)
 
 
 def _authority(uri: str) -> str | None:

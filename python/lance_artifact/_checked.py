@@ -12,11 +12,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-import lance
 import numpy as np
 import pyarrow as pa
 
 from ._lance_artifact import Artifact, IvfPqModel, shown_uri, without_secrets
+from ._renewed import open_dataset
 from ._says import lance_says
 from .exceptions import InvalidInputError, InvalidTypeError, StorageError, UnsupportedError
 
@@ -161,14 +161,6 @@ def options(what: str, value: Any) -> Any:
     return dict(value)
 
 
-def plain_options(what: str, value: Any) -> dict[str, str]:
-    """A dict: pylance, which these go to, asks no callable."""
-    if not isinstance(value, Mapping):
-        raise refuse_type(what, value, "a dict of strings")
-    given: dict[str, str] = options(what, value)
-    return given
-
-
 def column(what: str, value: Any) -> str:
     """A column's name, or a list of one, as pylance takes it."""
     if isinstance(value, (list, tuple)):
@@ -221,11 +213,10 @@ def dataset(what: str, value: Any, storage_options: Any = None) -> Any:
     if not isinstance(value, (str, os.PathLike)):
         return value
     uri = path(what, value)
-    given = storage_options() if callable(storage_options) else storage_options
-    if given is not None:
-        given = plain_options("storage_options", given)
+    if storage_options is not None:
+        storage_options = options("storage_options", storage_options)
     try:
-        return lance.dataset(uri, storage_options=given)
+        return open_dataset(uri, storage_options)
     except ValueError as error:
         raise InvalidInputError(
             f"{what}: {shown_uri(uri)} cannot be opened: expected a Lance dataset that exists. {without_secrets(lance_says(error), uri)}"
@@ -280,7 +271,8 @@ CHECKS: dict[str, Check] = {
     "dry_run": flag,
     "resume": flag,
     "num_shards": whole(1),
-    "dataset_storage_options": plain_options,
+    "dataset_storage_options": options,
+    "artifact_storage_options": options,
     "skip_transpose": flag,
     "mode": text,
     "num_indices_to_merge": whole(1),

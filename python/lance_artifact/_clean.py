@@ -62,7 +62,7 @@ def clean_run(
     elsewhere: bool = False,
     dry_run: bool = False,
     storage_options: StorageOptions | None = None,
-    dataset_storage_options: dict[str, str] | None = None,
+    dataset_storage_options: StorageOptions | None = None,
 ) -> list[Leftover]:
     """Remove what killed tries of a run left: files of unfinished attempts at its shards, and unfinished segments of ours in its dataset.
 

@@ -16,7 +16,7 @@ import lance
 import pyarrow as pa
 
 from ._checked import nearest, refuse_type
-from ._lance_artifact import _Dataset, _VectorSource
+from ._lance_artifact import _Dataset, _VectorSource, shown_uri, without_secrets
 from ._lancedb import Table, table_of
 from ._says import lance_says
 from .exceptions import (
@@ -203,7 +203,10 @@ def _as_lance(dataset: Any) -> lance.LanceDataset:
         try:
             return lance.dataset(str(dataset))
         except (ValueError, OSError, UnicodeError) as error:
-            raise InvalidInputError(f"dataset: {str(dataset)!r} cannot be opened: {error}") from error
+            uri = str(dataset)
+            raise InvalidInputError(
+                f"dataset: {shown_uri(uri)!r} cannot be opened: {without_secrets(str(error), uri)}"
+            ) from error
     if not isinstance(dataset, lance.LanceDataset):
         raise InvalidTypeError(
             f"dataset: got {type(dataset).__name__}, expected a lance.LanceDataset, a LanceDB table, or a path"

@@ -18,6 +18,7 @@ from ._arguments import Progress
 from ._calls import awaited
 from ._checked import checked
 from ._dataset import Handle
+from ._exact import BLOCK_BYTES, Exact, as_rows
 from ._fit import skew
 from ._index import CommittedIndex
 from ._lance_artifact import IvfPqModel
@@ -43,7 +44,8 @@ class Setting:
     nprobes : int
     refine_factor : int or None
     recall : float
-        Of the k nearest rows that are indexed, the share that is found; mean over the queries.
+        Of the k nearest rows that are indexed, the share that is found; mean over the queries. A row that is as near as the last of
+        them, as far as float32 tells, is as good.
     rows_scanned : float
         Rows of the partitions probed, mean over the queries.
     latency_ms : float
@@ -165,7 +167,9 @@ def evaluate(
 ) -> Evaluation:
     """Compare what an index finds with exact search, over a grid of ``nprobes`` and ``refine_factor``.
 
-    Reads the column once, of the fragments that the index covers, and searches for every query with every setting.
+    Reads the column once, of the fragments that the index covers, and searches for every query with every setting. However many
+    rows and queries there are, it holds 160 MiB at most beside what a scan does, and of each query 16 bytes for each element and 40 for
+    each of its k rows.
 
     Parameters
     ----------
@@ -219,10 +223,12 @@ def evaluate(
             raise InvalidInputError(f"queries: got shape {asked.shape}, expected (n, {model.dimension})")
         if not np.isfinite(asked).all():
             raise InvalidInputError("queries: got NaN or infinite values")
-    exact = _exact(handle, index, model, covered, asked, k, drawn, report)
+    # One that was drawn is its own nearest, and is left out; of dot a row need not be nearest to itself.
+    own = drawn and model.metric != "dot"
+    exact = Exact(handle, index.path, model.metric, covered, asked, k, own, report)
     sizes = np.array(core.partition_sizes(handle.core, name))
     settings = tuple(
-        _settings(handle, index, model, asked, exact, k, drawn, sizes, nprobes, refine_factors, report)
+        _settings(handle, index, model, asked, exact, k + own, sizes, nprobes, refine_factors, report)
     )
     return Evaluation(
         name,
@@ -283,8 +289,7 @@ def _rows(
 
 
 def _matrix(array: Any) -> np.ndarray:
-    values = array.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values, dtype=np.float32).reshape(len(array), -1)
+    return as_rows(array).astype(np.float32, copy=False)
 
 
 def _prepared(model: IvfPqModel, queries: np.ndarray) -> np.ndarray:
@@ -294,73 +299,19 @@ def _prepared(model: IvfPqModel, queries: np.ndarray) -> np.ndarray:
     return queries / np.where(norms > 0, norms, 1)
 
 
-def _exact(
-    handle: Handle,
-    index: CommittedIndex,
-    model: IvfPqModel,
-    covered: list[int],
-    queries: np.ndarray,
-    k: int,
-    drawn: bool,
-    report: Report | None,
-) -> list[set[int]]:
-    """For each query the row ids of the k nearest rows. One that was drawn is its own nearest, and is left out."""
-    wanted = k + drawn
-    source = handle.vectors(index.path, covered)
-    total, seen = source.count_rows(), 0
-    if report:
-        report("start", "exact", 0, total, "rows")
-    asked = _prepared(model, queries)
-    # Around a point among them: of numbers that are large beside their differences nothing would be left of those.
-    center = np.median(asked, axis=0) if model.metric == "l2" and len(asked) else np.float32(0)
-    asked = asked - center
-    best = np.full((len(asked), wanted), np.inf, dtype=np.float32)
-    found = np.full((len(asked), wanted), -1, dtype=np.int64)
-    for batch in source.scan(model.metric):
-        if not batch.num_rows:
-            continue
-        vectors, ids = _matrix(batch.column(1)) - center, batch.column(0).to_numpy().astype(np.int64)
-        away = -(asked @ vectors.T)
-        if model.metric != "dot":
-            away = 2 * away + np.square(vectors).sum(axis=1)
-        distances = np.concatenate([best, away], axis=1)
-        names = np.concatenate([found, np.broadcast_to(ids, away.shape)], axis=1)
-        keep = np.argpartition(distances, wanted - 1, axis=1)[:, :wanted]
-        best, found = np.take_along_axis(distances, keep, 1), np.take_along_axis(names, keep, 1)
-        seen += batch.num_rows
-        if report:
-            report("progress", "exact", seen, total, "rows")
-    order = np.argsort(best, axis=1, kind="stable")
-    found = np.take_along_axis(found, order, 1)
-    if drawn and model.metric != "dot":
-        found = found[:, 1:]
-    elif drawn:
-        # Of dot a row need not be nearest to itself.
-        found = found[:, :k]
-    if report:
-        report("complete", "exact", total, total, "rows")
-    return [{int(i) for i in row if i >= 0} for row in found]
-
-
 def _settings(
     handle: Handle,
     index: CommittedIndex,
     model: IvfPqModel,
     queries: np.ndarray,
-    exact: list[set[int]],
+    exact: Exact,
     k: int,
-    drawn: bool,
     sizes: np.ndarray,
     nprobes: Sequence[int] | None,
     refine_factors: Sequence[int | None] | None,
     report: Report | None,
 ) -> Iterator[Setting]:
-    asked = _prepared(model, queries)
-    centroids = _matrix(model.ivf_centroids)
-    away = -(asked @ centroids.T)
-    if model.metric != "dot":
-        away = 2 * away + np.square(centroids).sum(axis=1)
-    probed = np.cumsum(sizes[np.argsort(away, axis=1, kind="stable")], axis=1).mean(axis=0)
+    probed = _probed(model, queries, sizes)
     partitions = model.num_partitions
     grid = sorted({min(n, partitions) for n in nprobes}) if nprobes else _doubling(partitions)
     factors = list(refine_factors) if refine_factors is not None else list(REFINE_FACTORS)
@@ -368,11 +319,10 @@ def _settings(
         raise InvalidInputError("nprobes and refine_factors: expected at least 1")
     if report:
         report("start", "search", 0, len(grid) * len(factors), "settings")
-    own = drawn and model.metric != "dot"
     for row, factor in enumerate(factors):
         last = -1.0
         for column, count in enumerate(grid):
-            recall, latency = _search(handle, index, model, queries, exact, k + own, own, count, factor)
+            recall, latency = _search(handle, index, model, queries, exact, k, count, factor)
             yield Setting(count, factor, recall, float(probed[count - 1]), latency)
             if report:
                 report("progress", "search", row * len(grid) + column + 1, None, "settings")
@@ -381,6 +331,20 @@ def _settings(
             last = recall
     if report:
         report("complete", "search", len(grid) * len(factors), None, "settings")
+
+
+def _probed(model: IvfPqModel, queries: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Rows of the nearest partition, of the two nearest and so on, mean over the queries."""
+    centroids = _matrix(model.ivf_centroids)
+    rows = np.zeros(len(sizes))
+    at_once = max(1, BLOCK_BYTES // (32 * len(sizes)))
+    for start in range(0, len(queries), at_once):
+        asked = _prepared(model, queries[start : start + at_once])
+        away = -(asked @ centroids.T)
+        if model.metric != "dot":
+            away = 2 * away + np.square(centroids).sum(axis=1)
+        rows += np.cumsum(sizes[np.argsort(away, axis=1, kind="stable")], axis=1).sum(axis=0)
+    return rows / len(queries)
 
 
 def _doubling(partitions: int) -> list[int]:
@@ -393,15 +357,14 @@ def _search(
     index: CommittedIndex,
     model: IvfPqModel,
     queries: np.ndarray,
-    exact: list[set[int]],
+    exact: Exact,
     k: int,
-    own: bool,
     nprobes: int,
     refine_factor: int | None,
 ) -> tuple[float, float]:
-    hits = wanted = 0
+    hits = 0
     times = []
-    for query, expected in zip(queries, exact, strict=True):
+    for number, query in enumerate(queries):
         nearest: dict[str, Any] = {
             "column": index.path,
             "q": query,
@@ -416,7 +379,5 @@ def _search(
             columns=["_distance"], nearest=nearest, with_row_id=True, fast_search=True
         )
         times.append(time.perf_counter() - start)
-        found = table["_rowid"].to_pylist()
-        hits += len(expected & set(found))
-        wanted += len(expected)
-    return (hits / wanted if wanted else 1.0), 1000 * float(np.median(times))
+        hits += exact.hits(number, table["_rowid"].to_numpy())
+    return (hits / exact.wanted if exact.wanted else 1.0), 1000 * float(np.median(times))

@@ -13,7 +13,7 @@ from ._checked import checked
 from ._clean import discard_run
 from ._dataset import Handle
 from ._lance_artifact import IvfPqModel
-from ._plan import planned_build
+from ._plan import BuildPlan, planned_build
 from ._process import terminable
 from ._run import Run
 from ._run_commit import check_uncommitted, is_committed
@@ -39,7 +39,7 @@ def resume_run(
     ivf_centroids: Any = None,
     memory_limit: int | None = None,
     storage_options: StorageOptions | None = None,
-    dataset_storage_options: dict[str, str] | None = None,
+    dataset_storage_options: StorageOptions | None = None,
     sync: bool = False,
     progress: Progress = False,
 ) -> lance.LanceDataset:
@@ -111,6 +111,19 @@ def do_all(
     return run.finalize(dataset, sync=sync, memory_limit=memory_limit, progress=progress)
 
 
+def check_memory(at: Handle, planned: BuildPlan, memory_limit: int | None) -> None:
+    """A limit in which no shard can be encoded is refused before there is a run, and before hours of training.
+
+    Raises
+    ------
+    InvalidInputError
+        It says what would do.
+    """
+    if memory_limit is not None:
+        source = at.vectors(at.path_of(planned.field_id, planned.column), planned.fragment_ids)
+        source.encode_shares(planned.num_partitions, planned.num_bits, memory_limit)
+
+
 def create_by_run(
     handle: Handle,
     wanted: Wanted,
@@ -145,6 +158,7 @@ def create_by_run(
     )
     if not is_run(uri, storage_options):
         check_latest(handle, handle, wanted, planned.fragment_ids, trains=model is None)
+    check_memory(handle, planned, memory_limit)
     run = Run.create(planned, uri, storage_options=storage_options)
     do_all(
         run,

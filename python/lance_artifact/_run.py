@@ -29,6 +29,7 @@ from ._dataset import Handle
 from ._lance_artifact import Artifact, IvfPqModel, shown_uri, uri_below
 from ._plan import BuildPlan, Shard
 from ._process import terminable
+from ._renewed import open_dataset
 from ._run_commit import build_and_commit, is_committed, write_down
 from ._run_files import (
     COMMITTED,
@@ -74,15 +75,16 @@ class Run:
     run_id : str
     storage_options : dict or callable, optional
         Of the folder; pickled with it.
-    dataset_storage_options : dict, optional
-        With which a worker opens the dataset; pickled with it, and not stored.
+    dataset_storage_options : dict or callable, optional
+        With which a worker opens the dataset; pickled with it, and not stored. A callable is asked by each, and again when what it
+        gave ends (``expires_at_millis``).
     """
 
     uri: str
     plan: BuildPlan
     run_id: str
     storage_options: StorageOptions | None = dataclasses.field(default=None, repr=False)
-    dataset_storage_options: dict[str, str] | None = dataclasses.field(default=None, repr=False)
+    dataset_storage_options: StorageOptions | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def create(
@@ -91,7 +93,7 @@ class Run:
         uri: str | Path,
         *,
         storage_options: StorageOptions | None = None,
-        dataset_storage_options: dict[str, str] | None = None,
+        dataset_storage_options: StorageOptions | None = None,
     ) -> Run:
         """Make a run of a plan, or take up the one that is there, if its caller asked for the same.
 
@@ -140,7 +142,7 @@ class Run:
         uri: str | Path,
         *,
         storage_options: StorageOptions | None = None,
-        dataset_storage_options: dict[str, str] | None = None,
+        dataset_storage_options: StorageOptions | None = None,
     ) -> Run:
         """The run that is in a folder.
 
@@ -198,10 +200,8 @@ class Run:
 
     def opened(self) -> lance.LanceDataset:
         """The dataset as it is now, on its branch."""
-        import lance
-
         try:
-            opened = lance.dataset(self.plan.dataset_uri, storage_options=self.dataset_storage_options)
+            opened = open_dataset(self.plan.dataset_uri, self.dataset_storage_options)
             if self.plan.branch:
                 opened = opened.checkout_version((self.plan.branch, None))
         except (ValueError, OSError) as error:

@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from ._build_artifact import build_artifact
+from ._dataset import Handle
 from ._evaluate import evaluate
+from ._exact import Exact
 from ._finalize import finalize
 from ._train import train
 from .backends import resolve_backend
@@ -113,35 +115,16 @@ def _resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _recall(
-    ds: lance.LanceDataset, queries: np.ndarray, truth: list[set[int]], **search: Any
-) -> tuple[float, float]:
+def _recall(ds: lance.LanceDataset, queries: np.ndarray, truth: Exact, **search: Any) -> tuple[float, float]:
     """Mean recall@K and milliseconds a query."""
-    hits, started = 0, time.perf_counter()
-    for query, expected in zip(queries, truth, strict=True):
+    hits, seconds = 0, 0.0
+    for number, query in enumerate(queries):
         nearest = {"column": "vector", "q": query, "k": K, **search}
+        started = time.perf_counter()
         found = ds.to_table(columns=["_distance"], nearest=nearest, with_row_id=True)
-        hits += len(expected & set(found["_rowid"].to_pylist()))
-    return hits / (K * len(queries)), (time.perf_counter() - started) * 1000 / len(queries)
-
-
-def _truth(ds: lance.LanceDataset, queries: np.ndarray) -> list[set[int]]:
-    """Exact nearest row ids, by brute force in blocks."""
-    best_distance = np.full((len(queries), 0), np.inf)
-    best_id = np.zeros((len(queries), 0), np.int64)
-    norms = (queries.astype(np.float64) ** 2).sum(1)[:, None]
-    for batch in ds.to_batches(columns=["vector"], with_row_id=True, batch_size=50_000):
-        block = batch["vector"].flatten().to_numpy().reshape(-1, DIMENSION).astype(np.float64)
-        ids = np.broadcast_to(batch["_rowid"].to_numpy().astype(np.int64), (len(queries), len(block)))
-        distance = np.hstack([best_distance, norms - 2 * queries @ block.T + (block**2).sum(1)[None]])
-        ids = np.hstack([best_id, ids])
-        keep = (
-            np.argpartition(distance, K - 1, axis=1)[:, :K]
-            if distance.shape[1] > K
-            else np.argsort(distance, 1)
-        )
-        best_distance, best_id = np.take_along_axis(distance, keep, 1), np.take_along_axis(ids, keep, 1)
-    return [set(row.tolist()) for row in best_id]
+        seconds += time.perf_counter() - started
+        hits += truth.hits(number, found["_rowid"].to_numpy())
+    return hits / truth.wanted, seconds * 1000 / len(queries)
 
 
 def _picture(ds: lance.LanceDataset, queries: np.ndarray, path: Path, shown: int = 8) -> None:
@@ -233,7 +216,8 @@ def run(
     # Not themselves in the table: a little noise on the pixels.
     queries = np.clip(queries + random.normal(0, 0.01, queries.shape), 0, 1).astype(np.float32)
     with stage("brute_force"):
-        truth = _truth(ds, queries)
+        handle = Handle.of(ds)
+        truth = Exact(handle, "vector", model.metric, handle.fragment_ids(), queries, K)
     search = {"nprobes": NPROBES, "refine_factor": REFINE}
     recall, milliseconds = _recall(ds, queries, truth, **search)
     picture = output / "found.png"

@@ -11,11 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-
 from . import _lance_artifact as core
-from ._arguments import Progress, given_model, metric_name
+from ._arguments import Progress, StorageOptions, given_model, metric_name
 from ._artifacts import check_place
 from ._assign import check_assign
 from ._cancel import LOOK, poll, wait
@@ -24,16 +21,19 @@ from ._clean import discard_run
 from ._dataset import Handle, vector_column
 from ._extend import Extension
 from ._index import CommittedIndex, model_of
-from ._lance_artifact import shown_uri, without_secrets
+from ._lance_artifact import shown_uri
 from ._log import LOGGER
 from ._plan import plan
 from ._progress import reporter
+from ._ray_nodes import PLACES, check_room, most_on_a_node
+from ._ray_options import of_run, opened
+from ._ray_worker import Worker, imported_ray
+from ._resume import check_memory
 from ._run import Run
 from ._run_commit import check_uncommitted, is_committed
 from ._run_files import is_run
 from .backends import check_resumable
 from .exceptions import (
-    BackendUnavailableError,
     DeviceError,
     InvalidInputError,
     LanceArtifactError,
@@ -50,82 +50,6 @@ TRIES = 3
 PAUSE = 1.0
 
 
-class Worker:
-    """An actor: opens dataset and model once, when they are first needed, and encodes shard after shard."""
-
-    def __init__(self, run: Run, backend: str, workers_of_node: int, memory_limit: int | None) -> None:
-        self._run = run
-        self._backend = backend
-        self._limit = memory_limit or core.default_memory_limit() // workers_of_node
-        self._there: Any = None
-        self._model: Any = None
-
-    @property
-    def _dataset(self) -> Any:
-        # Not when the actor is made: what goes wrong there comes without its cause.
-        if self._there is None:
-            self._there = self._run.opened()
-        return self._there
-
-    def ready(self) -> bool:
-        """Whether it can begin, which it says as soon as the cluster has room for it."""
-        return self._dataset is not None
-
-    def train(self, model: Any, ivf_centroids: Any, parts: list[Any] | None = None) -> str:
-        """On a sample that is drawn here, or of parts that others have drawn."""
-        ray = _ray()
-        sample = None
-        if parts is not None:
-            drawn = [part for part in ray.get(parts) if len(part)]
-            if not drawn:
-                raise InvalidInputError("training: the column has no usable vector")
-            sample = pa.concat_arrays(drawn)
-            # A backend takes the first ones for its first centroids: not all of one part.
-            order = np.random.default_rng(self._run.plan.seed).permutation(len(sample))
-            sample = sample.take(pa.array(order))
-        found = self._run.train(
-            self._dataset,
-            model=model,
-            ivf_centroids=ivf_centroids,
-            backend=self._backend,
-            memory_limit=self._limit,
-            sample=sample,
-        )
-        return found.fingerprint
-
-    def fitting(self) -> tuple[int, int]:
-        """Vectors that training wants, and as many as one worker's memory holds."""
-        plan = self._run.plan
-        at = self._run.dataset(self._dataset)
-        source = at.vectors(at.path_of(plan.field_id, plan.column), plan.fragment_ids)
-        _, _, most = source.train_shares(
-            plan.num_partitions, plan.num_sub_vectors, plan.num_bits, plan.sample_rate, True, self._limit
-        )
-        wanted = plan.sample_rate * max(plan.num_partitions, 2**plan.num_bits)
-        return min(wanted, plan.num_rows), most
-
-    def sample(self, shards: list[int], rows: int) -> Any:
-        """A part of the sample: prepared vectors of some shards."""
-        plan = self._run.plan
-        at = self._run.dataset(self._dataset)
-        fragments = [fragment for shard in shards for fragment in plan.shards[shard].fragment_ids]
-        source = at.vectors(at.path_of(plan.field_id, plan.column), fragments)
-        try:
-            return source.sample(rows, plan.metric, plan.seed, self._limit)
-        except InvalidInputError as error:
-            # The others may have enough.
-            LOGGER.warning("shards %s give no vector to train on: %s", shards, error)
-            return []
-
-    def encode(self, shard: int) -> int:
-        if self._model is None:
-            self._model = self._run.model()
-        artifact = self._run.encode(
-            shard, self._dataset, model=self._model, backend=self._backend, memory_limit=self._limit
-        )
-        return artifact.num_rows
-
-
 @checked
 def create_index(
     uri: lance.LanceDataset | str | Path,
@@ -136,7 +60,7 @@ def create_index(
     artifact_uri: str | Path,
     replace: bool = True,
     num_workers: int = 4,
-    storage_options: dict[str, str] | None = None,
+    storage_options: StorageOptions | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
     metric: str = "l2",
     num_partitions: int | None = None,
@@ -154,7 +78,7 @@ def create_index(
     backend: str | None = None,
     assign: str = "exact",
     num_shards: int | None = None,
-    artifact_storage_options: dict[str, str] | None = None,
+    artifact_storage_options: StorageOptions | None = None,
     memory_limit: int | None = None,
     resume: bool = True,
     keep_artifact: bool = True,
@@ -166,14 +90,15 @@ def create_index(
     ----------
     uri : lance.LanceDataset, LanceDB table, or path
         Workers open it by its URI and ``storage_options``, at the version of the handle.
-    column, index_type, name, replace, metric, num_partitions, num_sub_vectors, ivf_centroids, pq_codebook, storage_options
+    column, index_type, name, replace, metric, num_partitions, num_sub_vectors, ivf_centroids, pq_codebook
         As in lance-ray's ``create_index``; a caller's model is used as it is.
     artifact_uri : str or path
         Folder of the run, which driver and workers reach: an object store, or a shared disk.
     num_workers : int, default 4
         Actors; never more than there are shards.
     ray_remote_args : mapping, optional
-        Of the actors, such as ``{"num_gpus": 1}``. More than the cluster has is refused at once.
+        Of the actors, such as ``{"num_gpus": 1}``. More than the cluster, or any machine of it, has is refused at once. They are spread
+        over the machines, unless it says where they go.
     num_bits, sample_rate, max_iters, seed, target_partition_size, m, ef_construction, fragment_ids
         As in `lance_artifact.create_index`.
     backend : str, optional
@@ -182,10 +107,14 @@ def create_index(
         As in `lance_artifact.build_artifact`.
     num_shards : int, optional
         As in `plan`.
-    artifact_storage_options : dict, optional
-        Of the run's folder. Default: those of the dataset.
+    storage_options : dict or callable, optional
+        With which driver and workers open the dataset. Default: those of the handle. A callable is sent to the workers, each of which asks
+        it, and again when what it gave ends (``expires_at_millis``); so is the namespace of a handle that has one.
+    artifact_storage_options : dict or callable, optional
+        Of the run's folder. Default: those of the dataset where the run is in the same store (scheme and bucket), else none.
     memory_limit : int, optional
-        Bytes that each worker, and the driver, may hold. Default: half of what their machine has free, shared by its workers.
+        Bytes that each worker, and the driver, may hold. Default: half of what their machine has free, shared by as many workers as one
+        machine gets.
     resume : bool, default True
         False: a run that is there is an error.
     keep_artifact : bool, default True
@@ -204,14 +133,14 @@ def create_index(
         The cluster has too few GPUs or CPUs for the workers.
     The worker's own error where a shard fails three times, or for good. Everything that was published stays for the next try.
     """
-    ray = _ray()
-    handle, storage_options = _opened(uri, storage_options)
+    ray = imported_ray()
+    handle, of_dataset = opened(ray, uri, storage_options)
     place = check_place(handle, artifact_uri)
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
     check_assign(assign, chosen)
     check_resumable(chosen)
-    options = artifact_storage_options or storage_options
+    options = of_run(ray, handle, place, artifact_storage_options, of_dataset)
     model = None
     if pq_codebook is not None:
         if ivf_centroids is None:
@@ -255,7 +184,8 @@ def create_index(
         artifact_uri=place,
         storage_options=options,
     )
-    run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
+    check_memory(handle, planned, memory_limit)
+    run = Run.create(planned, place, storage_options=options, dataset_storage_options=of_dataset)
     if not is_committed(run, handle):
         check_uncommitted(run, handle, model)
         _work(
@@ -283,12 +213,12 @@ def extend_index(
     *,
     artifact_uri: str | Path,
     num_workers: int = 4,
-    storage_options: dict[str, str] | None = None,
+    storage_options: StorageOptions | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
     backend: str | None = None,
     assign: str = "exact",
     num_shards: int | None = None,
-    artifact_storage_options: dict[str, str] | None = None,
+    artifact_storage_options: StorageOptions | None = None,
     memory_limit: int | None = None,
     keep_artifact: bool = True,
     progress: Progress = False,
@@ -297,10 +227,10 @@ def extend_index(
 
     Parameters are those of `create_index`. Killed, it goes on with the same call; the run's folder is of one extension.
     """
-    ray = _ray()
-    handle, storage_options = _opened(uri, storage_options)
+    ray = imported_ray()
+    handle, of_dataset = opened(ray, uri, storage_options)
     place = check_place(handle, artifact_uri)
-    options = artifact_storage_options or storage_options
+    options = of_run(ray, handle, place, artifact_storage_options, of_dataset)
     remote = dict(ray_remote_args or {})
     chosen = backend or ("cuvs" if remote.get("num_gpus") else "cpu")
     check_assign(assign, chosen)
@@ -309,7 +239,7 @@ def extend_index(
     index = CommittedIndex.of(at, name)
     model = model_of(at, index)
     if is_run(place, options):
-        run = Run.open(place, storage_options=options, dataset_storage_options=storage_options)
+        run = Run.open(place, storage_options=options, dataset_storage_options=of_dataset)
         if (run.plan.name, run.plan.mode, run.plan.model) != (name, "append", model.fingerprint):
             raise InvalidInputError(
                 f"artifact_uri: {shown_uri(place)} is a run of {run.plan.name!r}, mode {run.plan.mode}; choose another"
@@ -337,7 +267,8 @@ def extend_index(
             num_shards=num_shards,
             calibrate=False,
         )
-        run = Run.create(planned, place, storage_options=options, dataset_storage_options=storage_options)
+        check_memory(at, planned, memory_limit)
+        run = Run.create(planned, place, storage_options=options, dataset_storage_options=of_dataset)
     if not is_committed(run, handle):
         check_uncommitted(run, handle, model)
         _start(ray, remote, num_workers)
@@ -370,44 +301,11 @@ def extend_index(
     return done
 
 
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise BackendUnavailableError(
-            'ray is not installed: pip install "lance-artifact[ray]", in the driver and on every node'
-        ) from error
-    return ray
-
-
-def _opened(uri: Any, storage_options: dict[str, str] | None) -> tuple[Handle, dict[str, str] | None]:
-    """The dataset, and the storage options with which workers open it: those given, or the handle's own as they are now."""
-    if isinstance(uri, (str, Path)):
-        import lance
-
-        try:
-            uri = lance.dataset(str(uri), storage_options=storage_options)
-        except (ValueError, OSError) as error:
-            raise InvalidInputError(
-                f"uri: {shown_uri(str(uri))} cannot be opened: {without_secrets(str(error), str(uri))}"
-            ) from error
-    handle = Handle.of(uri)
-    return handle, storage_options or dict(handle.dataset.latest_storage_options() or {}) or None
-
-
 def _start(ray: Any, remote: Mapping[str, Any], num_workers: int) -> None:
     """Connect, and refuse at once what would wait for ever."""
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    there = ray.cluster_resources()
-    wanted = {"GPU": remote.get("num_gpus") or 0, "CPU": remote.get("num_cpus", 1) or 0}
-    wanted |= remote.get("resources") or {}
-    for what, each in wanted.items():
-        if each * num_workers > there.get(what, 0):
-            raise InvalidInputError(
-                f"ray_remote_args: {num_workers} workers of {each} {what} need {each * num_workers}, the cluster has {there.get(what, 0):g}; "
-                "lower num_workers"
-            )
+    check_room(ray.cluster_resources(), ray.nodes(), remote, num_workers)
 
 
 def _work(
@@ -425,14 +323,19 @@ def _work(
     status = run.status()
     left = deque(shard for shard, done in enumerate(status.shards) if not done)
     num_workers = max(1, min(num_workers, len(left)))
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    on_node = -(-num_workers // max(1, nodes))
+    on_node = most_on_a_node(ray.nodes(), remote, num_workers)
+    # Ray fills one machine first, whose memory would be counted as if they were spread.
+    spread = (
+        {} if any(remote.get(option) is not None for option in PLACES) else {"scheduling_strategy": "SPREAD"}
+    )
     actor = ray.remote(Worker)
     report = reporter(progress)
     workers: list[Any] = []
 
     def start() -> Any:
-        worker = actor.options(**{"max_restarts": 0, **remote}).remote(run, backend, on_node, memory_limit)
+        worker = actor.options(**{"max_restarts": 0, **spread, **remote}).remote(
+            run, backend, on_node, memory_limit
+        )
         workers.append(worker)
         return worker
 
@@ -478,8 +381,13 @@ def _awaited(ray: Any, task: Any) -> Any:
     return ray.get(task)
 
 
-def _sample(ray: Any, run: Run, start: Any, workers: list[Any], num_workers: int) -> list[Any] | None:
-    """Parts of a sample, as large as one worker holds, drawn by all of them; None where one worker holds all that is wanted."""
+def _sample(
+    ray: Any, run: Run, start: Any, workers: list[Any], num_workers: int
+) -> list[tuple[Any, int]] | None:
+    """Let all workers draw parts of a sample that is as large as one holds, for the first to gather.
+
+    The others, and how many vectors each has; None where one worker holds all that is wanted.
+    """
     wanted, most = _awaited(ray, workers[0].fitting.remote())
     needed = max(run.plan.num_partitions, 2**run.plan.num_bits)
     if wanted <= most or most < needed or num_workers < 2:
@@ -490,12 +398,12 @@ def _sample(ray: Any, run: Run, start: Any, workers: list[Any], num_workers: int
     shards: list[list[int]] = [[] for _ in workers]
     for shard in range(len(run.plan.shards)):
         shards[shard % len(workers)].append(shard)
-    parts = []
+    tasks = []
     for worker, mine in zip(workers, shards, strict=True):
         share = sum(run.plan.shards[shard].num_rows for shard in mine) / run.plan.num_rows
-        if mine:
-            parts.append(worker.sample.remote(mine, max(1, int(most * share))))
-    return parts
+        tasks.append(worker.sample.remote(mine, max(1, int(most * share))) if mine else None)
+    counts = [0 if task is None else int(_awaited(ray, task)) for task in tasks]
+    return [(worker, count) for worker, count in list(zip(workers, counts, strict=True))[1:] if count]
 
 
 def _encode(

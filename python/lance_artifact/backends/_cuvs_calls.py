@@ -311,6 +311,11 @@ def keep(device: int) -> None:
         _KEPT[device] = kept
 
 
+def has_pool(device: int) -> bool:
+    """Whether a pool holds what cuVS has freed on a device."""
+    return device in _POOLS
+
+
 def pooled(device: int, limit: int | None = None) -> Callable[[], None]:
     """Let cuVS allocate from a pool, at most ``limit`` bytes of it, and return what ends that.
 

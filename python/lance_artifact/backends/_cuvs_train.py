@@ -38,9 +38,10 @@ class Trainer:
         params: TrainParams,
         report: Any,
         at_once: int,
+        not_counted: str = "",
     ) -> None:
         self.library, self.device, self.sample, self.params = library, device, sample, params
-        self.report, self.at_once = report, at_once
+        self.report, self.at_once, self.not_counted = report, at_once, not_counted
         self.spherical = params.metric == "dot"
         self.dimension = sample.shape[1]
         self.resources, _ = library.resources()
@@ -71,20 +72,22 @@ class Trainer:
 
     def _centroids(self) -> np.ndarray:
         p, whole = self.params, len(self.sample) <= self.at_once
-        part = spread(self.sample, self.at_once)
         if self.spherical:
             # Vectors of zero norm have no direction.
-            part = directions_of(part)
+            part = directions_of(self.sample, self.at_once)
             if len(part) < p.num_partitions:
                 raise InvalidInputError(
                     f"training: {len(part)} vectors of non-zero norm, expected at least num_partitions = {p.num_partitions}"
                 )
+        else:
+            part = spread(self.sample, self.at_once)
         if not whole:
             LOGGER.warning(
                 "training centroids on %d vectors, and moving them to the means of %d, which come in parts: more do not fit the device's "
-                "memory",
+                "memory%s",
                 len(part),
                 len(self.sample),
+                self.not_counted,
             )
         moves = 0 if whole else min(MOVES, p.max_iters - 1)
         sub_vectors, bits = smallest_quantizer(self.dimension)

@@ -29,12 +29,17 @@ def spread(vectors: np.ndarray, rows: int) -> np.ndarray:
     return vectors if len(vectors) <= rows else vectors[np.arange(rows) * len(vectors) // rows]
 
 
-def directions_of(vectors: np.ndarray) -> np.ndarray:
-    """Float32 of unit norm, without those of zero norm, which have no direction. Takes the memory of the result."""
-    directions = np.empty(vectors.shape, np.float32)
+def directions_of(vectors: np.ndarray, rows: int | None = None) -> np.ndarray:
+    """Float32 of unit norm, without those of zero norm, which have no direction; of ``rows`` from all over, as `spread` takes them.
+
+    Takes the memory of the result.
+    """
+    count = len(vectors) if rows is None else min(rows, len(vectors))
+    directions = np.empty((count, vectors.shape[1]), np.float32)
     kept = 0
-    for start in range(0, len(vectors), NORMALISED_ROWS):
-        block = vectors[start : start + NORMALISED_ROWS].astype(np.float32)
+    for start in range(0, count, NORMALISED_ROWS):
+        chosen: Any = np.arange(start, min(start + NORMALISED_ROWS, count)) * len(vectors) // count
+        block = vectors[chosen].astype(np.float32, copy=False)
         norms = np.linalg.norm(block, axis=1, keepdims=True)
         block = block[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
         directions[kept : kept + len(block)] = block

@@ -18,7 +18,7 @@ import numpy as np
 
 from .._lance_artifact import DeviceArray, IvfPqModel, _CudaDevice
 from .._log import LOGGER
-from ..exceptions import BackendUnavailableError, DeviceMemoryError, InvalidInputError
+from ..exceptions import BackendUnavailableError, DeviceError, DeviceMemoryError, InvalidInputError
 from . import _cuda
 from ._cuvs_c import CIndex
 from ._cuvs_calls import (
@@ -27,6 +27,7 @@ from ._cuvs_calls import (
     Scratch,
     broken_handle,
     device_errors,
+    has_pool,
     in_pool,
     installed_distribution,
     installed_version,
@@ -160,16 +161,25 @@ class CuvsBackend:
             row_bytes = int(dimension * 4 / SAMPLE_SHARE)
             raise DeviceMemoryError(
                 f"training: {least} vectors of dimension {dimension} must be on the device at once, which needs {least * row_bytes} bytes; "
-                f"{most * row_bytes} are free on device {self.devices[0]}, or allowed (device_memory_limit). Lower num_partitions, or "
-                "train elsewhere and pass ivf_centroids and pq_codebook"
+                f"{most * row_bytes} are free on device {self.devices[0]}, or allowed (device_memory_limit){self._not_counted()}. Lower "
+                "num_partitions, or train elsewhere and pass ivf_centroids and pq_codebook"
             )
 
     def _rows_at_once(self, dimension: int) -> int:
         """Vectors of a sample, as float32, that the device that trains may hold."""
+        free = min(self._free_memory(), self.device_memory_limit or sys.maxsize)
+        return int(free * SAMPLE_SHARE) // (dimension * 4)
+
+    def _free_memory(self) -> int:
         keep(self.devices[0])
         with _CudaDevice(self.devices[0]) as device:
-            free = min(device.free_memory(), self.device_memory_limit or sys.maxsize)
-        return int(free * SAMPLE_SHARE) // (dimension * 4)
+            return device.free_memory()
+
+    def _not_counted(self) -> str:
+        """What may be free beside what the driver calls so. rmm tells neither how much its pool holds nor how much of that is in use."""
+        if not has_pool(self.devices[0]) or self._free_memory() > (self.device_memory_limit or sys.maxsize):
+            return ""
+        return ", without what cuVS had in earlier calls of this process and is kept for it: there is more in a new process"
 
     def train(self, sample: pa.FixedSizeListArray, params: TrainParams, progress: Any = None) -> IvfPqModel:
         """Train centroids and codebook; see `Backend.train`. ``seed`` decides the sample, cuVS its own start.
@@ -209,13 +219,14 @@ class CuvsBackend:
 
         def work(report: Any) -> tuple[np.ndarray, np.ndarray]:
             device = self.devices[0]
-            at_once = self._rows_at_once(vectors.shape[1])
+            # Before there is a pool of this training's.
+            at_once, not_counted = self._rows_at_once(vectors.shape[1]), self._not_counted()
             with (
                 _CudaDevice(device),
                 in_pool(device, self.device_memory_limit),
                 device_errors(f"training on {len(vectors)} vectors", trains=True),
             ):
-                trainer = Trainer(Cuvs(), device, computed, params, report, at_once)
+                trainer = Trainer(Cuvs(), device, computed, params, report, at_once, not_counted)
                 trained = trainer.codebook_only(given) if given is not None else trainer.train()
                 # While the device is current.
                 del trainer
@@ -272,7 +283,11 @@ class CuvsEncoder:
         """Encode prepared vectors from host memory on the first device; see `Encoder.encode`."""
         library = Cuvs()
         given = as_matrix(vectors)
-        with _CudaDevice(self.devices[0]), contextlib.closing(self.open(self.devices[0], 0)) as session:
+        with (
+            _CudaDevice(self.devices[0]),
+            contextlib.closing(self.open(self.devices[0], 0)) as session,
+            device_errors(f"{len(given)} vectors on device {self.devices[0]}"),
+        ):
             rows = max(len(given), session.exact_from)
             matrix = np.zeros((rows, self.model.dimension), self.input_dtype)
             matrix[: len(given)] = given
@@ -291,6 +306,10 @@ class CuvsSession:
     ) -> None:
         self._library, self._model, self._device, self._stream = library, model, device, stream
         self._broken = False
+        self._labels: Index | CIndex | None = None
+        self._codes: Index | CIndex | None = None
+        self._resources: Any = None
+        self._scratch: Scratch | None = None
         # Fewer rows than this are compared less exactly.
         few = model.num_partitions < EXACT_ROWS and _cuda.capability(device) in ROUNDS_FEW
         self.exact_from = EXACT_ROWS if few else 0
@@ -303,12 +322,23 @@ class CuvsSession:
             raise
 
     def _open(self) -> None:
+        """Make the indexes, all of them or none."""
+        try:
+            self._make()
+        except BaseException:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        # What was allocated before what it was allocated with.
+        self._labels = self._codes = self._scratch = None
+        self._resources = None
+
+    def _make(self) -> None:
         library, model = self._library, self._model
         self._resources, self.on_stream = library.resources(self._stream)
         centroids = as_matrix(model.ivf_centroids).astype(np.float32)
         codebook = codebook_array(model).astype(np.float32)
-        self._labels: Index | CIndex | None = None
-        self._codes: Index | CIndex
         self._scratch = Scratch(library, self._resources)
         if model.metric == "dot":
             # cuVS encodes residuals to the centroid for every metric. Dot needs raw vectors: those are residuals to
@@ -342,9 +372,11 @@ class CuvsSession:
         rows = vectors.shape[0]
         with device_errors(f"{rows} vectors on device {self._device}"):
             if self._broken:
-                del self._labels, self._codes, self._resources, self._scratch
+                self._drop()
                 self._open()
                 self._broken = False
+            if self._codes is None or self._scratch is None:
+                raise DeviceError(f"the session on device {self._device} is closed")
             try:
                 # For dot the labels of its only centroid first, in their place.
                 self._codes.transform(vectors, part_id, pq_code, self._resources)
@@ -364,25 +396,31 @@ class CuvsSession:
         `exact_from`. None where each batch must come through `encode`.
         """
         library = self._library.c_interface
-        if library is None or self._broken or not self.on_stream or not isinstance(self._codes, CIndex):
+        if library is None or self._broken or not self.on_stream:
+            return None
+        if not isinstance(self._codes, CIndex) or self._scratch is None:
             return None
         calls: list[tuple[int, int | None]] = [(self._codes.address, None)]
         if isinstance(self._labels, CIndex):
-            unused = self._scratch.bytes_of(max(rows, self.exact_from)).__cuda_array_interface__["data"][0]
-            calls.append((self._labels.address, unused))
+            with device_errors(f"{rows} vectors on device {self._device}"):
+                unused = self._scratch.bytes_of(max(rows, self.exact_from))
+            calls.append((self._labels.address, unused.__cuda_array_interface__["data"][0]))
         return library.transform_address(), self._resources.get_c_obj(), calls, self.exact_from
 
     def finish(self) -> None:
         """Wait for what was encoded."""
-        self._resources.sync()
+        # None where it could not be opened again: nothing is under way.
+        if self._resources is not None:
+            self._resources.sync()
 
     def close(self) -> None:
         """Wait, and release the device's memory."""
         try:
-            self._resources.sync()
+            self.finish()
         finally:
-            del self._labels, self._codes, self._resources, self._scratch
-            self._restore()
+            self._drop()
+            restore, self._restore = self._restore, lambda: None
+            restore()
 
 
 def _on_a_thread(work: Callable[[Any], Any], progress: Any) -> Any:

@@ -20,7 +20,7 @@ class CudaMemoryResource(DeviceMemoryResource):
 class CudaAsyncMemoryResource(DeviceMemoryResource):
     """A pool of the context that the device has."""
 
-    def __init__(self, initial_pool_size=None, release_threshold=None, enable_ipc=False):
+    def __init__(self, initial_pool_size=None, release_threshold=None, enable_ipc=False, enable_fabric=False):
         self.release_threshold = release_threshold
         self.of_device = device()
         self.of_context = ctypes.CDLL("libcuda.so").fake_cuda_generation(self.of_device)
