@@ -14,6 +14,7 @@ import pytest
 
 import lance_artifact as la
 from conftest import column, vectors
+from lance_artifact import _plan
 from lance_artifact import ray as driver
 from test_credentials import DIM, LIFETIME, ROWS, Asking, Gate, K, M, Vending, gate, s3  # noqa: F401
 from test_ray import cluster  # noqa: F401
@@ -112,7 +113,8 @@ def test_options_of_the_dataset_go_to_no_run_elsewhere(
         raise InterruptedError
 
     monkeypatch.setattr(driver.Run, "create", create)
-    monkeypatch.setattr(driver, "is_run", lambda *_: False)
+    for module in (driver, _plan):
+        monkeypatch.setattr(module, "is_run", lambda *_: False)
     for place, given, expected in (
         ("s3://vectors/run", {}, s3),
         ("s3://others/run", {}, {}),
