@@ -68,7 +68,7 @@ def train(
 
     A few vectors of the sample (at most one in a thousand) whose largest element is more than ten thousand times that of the median
     vector are left out of it, with a warning, for all others would share what codewords they leave. They are encoded all the same.
-    Not for cosine, where all have the same length.
+    For dot these are those above 1e12 times, for the largest are what searches find; for cosine all have the same length.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def train(
     Raises
     ------
     InvalidInputError, ColumnNotFoundError, ColumnTypeError
-        A parameter does not fit, or there are too few usable vectors.
+        A parameter does not fit, there are too few usable vectors, or one is so large that its distances overflow.
     BackendUnavailableError
         The backend that was named cannot run here.
     """

@@ -9,11 +9,13 @@ use half::f16;
 use num_traits::Float;
 use rayon::prelude::*;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{ElementType, Metric, fixed_size_list, flat_values};
 
 /// Far: a vector whose largest element is more than so many times the median vector's.
 const FAR: f64 = 1e4;
+/// For dot the largest vectors are the nearest to most queries, and need codewords: those that float32 has room for beside the others.
+const FAR_FOR_DOT: f64 = 1e12;
 /// More than one in so many are no outliers, but a part of the table.
 const RARE: usize = 1000;
 /// Vectors that tell the median.
@@ -30,27 +32,41 @@ pub struct Outliers {
 
 impl Outliers {
     /// Leave them out of a sample, in place, where so many vectors as `least` are left; the last ones take their places.
-    pub fn trim(drawn: &mut MutableBuffer, element: ElementType, dimension: usize, metric: Metric, least: usize) -> Self {
-        // Those for cosine all have the same length.
-        if metric == Metric::Cosine || dimension == 0 {
-            return Self::default();
-        }
-        let (rows, limit, far) = match element {
-            ElementType::Float16 => trim_values::<f16>(drawn, dimension, least),
-            ElementType::Float32 => trim_values::<f32>(drawn, dimension, least),
-            ElementType::Float64 => trim_values::<f64>(drawn, dimension, least),
+    ///
+    /// An error where one of those could not be encoded either.
+    pub fn trim(drawn: &mut MutableBuffer, element: ElementType, dimension: usize, metric: Metric, least: usize) -> Result<Self> {
+        let times = match metric {
+            Metric::L2 => FAR,
+            Metric::Dot => FAR_FOR_DOT,
+            // All have the same length.
+            Metric::Cosine => return Ok(Self::default()),
         };
-        if far == 0 {
-            return Self { limit };
+        if dimension == 0 {
+            return Ok(Self::default());
         }
-        let (median, done) = (limit.unwrap_or_default() / FAR, if limit.is_some() { "left out" } else { "not left out" });
+        let (found, most) = match element {
+            ElementType::Float16 => (trim_values::<f16>(drawn, dimension, times, least), f64::from(f32::MAX)),
+            ElementType::Float32 => (trim_values::<f32>(drawn, dimension, times, least), f64::from(f32::MAX)),
+            ElementType::Float64 => (trim_values::<f64>(drawn, dimension, times, least), f64::MAX),
+        };
+        let Trimmed { rows, limit, far, largest } = found;
+        if far == 0 {
+            return Ok(Self { limit });
+        }
+        if limit.is_some() && largest * largest > most / dimension as f64 {
+            return Err(Error::invalid(format!(
+                "training: a vector of the sample has an element of {largest:.3e}, so large that its distances overflow to infinity; scale the column or \
+                 remove the vector"
+            )));
+        }
+        let (median, done) = (limit.unwrap_or_default() / times, if limit.is_some() { "left out" } else { "not left out" });
         let why = if limit.is_some() { "they are encoded as all others are" } else { "they are too many, or the sample too small" };
         log::warn!(
-            "training: {far} of {rows} vectors of the sample have an element more than {FAR} times as large as the median vector's \
+            "training: {far} of {rows} vectors of the sample have an element more than {times:e} times as large as the median vector's \
              largest{}; {done}: {why}. If they are mistakes, remove them",
             if limit.is_some() { format!(", {median:.3e}") } else { String::new() }
         );
-        Self { limit }
+        Ok(Self { limit })
     }
 
     /// The vectors of a further part of the sample that stay, and how many do not.
@@ -72,23 +88,34 @@ impl Outliers {
     }
 }
 
-/// The rows that there were, the limit, and how many are beyond it; where it is `None` those were left.
-fn trim_values<F>(drawn: &mut MutableBuffer, dimension: usize, least: usize) -> (usize, Option<f64>, usize)
+struct Trimmed {
+    /// That there were.
+    rows: usize,
+    /// `None` where those beyond it were left.
+    limit: Option<f64>,
+    far: usize,
+    /// The largest element of those.
+    largest: f64,
+}
+
+fn trim_values<F>(drawn: &mut MutableBuffer, dimension: usize, times: f64, least: usize) -> Trimmed
 where
     F: Float + ArrowNativeType + Into<f64>,
 {
     let values = drawn.typed_data_mut::<F>();
     let rows = values.len() / dimension;
     let limit = match median(values, dimension) {
-        Some(median) => median * FAR,
-        None => return (rows, None, 0),
+        Some(median) => median * times,
+        None => return Trimmed { rows, limit: None, far: 0, largest: 0.0 },
     };
     let far = beyond(values, dimension, limit);
+    let most = far.iter().map(|row| largest(&values[row * dimension..(row + 1) * dimension])).fold(0.0, f64::max);
+    let found = Trimmed { rows, limit: Some(limit), far: far.len(), largest: most };
     if far.is_empty() {
-        return (rows, Some(limit), 0);
+        return found;
     }
     if far.len() > (rows / RARE).max(1) || rows - far.len() < least {
-        return (rows, None, far.len());
+        return Trimmed { limit: None, ..found };
     }
     let mut end = rows;
     // From the last one on: what takes a place is not far itself.
@@ -97,7 +124,7 @@ where
         values.copy_within(end * dimension..(end + 1) * dimension, row * dimension);
     }
     drawn.truncate(end * dimension * size_of::<F>());
-    (rows, Some(limit), far.len())
+    found
 }
 
 /// The largest element of a vector.

@@ -169,13 +169,13 @@ impl VectorSource {
         }
         let (width, element, dimension) = (self.row_bytes(), self.column.element_type, self.column.dimension);
         let (drawn, outliers) = tokio::task::spawn_blocking(move || {
-            let outliers = least.map(|least| Outliers::trim(&mut drawn, element, dimension, metric, least));
+            let outliers = least.map(|least| Outliers::trim(&mut drawn, element, dimension, metric, least)).transpose()?;
             if order == Order::Random {
                 shuffle_rows(drawn.as_slice_mut(), width, &mut random);
             }
-            (drawn, outliers.unwrap_or_default())
+            Ok::<_, Error>((drawn, outliers.unwrap_or_default()))
         })
-        .await?;
+        .await??;
         budget.settle();
         let values = ArrayData::builder(self.column.element_type.data_type())
             .len(drawn.len() / self.column.element_type.byte_width())

@@ -6,6 +6,7 @@ use std::time::Duration;
 use arrow_buffer::ToByteSlice;
 use tokio::runtime::Handle;
 
+use super::plan::Kept;
 use super::stage::{BucketOrder, SortedRows, Stage};
 use crate::artifact::format::{EncodedRanges, FileEntry, RowRange, bucket_path, bucket_schema, checksum};
 use crate::error::{Error, Result};
@@ -72,14 +73,10 @@ impl BucketWriter {
         self.rows
     }
 
-    /// Bytes that its runs take, and the list of its pages.
-    pub fn run_bytes(&self) -> usize {
-        self.runs.bytes() + self.file.as_ref().map_or(0, FlatFileWriter::page_bytes)
-    }
-
-    /// Bytes that closing it takes.
-    pub fn closing_bytes(&self) -> usize {
-        self.file.as_ref().map_or(0, FlatFileWriter::closing_bytes)
+    /// Bytes that its runs and the list of its pages take, and closing it.
+    pub fn kept(&self) -> Kept {
+        let of_file = |bytes: fn(&FlatFileWriter) -> usize| self.file.as_ref().map_or(0, bytes);
+        Kept { runs: self.runs.bytes(), pages: of_file(FlatFileWriter::page_bytes), closing: of_file(FlatFileWriter::closing_bytes) }
     }
 
     /// By rank within the bucket.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::runtime::Handle;
 
 use super::bucket::{BucketWriter, Chunk, FlushJob, PartitionState};
-use super::plan::MemoryPlan;
+use super::plan::{Kept, MemoryPlan};
 use super::stage::{BucketOrder, SortedRows, Stage, sort};
 use crate::artifact::format::{FileEntry, PartitionTable};
 use crate::error::{Error, Result};
@@ -59,14 +59,13 @@ impl Buckets {
         self.files.len()
     }
 
-    /// Bytes that the runs of all files take.
-    pub fn run_bytes(&self) -> usize {
-        self.files.iter().map(|file| locked(file).run_bytes()).sum()
-    }
-
-    /// Bytes that closing the one with the most pages takes.
-    pub fn closing_bytes(&self) -> usize {
-        self.files.iter().map(|file| locked(file).closing_bytes()).max().unwrap_or(0)
+    /// Bytes that all files keep until the end.
+    pub fn kept(&self) -> Kept {
+        self.files.iter().map(|file| locked(file).kept()).fold(Kept::default(), |all, file| Kept {
+            runs: all.runs + file.runs,
+            pages: all.pages + file.pages,
+            closing: all.closing.max(file.closing),
+        })
     }
 
     /// Make work in progress end soon with an error.
@@ -140,8 +139,9 @@ impl Buckets {
         closed.extend(self.files.iter().filter_map(|file| locked(file).open_path()));
         let files = Mutex::new(BTreeMap::new());
         // Stages have given their memory back, and runs have yet to become ranges.
-        let left = (self.plan.limit as usize / 2).saturating_sub(self.run_bytes());
-        let fit = left / self.closing_bytes().max(1);
+        let kept = self.kept();
+        let left = (self.plan.limit as usize / 2).saturating_sub(kept.runs + kept.pages);
+        let fit = left / kept.closing.max(1);
         self.for_each(fit.clamp(1, CLOSING_THREADS), |bucket, _| {
             if let Some((path, entry)) = locked(&self.files[bucket]).close(&self.runtime, &self.store, &self.cancelled)? {
                 locked(&files).insert(path, entry);

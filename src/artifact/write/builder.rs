@@ -12,7 +12,7 @@ use super::batch::EncodedColumns;
 use super::buckets::Buckets;
 use super::options::{BuilderOptions, Encoding};
 use super::partitions_file::write_partitions;
-use super::plan::{MemoryPlan, Wanted, default_limit};
+use super::plan::{Kept, MemoryPlan, Wanted, default_limit};
 use super::stage::Stage;
 use super::target::{Abandoned, Target};
 use crate::artifact::format::{
@@ -129,7 +129,7 @@ impl PartitionArtifactBuilder {
             inner: Mutex::new(Inner {
                 state: State::Open,
                 stage,
-                stage_rows: plan.stage_after(0, 0, 0)?,
+                stage_rows: plan.stage_after(0, Kept::default())?,
                 staged_rows: 0,
                 flushing: None,
                 failed: None,
@@ -254,7 +254,7 @@ impl PartitionArtifactBuilder {
         }
         inner.staged_rows += inner.stage.len() as u64;
         if !last {
-            inner.stage_rows = self.buckets.plan.stage_after(inner.staged_rows, self.buckets.run_bytes(), self.buckets.closing_bytes())?;
+            inner.stage_rows = self.buckets.plan.stage_after(inner.staged_rows, self.buckets.kept())?;
         }
         // Only a build that needs a second stage pays for it.
         let next = match written {

@@ -101,18 +101,35 @@ fn total_memory() -> Option<u64> {
     None
 }
 
+/// Bytes that a build keeps until its end.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kept {
+    /// Of the runs of all files.
+    pub runs: usize,
+    /// Of the pages of all files.
+    pub pages: usize,
+    /// That closing the file with the most pages takes.
+    pub closing: usize,
+}
+
+impl Kept {
+    /// What its end takes. Files are closed one at a time where there is no room for more, before runs become ranges.
+    fn at_the_end(self) -> u64 {
+        let runs = self.runs as u64;
+        runs.saturating_mul(RUNS_AT_THE_END).max(runs.saturating_add(self.pages as u64).saturating_add(self.closing as u64))
+    }
+}
+
 impl MemoryPlan {
     /// Rows of the stage that follows so many rows, whose runs are kept in so many bytes: few at first, so that a build takes no more
     /// memory than its rows are worth, then an eighth of what was written, so that its ranges are long, in what the runs leave.
-    /// `closing_bytes` is what the file with the most pages takes to be closed.
-    pub fn stage_after(&self, rows: u64, run_bytes: usize, closing_bytes: usize) -> Result<usize> {
-        let most = self.stage_rows.saturating_sub(run_bytes / self.staged_row_bytes);
-        let at_the_end = (run_bytes as u64).saturating_mul(RUNS_AT_THE_END).saturating_add(closing_bytes as u64);
-        if most < MIN_STAGE_ROWS || at_the_end > self.limit {
+    pub fn stage_after(&self, rows: u64, kept: Kept) -> Result<usize> {
+        let most = self.stage_rows.saturating_sub((kept.runs + kept.pages) / self.staged_row_bytes);
+        if most < MIN_STAGE_ROWS || kept.at_the_end() > self.limit {
             return Err(Error::invalid(format!(
-                "memory_limit: the runs of {rows} rows take {run_bytes} bytes, and a manifest of them does not fit in the writer's {}; \
+                "memory_limit: the runs of {rows} rows take {} bytes, their pages {}, and what lists them does not fit in the writer's {}; \
                  build again with expected_rows, which says before it begins what is needed, with a higher memory_limit, or in shards",
-                self.limit
+                kept.runs, kept.pages, self.limit
             )));
         }
         // In steps of twice as much: stages that grow with every one leave as many blocks of memory that no later one fits.
@@ -228,15 +245,19 @@ impl MemoryPlan {
             if stage_rows < MIN_STAGE_ROWS {
                 return None;
             }
-            // What runs and pages will take: about so many stages, each with a run of every partition and a page of every bucket.
+            // What runs and pages will take: about so many stages, each with a run of every partition and a page of every bucket. Buckets are
+            // not of one size.
             let stages = (rows / stage_rows as u64) as f64;
             let run_bytes = if stage_rows / wanted.num_partitions.max(1) < 100 { 1 } else { 2 };
             let pages = stages * num_buckets as f64 + rows as f64 * row_bytes as f64 / chunk_of(usable) as f64;
-            let kept = stages * (wanted.num_partitions * run_bytes) as f64 + pages * PAGE_OVERHEAD as f64;
-            // Files are closed one at a time where there is no room for more. They are not of one size.
-            let closing = 2.0 * pages / num_buckets as f64 * (COLUMNS * CLOSING_PAGE_BYTES) as f64;
-            let at_the_end = RUNS_AT_THE_END as f64 * kept + if stages > 0.0 { closing } else { 0.0 };
-            (at_the_end <= limit as f64).then_some(stage_rows)
+            let of_largest = pages / num_buckets as f64 * num_buckets.min(2) as f64;
+            let kept = Kept {
+                runs: (stages * (wanted.num_partitions * run_bytes) as f64) as usize,
+                pages: (pages * PAGE_OVERHEAD as f64) as usize,
+                closing: (of_largest * (COLUMNS * CLOSING_PAGE_BYTES) as f64) as usize,
+            };
+            let fits = stages == 0.0 || kept.at_the_end() <= limit;
+            fits.then_some(stage_rows)
         };
         let Some(stage_rows) = stage_rows_in(limit) else {
             let (mut fails, mut fits) = (limit, limit.max(1 << 20));
@@ -372,16 +393,35 @@ mod tests {
     }
 
     #[test]
+    fn long_builds_fit_where_what_they_keep_is_not_there_at_once() {
+        for wanted in [
+            Wanted {
+                limit: 256 << 20,
+                num_partitions: 4096,
+                code_width: 16,
+                expected_rows: Some(10_000_000_000),
+                uploads: true,
+                threads: 16,
+                ..LOCAL
+            },
+            Wanted { limit: 64 << 20, num_partitions: 4096, code_width: 16, expected_rows: Some(1_000_000_000), ..LOCAL },
+            Wanted { num_partitions: 4096, code_width: 96, expected_rows: Some(10_000_000_000), threads: 16, ..LOCAL },
+        ] {
+            MemoryPlan::choose(&wanted).unwrap();
+        }
+    }
+
+    #[test]
     fn stages_grow_with_what_was_written() {
         let plan = MemoryPlan::choose(&Wanted { limit: 4 << 30, ..LOCAL }).unwrap();
-        assert_eq!(plan.stage_after(0, 0, 0).unwrap(), SMALL_STAGE_BYTES / 76);
-        assert_eq!(plan.stage_after(4_000_000, 0, 0).unwrap(), plan.small_stage_rows);
-        assert_eq!(plan.stage_after(80_000_000, 0, 0).unwrap(), 4 * plan.small_stage_rows);
-        assert_eq!(plan.stage_after(u64::MAX, 0, 0).unwrap(), plan.stage_rows);
-        let error = plan.stage_after(80_000_000, 0, 5 << 30).unwrap_err().to_string();
+        assert_eq!(plan.stage_after(0, Kept::default()).unwrap(), SMALL_STAGE_BYTES / 76);
+        assert_eq!(plan.stage_after(4_000_000, Kept::default()).unwrap(), plan.small_stage_rows);
+        assert_eq!(plan.stage_after(80_000_000, Kept::default()).unwrap(), 4 * plan.small_stage_rows);
+        assert_eq!(plan.stage_after(u64::MAX, Kept::default()).unwrap(), plan.stage_rows);
+        let error = plan.stage_after(80_000_000, Kept { closing: 5 << 30, ..Kept::default() }).unwrap_err().to_string();
         assert!(error.contains("memory_limit"), "a file that could not be closed: {error}");
         let small = MemoryPlan::choose(&Wanted { limit: 64 << 20, ..LOCAL }).unwrap();
-        assert_eq!((small.stage_after(0, 0, 0).unwrap(), small.first_rows), (small.stage_rows, small.stage_rows));
+        assert_eq!((small.stage_after(0, Kept::default()).unwrap(), small.first_rows), (small.stage_rows, small.stage_rows));
     }
 
     #[test]

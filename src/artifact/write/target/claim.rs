@@ -72,20 +72,28 @@ impl Claim {
             // An answer may be lost, and the client's next try then finds its own claim.
             Ok(taken || claim.is_held(store).await?)
         };
-        let taken: Result<bool> = put.await;
-        if taken.is_err() {
-            // It may be there all the same, or come later. Whoever asks does not wait for it long.
-            let _ = tokio::time::timeout(UNHEARD, claim.release(store)).await;
-            claim.give_up();
-        }
-        Ok(taken?.then_some(claim))
+        let taken = put.await;
+        claim.if_taken(taken, store).await
     }
 
     /// Take over the plain names of an attempt that is over; `None` where somebody else was faster.
     pub async fn take_over(store: &Store, tag: &str, left: &Seen) -> Result<Option<Self>> {
         let claim = Self::new(tag, true)?;
-        let taken = store.put_if(CLAIM_FILE, claim.content.clone(), Condition::Unchanged(left), false).await?;
-        Ok((taken || claim.is_held(store).await?).then_some(claim))
+        let put = async {
+            let taken = store.put_if(CLAIM_FILE, claim.content.clone(), Condition::Unchanged(left), false).await?;
+            Ok(taken || claim.is_held(store).await?)
+        };
+        let taken = put.await;
+        claim.if_taken(taken, store).await
+    }
+
+    async fn if_taken(self, taken: Result<bool>, store: &Store) -> Result<Option<Self>> {
+        if taken.is_err() {
+            // It may be there all the same, or come later. Whoever asks does not wait for it long.
+            let _ = tokio::time::timeout(UNHEARD, self.release(store)).await;
+            self.give_up();
+        }
+        Ok(taken?.then_some(self))
     }
 
     /// Whether it is still this attempt's: another one may have taken it for abandoned.
@@ -178,5 +186,27 @@ mod tests {
             assert!(unfinished_at(&store, false).await.unwrap().is_busy);
             again.release(&store).await.unwrap();
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_claim_that_was_taken_over_without_an_answer_is_no_attempts() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("a");
+        let store = LanceStore::open(root.to_str().unwrap(), None).await.unwrap();
+        let first = Claim::take(&store, "0a1b2c3e", true).await.unwrap().unwrap();
+        let left = store.see(CLAIM_FILE).await.unwrap().unwrap();
+        let claim = Claim::new("0a1b2c3f", true).unwrap();
+        // It has come, and nobody was told.
+        std::fs::write(root.join(CLAIM_FILE), &claim.content).unwrap();
+        let lost = Claim { attempt: claim.attempt.clone(), file: claim.file.clone(), content: claim.content.clone() };
+        let moved = folder.path().join("moved");
+        std::fs::rename(&root, &moved).unwrap();
+        std::fs::write(&root, "").unwrap();
+        lost.if_taken(Err(Error::Storage("no answer".into())), &store).await.unwrap_err();
+        std::fs::remove_file(&root).unwrap();
+        std::fs::rename(&moved, &root).unwrap();
+        assert!(!unfinished_at(&store, false).await.unwrap().is_busy);
+        assert!(Claim::take_over(&store, "0a1b2c40", &left).await.unwrap().is_none(), "it is another by now");
+        first.release(&store).await.unwrap();
     }
 }
