@@ -253,7 +253,7 @@ def test_a_callable_whose_connection_breaks_is_a_failure_of_storage(tmp_path: Pa
 
 
 class Refusing:
-    """A client of a namespace, whose errors are its own."""
+    """A client of a namespace, which gives one answer, or an error that is its own."""
 
     class Error(Exception):
         pass
@@ -270,3 +270,12 @@ class Refusing:
 def test_a_namespace_that_does_not_answer_is_a_failure_of_storage() -> None:
     with pytest.raises(la.StorageError, match="503"):
         Vended(Refusing(), ["t"], {})()
+
+
+def test_an_answer_without_an_end_has_none() -> None:
+    """Nor that of the options that were before it, by which it would be asked for ever."""
+    ended = {"expires_at_millis": "1", "aws_access_key_id": "old", "region": "there"}
+    found = Vended(Refusing({"aws_access_key_id": "new"}), ["t"], ended)()
+    assert found == {"aws_access_key_id": "new", "region": "there"}
+    found = Vended(Refusing({"expires_at_millis": "2"}), ["t"], ended)()
+    assert found["expires_at_millis"] == "2"

@@ -34,7 +34,9 @@ class Vended:
     """A namespace as a callable that gives the options of a table: what a handle's own are renewed by, for another process."""
 
     def __init__(self, client: Any, table_id: list[str], options: dict[str, str]) -> None:
-        self._client, self._table_id, self._options = client, table_id, options
+        self._client, self._table_id = client, table_id
+        # When they end is not said of what comes after them.
+        self._options = {what: value for what, value in options.items() if what != ENDS}
 
     def __call__(self) -> dict[str, str]:
         from lance_namespace import DescribeTableRequest
