@@ -176,6 +176,32 @@ def test_workers_of_one_machine(
     assert _ray_nodes.most_on_a_node(there, asked, workers) == most
 
 
+def test_workers_are_spread_where_the_caller_does_not_say_where_they_go() -> None:
+    """A placement group that the caller runs in is where its actors go, and may be on one machine."""
+    assert _ray_nodes.spread({"num_gpus": 1}, in_group=False) == {"scheduling_strategy": "SPREAD"}
+    assert _ray_nodes.spread({"num_gpus": 1}, in_group=True) == {}
+    assert _ray_nodes.spread({"label_selector": {"zone": "a"}}, in_group=False) == {}
+    there = [{"Alive": True, "Resources": {"CPU": 64}}] * 4
+    assert _ray_nodes.most_on_a_node(there, {}, 8, in_group=True) == 8
+
+
+def test_workers_of_a_caller_in_a_placement_group_stay_in_it(
+    write: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: "its own")
+
+    class Recorded:
+        def options(self, **options: Any) -> Any:
+            asked.append(options)
+            raise InterruptedError
+
+    monkeypatch.setattr(ray, "remote", lambda _: Recorded())
+    with pytest.raises(InterruptedError):
+        build(write(vectors(ROWS, DIM)), tmp_path / "run")
+    assert "scheduling_strategy" not in asked[0]
+
+
 def test_workers_that_fit_the_cluster_and_none_of_its_machines(
     write: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

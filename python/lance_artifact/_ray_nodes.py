@@ -52,10 +52,26 @@ def check_room(
         )
 
 
-def most_on_a_node(nodes: Iterable[Mapping[str, Any]], remote: Mapping[str, Any], num_workers: int) -> int:
+def spread(remote: Mapping[str, Any], in_group: bool) -> dict[str, str]:
+    """The option of an actor that spreads workers over the machines.
+
+    Ray fills one machine first, whose memory would be counted as if they were spread. But the placement group that the caller runs in,
+    ``in_group``, is where its actors go: this option would take them out of what is reserved for them.
+    """
+    return {} if _placed(remote, in_group) else {"scheduling_strategy": "SPREAD"}
+
+
+def _placed(remote: Mapping[str, Any], in_group: bool) -> bool:
+    """Whether the caller has said where workers go, which may be one machine."""
+    return in_group or any(remote.get(option) is not None for option in PLACES)
+
+
+def most_on_a_node(
+    nodes: Iterable[Mapping[str, Any]], remote: Mapping[str, Any], num_workers: int, in_group: bool = False
+) -> int:
     """Workers that one machine gets at the most, where they are spread over those that can run any: a head often cannot."""
     rooms = [min(room, num_workers) for room in _rooms(nodes, remote, num_workers)]
-    if any(remote.get(option) is not None for option in PLACES):
+    if _placed(remote, in_group):
         return max([1, *rooms])
     for each in range(1, num_workers):
         if sum(min(room, each) for room in rooms) >= num_workers:

@@ -25,7 +25,7 @@ from ._lance_artifact import shown_uri
 from ._log import LOGGER
 from ._plan import plan
 from ._progress import reporter
-from ._ray_nodes import PLACES, check_room, most_on_a_node
+from ._ray_nodes import check_room, most_on_a_node, spread
 from ._ray_options import of_run, opened
 from ._ray_worker import Worker, imported_ray
 from ._resume import check_memory
@@ -98,7 +98,7 @@ def create_index(
         Actors; never more than there are shards.
     ray_remote_args : mapping, optional
         Of the actors, such as ``{"num_gpus": 1}``. More than the cluster, or any machine of it, has is refused at once. They are spread
-        over the machines, unless it says where they go.
+        over the machines, unless it says where they go, or the caller runs in a placement group: then they go there.
     num_bits, sample_rate, max_iters, seed, target_partition_size, m, ef_construction, fragment_ids
         As in `lance_artifact.create_index`.
     backend : str, optional
@@ -323,17 +323,15 @@ def _work(
     status = run.status()
     left = deque(shard for shard, done in enumerate(status.shards) if not done)
     num_workers = max(1, min(num_workers, len(left)))
-    on_node = most_on_a_node(ray.nodes(), remote, num_workers)
-    # Ray fills one machine first, whose memory would be counted as if they were spread.
-    spread = (
-        {} if any(remote.get(option) is not None for option in PLACES) else {"scheduling_strategy": "SPREAD"}
-    )
+    in_group = ray.util.get_current_placement_group() is not None
+    on_node = most_on_a_node(ray.nodes(), remote, num_workers, in_group)
+    where = spread(remote, in_group)
     actor = ray.remote(Worker)
     report = reporter(progress)
     workers: list[Any] = []
 
     def start() -> Any:
-        worker = actor.options(**{"max_restarts": 0, **spread, **remote}).remote(
+        worker = actor.options(**{"max_restarts": 0, **where, **remote}).remote(
             run, backend, on_node, memory_limit
         )
         workers.append(worker)
