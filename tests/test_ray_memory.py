@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -200,6 +201,37 @@ def test_workers_of_a_caller_in_a_placement_group_stay_in_it(
     with pytest.raises(InterruptedError):
         build(write(vectors(ROWS, DIM)), tmp_path / "run")
     assert "scheduling_strategy" not in asked[0]
+
+
+def test_a_sample_of_all_workers_is_no_smaller_than_a_model_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each draws a share that is rounded up; where it is hardly enough, one worker draws all."""
+    monkeypatch.setattr(driver, "_awaited", lambda _, task: task)
+    asked: list[int] = []
+
+    def drawing(_: Any, rows: int) -> int:
+        asked.append(rows)
+        # Outliers.
+        return rows - rows // 1000
+
+    def drawn(most: int, num_workers: int) -> int | None:
+        asked.clear()
+        workers: list[Any] = []
+
+        def start() -> None:
+            fitting = SimpleNamespace(remote=lambda: (10_000, most))
+            workers.append(SimpleNamespace(fitting=fitting, sample=SimpleNamespace(remote=drawing)))
+
+        start()
+        shards = [SimpleNamespace(num_rows=rows) for rows in (1001, 2003, 3001, 4999)]
+        plan = SimpleNamespace(num_partitions=2000, num_bits=8, shards=shards, num_rows=11_004)
+        parts = driver._sample(None, SimpleNamespace(plan=plan), start, workers, num_workers)  # type: ignore[arg-type]
+        return None if parts is None else sum(rows - rows // 1000 for rows in asked)
+
+    for most in (1999, 2000, 2001, 2003, 2010, 2022, 2024, 2030, 5000):
+        for num_workers in (2, 3, 4):
+            found = drawn(most, num_workers)
+            assert found is None or found >= 2000, (most, num_workers)
+    assert drawn(2000, 3) is None and drawn(2030, 3) is not None
 
 
 def test_workers_that_fit_the_cluster_and_none_of_its_machines(

@@ -6,6 +6,7 @@ the run's folder, so a job that is killed anywhere goes on with the same call, o
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -384,11 +385,12 @@ def _sample(
 ) -> list[tuple[Any, int]] | None:
     """Let all workers draw parts of a sample that is as large as one holds, for the first to gather.
 
-    The others, and how many vectors each has; None where one worker holds all that is wanted.
+    The others, and how many vectors each has; None where one worker holds all that is wanted, or hardly what a model needs.
     """
     wanted, most = _awaited(ray, workers[0].fitting.remote())
     needed = max(run.plan.num_partitions, 2**run.plan.num_bits)
-    if wanted <= most or most < needed or num_workers < 2:
+    # What a worker leaves out of its part, of outliers up to a thousandth, may not be missed in the sum.
+    if wanted <= most or most < needed * 1.01 + num_workers or num_workers < 2:
         return None
     LOGGER.warning("training on %d vectors instead of %d: more do not fit a worker's memory", most, wanted)
     while len(workers) < num_workers:
@@ -399,7 +401,7 @@ def _sample(
     tasks = []
     for worker, mine in zip(workers, shards, strict=True):
         share = sum(run.plan.shards[shard].num_rows for shard in mine) / run.plan.num_rows
-        tasks.append(worker.sample.remote(mine, max(1, int(most * share))) if mine else None)
+        tasks.append(worker.sample.remote(mine, max(1, math.ceil(most * share))) if mine else None)
     counts = [0 if task is None else int(_awaited(ray, task)) for task in tasks]
     return [(worker, count) for worker, count in list(zip(workers, counts, strict=True))[1:] if count]
 
