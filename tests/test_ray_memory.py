@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -249,3 +250,23 @@ def test_workers_that_fit_the_cluster_and_none_of_its_machines(
         with pytest.raises(la.InvalidInputError, match=match):
             build(ds, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_workers_that_do_not_all_fit_at_once_are_as_many_as_fit(
+    write: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others are not waited for."""
+    (there,) = ray.nodes()
+    large = {**there, "Resources": {**there["Resources"], "CPU": 3.0}}
+    small = {**there, "Resources": {**there["Resources"], "CPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [large, small])
+    ds = write(vectors(ROWS, DIM))
+    with caplog.at_level(logging.WARNING, "lance_artifact"):
+        build(ds, tmp_path / "run", num_workers=2, ray_remote_args={"num_cpus": 2})
+    assert [r.getMessage() for r in caplog.records if "have room for" in r.getMessage()] == [
+        "of 2 workers of 2 CPU the machines of the cluster have room for 1 at once; the others begin when there is more"
+    ]
+    assert ds.stats.index_stats("vector_idx")["num_indexed_rows"] == ROWS

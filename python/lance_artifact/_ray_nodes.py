@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ._log import LOGGER
 from .exceptions import InvalidInputError
 
 # Options of an actor by which the caller says where it goes.
@@ -29,7 +30,9 @@ def check_room(
     remote: Mapping[str, Any],
     num_workers: int,
 ) -> None:
-    """Refuse at once what would wait for ever: more than the cluster has, or than any machine of it.
+    """Refuse at once what would wait for ever: more than the cluster has, or for one worker than any machine of it.
+
+    Where some of them fit, those work, and the others begin when there is room.
 
     Raises
     ------
@@ -45,10 +48,15 @@ def check_room(
     room = sum(_rooms(nodes, remote, num_workers))
     if room < num_workers:
         each_of = " and ".join(f"{each} {what}" for what, each in wanted.items())
-        raise InvalidInputError(
-            f"ray_remote_args: no machine of the cluster has {each_of} for a worker; ask for less"
-            if not room
-            else f"ray_remote_args: of {num_workers} workers of {each_of} the machines of the cluster have room for {room}; lower num_workers"
+        if not room:
+            raise InvalidInputError(
+                f"ray_remote_args: no machine of the cluster has {each_of} for a worker; ask for less"
+            )
+        LOGGER.warning(
+            "of %d workers of %s the machines of the cluster have room for %d at once; the others begin when there is more",
+            num_workers,
+            each_of,
+            room,
         )
 
 
