@@ -119,7 +119,9 @@ def create_index(
     resume : bool, default True
         False: a run that is there is an error.
     keep_artifact : bool, default True
-        False: the run's folder is removed when the index is committed.
+        False: the run's folder is removed when the index is committed. Where a worker on another machine was killed, its claim
+        keeps the folder, with a warning: ``clean_run(..., everything=True, elsewhere=True)`` removes it, and after seven days it goes
+        without ``elsewhere``.
     progress : bool or callable, default False
         Called in the driver.
 
@@ -226,7 +228,8 @@ def extend_index(
 ) -> Extension:
     """Index what an index does not cover yet, as `lance_artifact.extend_index` does, on a Ray cluster.
 
-    Parameters are those of `create_index`. Killed, it goes on with the same call; the run's folder is of one extension.
+    Parameters are those of `create_index`. Killed, it goes on with the same call; the run's folder is of one extension. With
+    ``keep_artifact=False`` the claim of a worker that was killed on another machine keeps the folder, with a warning, as there.
     """
     ray = imported_ray()
     handle, of_dataset = opened(ray, uri, storage_options)
