@@ -227,8 +227,8 @@ def test_the_bridge_refuses_what_it_would_get_wrong(bridge: Any, write: Any, tmp
     older = ds.version
     ds.delete("id = 3")
     with pytest.raises(la.ArtifactMismatchError, match="reads the newest version"):
-        la.build_artifact(ds.checkout_version(older), "vector", model, tmp_path / "a", backend=backend)
-    assert leftovers(tmp_path / "a") == []
+        la.build_artifact(ds.checkout_version(older), "vector", model, tmp_path / "new/a", backend=backend)
+    assert leftovers(tmp_path / "a") == [] and not (tmp_path / "new").exists()
 
 
 def test_what_the_bridge_writes_is_read_by_its_uri(bridge: Any, write: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lance
@@ -21,7 +22,8 @@ from lance_namespace import LanceNamespace
 
 import lance_artifact as la
 from conftest import column, vectors
-from lance_artifact._renewed import open_dataset
+from lance_artifact._ray_options import opened
+from lance_artifact._renewed import Answers, Vended, open_dataset
 from test_object_store import client, s3  # noqa: F401
 
 K, M, DIM, ROWS = 4, 4, 16, 2000
@@ -217,3 +219,63 @@ def test_a_callable_that_gives_no_options_any_more_says_so(
     if answer is not None:
         with pytest.raises(la.InvalidTypeError, match=r"the callable gave a .*, expected a dict of strings"):
             open_dataset(where, lambda: answer)
+
+
+def test_a_callable_whose_connection_breaks_is_a_failure_of_storage(tmp_path: Path) -> None:
+    """Another try may mend it, where an argument that cannot be used stays one."""
+    where = str(tmp_path / "t.lance")
+    ds = lance.write_dataset(pa.table({"vector": column(vectors(ROWS, DIM))}), where)
+    planned = la.plan(
+        ds, "vector", num_partitions=K, num_sub_vectors=M, sample_rate=7, backend="cpu", calibrate=False
+    )
+
+    pickling = SimpleNamespace(cloudpickle=SimpleNamespace(dumps=lambda _: b""))
+
+    def raising(error: Exception) -> Any:
+        def ask() -> dict[str, str]:
+            raise error
+
+        return ask
+
+    for error, expected in (
+        (ConnectionResetError("reset by peer"), la.StorageError),
+        (ValueError("no such role"), la.InvalidInputError),
+    ):
+        run = la.Run.create(planned, tmp_path / "run", dataset_storage_options=raising(error))
+        with pytest.raises(expected, match=f"cannot be opened: {error}"):
+            run.opened()
+        with pytest.raises(expected, match=f"cannot be opened: {error}"):
+            opened(pickling, where, raising(error))
+    with pytest.raises(la.StorageError, match="reset by peer"):
+        Answers(raising(ConnectionResetError("reset by peer")))()
+    with pytest.raises(la.InvalidInputError):
+        Answers(raising(la.InvalidInputError("no")))()
+
+
+class Refusing:
+    """A client of a namespace, which gives one answer, or an error that is its own."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
+
+    def describe_table(self, _: Any) -> Any:
+        if self.answer is None:
+            raise self.Error("503")
+        return DescribeTableResponse(location="s3://b/t", storage_options=self.answer)
+
+
+def test_a_namespace_that_does_not_answer_is_a_failure_of_storage() -> None:
+    with pytest.raises(la.StorageError, match="503"):
+        Vended(Refusing(), ["t"], {})()
+
+
+def test_an_answer_without_an_end_has_none() -> None:
+    """Nor that of the options that were before it, by which it would be asked for ever."""
+    ended = {"expires_at_millis": "1", "aws_access_key_id": "old", "region": "there"}
+    found = Vended(Refusing({"aws_access_key_id": "new"}), ["t"], ended)()
+    assert found == {"aws_access_key_id": "new", "region": "there"}
+    found = Vended(Refusing({"expires_at_millis": "2"}), ["t"], ended)()
+    assert found["expires_at_millis"] == "2"

@@ -103,13 +103,28 @@ def test_a_row_that_is_further_away_or_comes_twice_is_no_hit(write: Callable[...
     assert exact.wanted == 5 and exact.rows[0, :3].tolist() == [0, 1, 2]
     for given, hits in (
         ([0, 1, 2, 3, 4], 5),
-        ([8, 7, 6, 5, 4], 5),
+        ([0, 1, 2, 8, 7], 5),
+        # Ties stand in for ties, and for none of those that are nearer.
+        ([3, 4, 5, 6, 7], 2),
+        ([8, 7, 6, 5, 4], 2),
+        ([1, 8, 7, 6, 5], 3),
         ([8, 8, 8, 8, 0], 2),
         ([9, 10, 0, 7, 19], 2),
         ([0, 1, 2, 3, 4, 5, 6, 7], 5),
         ([], 0),
     ):
         assert exact.hits(0, given) == hits, given
+
+
+def test_a_row_that_is_long_makes_no_ties_of_others(write: Callable[..., Any]) -> None:
+    """Of dot, what float32 does not tell is of the row compared, not of the longest."""
+    array = np.zeros((20, 4), np.float32)
+    array[:, 0] = np.linspace(0, 1, 20)[::-1]
+    array[3:9] = array[3]
+    array[19] = [-1e9, 0, 0, 0]
+    handle = Handle.of(write(array, max_rows_per_file=100))
+    exact = Exact(handle, "vector", "dot", handle.fragment_ids(), np.float32([[1, 0, 0, 0]]), 5)
+    assert [exact.hits(0, given) for given in ([3, 4, 5, 6, 7], [0, 1, 2, 7, 8])] == [2, 5]
 
 
 def test_groups_that_are_far_from_each_other(write: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -130,3 +131,35 @@ def test_options_of_the_dataset_go_to_no_run_elsewhere(
             with pytest.raises(InterruptedError):
                 driver.create_index(uri, "vector", artifact_uri=place, **options, **given, **ASK)
             assert [seen.pop(), seen.pop()] == [s3, expected], place
+
+
+class Breaking:
+    """A callable whose connection breaks the first time that a worker asks."""
+
+    def __init__(self, note: Path) -> None:
+        self.note, self.driver = note, os.getpid()
+
+    def __call__(self) -> dict[str, str]:
+        if os.getpid() != self.driver and self.note.exists():
+            self.note.unlink()
+            raise ConnectionResetError("reset by peer")
+        return {}
+
+
+def test_a_callable_whose_connection_breaks_once_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "PAUSE", 0.05)
+    where, note = str(tmp_path / "t.lance"), tmp_path / "note"
+    lance.write_dataset(pa.table({"vector": column(vectors(ROWS, DIM))}), where, max_rows_per_file=700)
+    note.touch()
+    built = driver.create_index(
+        where,
+        "vector",
+        artifact_uri=tmp_path / "run",
+        num_workers=1,
+        num_shards=2,
+        storage_options=Breaking(note),
+        **ASK,
+    )
+    assert built.stats.index_stats("vector_idx")["num_indexed_rows"] == ROWS and not note.exists()

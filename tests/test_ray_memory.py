@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,6 +178,63 @@ def test_workers_of_one_machine(
     assert _ray_nodes.most_on_a_node(there, asked, workers) == most
 
 
+def test_workers_are_spread_where_the_caller_does_not_say_where_they_go() -> None:
+    """A placement group that the caller runs in is where its actors go, and may be on one machine."""
+    assert _ray_nodes.spread({"num_gpus": 1}, in_group=False) == {"scheduling_strategy": "SPREAD"}
+    assert _ray_nodes.spread({"num_gpus": 1}, in_group=True) == {}
+    assert _ray_nodes.spread({"label_selector": {"zone": "a"}}, in_group=False) == {}
+    there = [{"Alive": True, "Resources": {"CPU": 64}}] * 4
+    assert _ray_nodes.most_on_a_node(there, {}, 8, in_group=True) == 8
+
+
+def test_workers_of_a_caller_in_a_placement_group_stay_in_it(
+    write: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: "its own")
+
+    class Recorded:
+        def options(self, **options: Any) -> Any:
+            asked.append(options)
+            raise InterruptedError
+
+    monkeypatch.setattr(ray, "remote", lambda _: Recorded())
+    with pytest.raises(InterruptedError):
+        build(write(vectors(ROWS, DIM)), tmp_path / "run")
+    assert "scheduling_strategy" not in asked[0]
+
+
+def test_a_sample_of_all_workers_is_no_smaller_than_a_model_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each draws a share that is rounded up; where it is hardly enough, one worker draws all."""
+    monkeypatch.setattr(driver, "_awaited", lambda _, task: task)
+    asked: list[int] = []
+
+    def drawing(_: Any, rows: int) -> int:
+        asked.append(rows)
+        # Outliers.
+        return rows - rows // 1000
+
+    def drawn(most: int, num_workers: int) -> int | None:
+        asked.clear()
+        workers: list[Any] = []
+
+        def start() -> None:
+            fitting = SimpleNamespace(remote=lambda: (10_000, most))
+            workers.append(SimpleNamespace(fitting=fitting, sample=SimpleNamespace(remote=drawing)))
+
+        start()
+        shards = [SimpleNamespace(num_rows=rows) for rows in (1001, 2003, 3001, 4999)]
+        plan = SimpleNamespace(num_partitions=2000, num_bits=8, shards=shards, num_rows=11_004)
+        parts = driver._sample(None, SimpleNamespace(plan=plan), start, workers, num_workers)  # type: ignore[arg-type]
+        return None if parts is None else sum(rows - rows // 1000 for rows in asked)
+
+    for most in (1999, 2000, 2001, 2003, 2010, 2022, 2024, 2030, 5000):
+        for num_workers in (2, 3, 4):
+            found = drawn(most, num_workers)
+            assert found is None or found >= 2000, (most, num_workers)
+    assert drawn(2000, 3) is None and drawn(2030, 3) is not None
+
+
 def test_workers_that_fit_the_cluster_and_none_of_its_machines(
     write: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,3 +250,23 @@ def test_workers_that_fit_the_cluster_and_none_of_its_machines(
         with pytest.raises(la.InvalidInputError, match=match):
             build(ds, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_workers_that_do_not_all_fit_at_once_are_as_many_as_fit(
+    write: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others are not waited for."""
+    (there,) = ray.nodes()
+    large = {**there, "Resources": {**there["Resources"], "CPU": 3.0}}
+    small = {**there, "Resources": {**there["Resources"], "CPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [large, small])
+    ds = write(vectors(ROWS, DIM))
+    with caplog.at_level(logging.WARNING, "lance_artifact"):
+        build(ds, tmp_path / "run", num_workers=2, ray_remote_args={"num_cpus": 2})
+    assert [r.getMessage() for r in caplog.records if "have room for" in r.getMessage()] == [
+        "of 2 workers of 2 CPU the machines of the cluster have room for 1 at once; the others begin when there is more"
+    ]
+    assert ds.stats.index_stats("vector_idx")["num_indexed_rows"] == ROWS

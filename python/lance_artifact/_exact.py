@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,15 +83,21 @@ class Exact:
         )
 
     def hits(self, query: int, found: Sequence[int] | np.ndarray) -> int:
-        """How many of the rows that a search gave are among the nearest, or as near as the last of them; at most as many as are wanted."""
+        """How many of the rows that a search gave are among the nearest, or as near as the last of them in place of one that is no nearer."""
         given = np.unique(np.asarray(found, np.int64))
         given = given[given != self._own[query]]
         nearest = np.isin(given, self.rows[query])
         hits = int(nearest.sum())
-        wanted = int((self.rows[query] >= 0).sum())
-        if hits < wanted and self._tied[query]:
-            hits += self._as_near(query, given[~nearest])
-        return min(hits, wanted)
+        if self._tied[query]:
+            wanted = self.rows[query][self.rows[query] >= 0]
+            missed, others = wanted[~np.isin(wanted, given)], given[~nearest]
+            as_near = (
+                self._count(query, others, lambda beyond, rounding: beyond <= rounding) if len(missed) else 0
+            )
+            # For a row that is strictly nearer none of them makes up.
+            if as_near:
+                hits += min(as_near, self._count(query, missed, lambda beyond, rounding: beyond >= -rounding))
+        return hits
 
     def _placed(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors as they are compared."""
@@ -178,8 +184,10 @@ class Exact:
             best[:] = np.take_along_axis(all_best, keep, 1)
             found[:] = np.take_along_axis(all_found, keep, 1)
 
-    def _as_near(self, query: int, rows: np.ndarray) -> int:
-        """How many of these rows are no further from a query than the last of those that are to be found."""
+    def _count(
+        self, query: int, rows: np.ndarray, test: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    ) -> int:
+        """Of how many of these rows a test holds, given how far they are beyond the last to be found, and its rounding."""
         count = 0
         at_once = max(1, BLOCK_BYTES // (40 * self._asked.shape[1]))
         for start in range(0, len(rows), at_once):
@@ -187,17 +195,19 @@ class Exact:
             with readable(f"rows of {self._handle.uri}"):
                 table = self._handle.dataset.to_table(columns=[self._path], filter=f"_rowid IN ({named})")
             for chunk in table.column(0).chunks:
-                count += self._near(query, as_rows(getattr(chunk, "storage", chunk).drop_null()))
+                vectors = as_rows(getattr(chunk, "storage", chunk).drop_null())
+                count += int(test(*self._beyond(query, vectors)).sum())
         return count
 
-    def _near(self, query: int, vectors: np.ndarray) -> int:
+    def _beyond(self, query: int, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How much further vectors are than the last, and the rounding of that."""
         vectors = self._placed(vectors)
         if self._metric == "dot":
             away = -(vectors @ self._asked[query])
         else:
             away = np.square(vectors - self._asked[query]).sum(axis=1)
         rounding = self._rounding(self._last[query], np.linalg.norm(vectors, axis=1), query)
-        return int((away <= self._last[query] + rounding).sum())
+        return away - self._last[query], rounding
 
 
 def as_rows(array: Any) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ._log import LOGGER
 from .exceptions import InvalidInputError
 
 # Options of an actor by which the caller says where it goes.
@@ -29,7 +30,9 @@ def check_room(
     remote: Mapping[str, Any],
     num_workers: int,
 ) -> None:
-    """Refuse at once what would wait for ever: more than the cluster has, or than any machine of it.
+    """Refuse at once what would wait for ever: more than the cluster has, or for one worker than any machine of it.
+
+    Where some of them fit, those work, and the others begin when there is room.
 
     Raises
     ------
@@ -45,17 +48,38 @@ def check_room(
     room = sum(_rooms(nodes, remote, num_workers))
     if room < num_workers:
         each_of = " and ".join(f"{each} {what}" for what, each in wanted.items())
-        raise InvalidInputError(
-            f"ray_remote_args: no machine of the cluster has {each_of} for a worker; ask for less"
-            if not room
-            else f"ray_remote_args: of {num_workers} workers of {each_of} the machines of the cluster have room for {room}; lower num_workers"
+        if not room:
+            raise InvalidInputError(
+                f"ray_remote_args: no machine of the cluster has {each_of} for a worker; ask for less"
+            )
+        LOGGER.warning(
+            "of %d workers of %s the machines of the cluster have room for %d at once; the others begin when there is more",
+            num_workers,
+            each_of,
+            room,
         )
 
 
-def most_on_a_node(nodes: Iterable[Mapping[str, Any]], remote: Mapping[str, Any], num_workers: int) -> int:
+def spread(remote: Mapping[str, Any], in_group: bool) -> dict[str, str]:
+    """The option of an actor that spreads workers over the machines.
+
+    Ray fills one machine first, whose memory would be counted as if they were spread. But the placement group that the caller runs in,
+    ``in_group``, is where its actors go: this option would take them out of what is reserved for them.
+    """
+    return {} if _placed(remote, in_group) else {"scheduling_strategy": "SPREAD"}
+
+
+def _placed(remote: Mapping[str, Any], in_group: bool) -> bool:
+    """Whether the caller has said where workers go, which may be one machine."""
+    return in_group or any(remote.get(option) is not None for option in PLACES)
+
+
+def most_on_a_node(
+    nodes: Iterable[Mapping[str, Any]], remote: Mapping[str, Any], num_workers: int, in_group: bool = False
+) -> int:
     """Workers that one machine gets at the most, where they are spread over those that can run any: a head often cannot."""
     rooms = [min(room, num_workers) for room in _rooms(nodes, remote, num_workers)]
-    if any(remote.get(option) is not None for option in PLACES):
+    if _placed(remote, in_group):
         return max([1, *rooms])
     for each in range(1, num_workers):
         if sum(min(room, each) for room in rooms) >= num_workers:

@@ -11,7 +11,7 @@ from ._dataset import Handle
 from ._lance_artifact import shown_uri, without_secrets
 from ._log import LOGGER
 from ._renewed import ENDS, open_dataset, until, vended_of
-from .exceptions import InvalidInputError
+from .exceptions import InvalidInputError, StorageError
 
 
 def opened(
@@ -23,7 +23,8 @@ def opened(
         try:
             uri = open_dataset(str(uri), storage_options)
         except (ValueError, OSError) as error:
-            raise InvalidInputError(
+            kind = InvalidInputError if isinstance(error, ValueError) else StorageError
+            raise kind(
                 f"uri: {shown_uri(str(uri))} cannot be opened: {without_secrets(str(error), str(uri))}"
             ) from error
     handle = Handle.of(uri)

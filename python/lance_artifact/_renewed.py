@@ -8,7 +8,7 @@ from typing import Any
 
 import lance
 
-from .exceptions import InvalidInputError, InvalidTypeError
+from .exceptions import InvalidInputError, InvalidTypeError, LanceArtifactError, StorageError
 
 # By which options say that they end.
 ENDS = "expires_at_millis"
@@ -21,19 +21,35 @@ class Answers:
         self._ask = ask
 
     def __call__(self) -> dict[str, str]:
-        return checked_answer(self._ask())
+        try:
+            given = self._ask()
+        except LanceArtifactError:
+            raise
+        except OSError as error:
+            raise StorageError(f"storage_options: the callable failed: {error}") from error
+        return checked_answer(given)
 
 
 class Vended:
     """A namespace as a callable that gives the options of a table: what a handle's own are renewed by, for another process."""
 
     def __init__(self, client: Any, table_id: list[str], options: dict[str, str]) -> None:
-        self._client, self._table_id, self._options = client, table_id, options
+        self._client, self._table_id = client, table_id
+        # When they end is not said of what comes after them.
+        self._options = {what: value for what, value in options.items() if what != ENDS}
 
     def __call__(self) -> dict[str, str]:
         from lance_namespace import DescribeTableRequest
 
-        found = self._client.describe_table(DescribeTableRequest(id=self._table_id, version=None))
+        try:
+            found = self._client.describe_table(DescribeTableRequest(id=self._table_id, version=None))
+        except LanceArtifactError:
+            raise
+        except Exception as error:
+            # A client's own, of which only it knows which pass, and which may not survive the way to another process.
+            raise StorageError(
+                f"storage_options: the namespace of the table did not answer: {type(error).__name__}: {error}"
+            ) from error
         return {**self._options, **(found.storage_options or {})}
 
 

@@ -54,6 +54,7 @@ from .exceptions import (
     CorruptArtifactError,
     IndexExistsError,
     InvalidInputError,
+    StorageError,
 )
 
 if TYPE_CHECKING:
@@ -199,13 +200,23 @@ class Run:
         return at
 
     def opened(self) -> lance.LanceDataset:
-        """The dataset as it is now, on its branch."""
+        """The dataset as it is now, on its branch.
+
+        Raises
+        ------
+        InvalidInputError
+            It is not there, or cannot be used.
+        StorageError
+            It, or what a callable asks for its options, cannot be reached.
+        """
         try:
             opened = open_dataset(self.plan.dataset_uri, self.dataset_storage_options)
             if self.plan.branch:
                 opened = opened.checkout_version((self.plan.branch, None))
         except (ValueError, OSError) as error:
-            raise InvalidInputError(
+            # Of storage, and of a callable that cannot reach who gives its options, another try may mend it.
+            kind = InvalidInputError if isinstance(error, ValueError) else StorageError
+            raise kind(
                 f"{self._shown}: its dataset {self.plan.dataset_uri} cannot be opened: {error}"
             ) from error
         return opened

@@ -6,6 +6,7 @@ the run's folder, so a job that is killed anywhere goes on with the same call, o
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from ._lance_artifact import shown_uri
 from ._log import LOGGER
 from ._plan import plan
 from ._progress import reporter
-from ._ray_nodes import PLACES, check_room, most_on_a_node
+from ._ray_nodes import check_room, most_on_a_node, spread
 from ._ray_options import of_run, opened
 from ._ray_worker import Worker, imported_ray
 from ._resume import check_memory
@@ -98,7 +99,7 @@ def create_index(
         Actors; never more than there are shards.
     ray_remote_args : mapping, optional
         Of the actors, such as ``{"num_gpus": 1}``. More than the cluster, or any machine of it, has is refused at once. They are spread
-        over the machines, unless it says where they go.
+        over the machines, unless it says where they go, or the caller runs in a placement group: then they go there.
     num_bits, sample_rate, max_iters, seed, target_partition_size, m, ef_construction, fragment_ids
         As in `lance_artifact.create_index`.
     backend : str, optional
@@ -118,7 +119,9 @@ def create_index(
     resume : bool, default True
         False: a run that is there is an error.
     keep_artifact : bool, default True
-        False: the run's folder is removed when the index is committed.
+        False: the run's folder is removed when the index is committed. Where a worker on another machine was killed, its claim
+        keeps the folder, with a warning: ``clean_run(..., everything=True, elsewhere=True)`` removes it, and after seven days it goes
+        without ``elsewhere``.
     progress : bool or callable, default False
         Called in the driver.
 
@@ -225,7 +228,8 @@ def extend_index(
 ) -> Extension:
     """Index what an index does not cover yet, as `lance_artifact.extend_index` does, on a Ray cluster.
 
-    Parameters are those of `create_index`. Killed, it goes on with the same call; the run's folder is of one extension.
+    Parameters are those of `create_index`. Killed, it goes on with the same call; the run's folder is of one extension. With
+    ``keep_artifact=False`` the claim of a worker that was killed on another machine keeps the folder, with a warning, as there.
     """
     ray = imported_ray()
     handle, of_dataset = opened(ray, uri, storage_options)
@@ -323,17 +327,15 @@ def _work(
     status = run.status()
     left = deque(shard for shard, done in enumerate(status.shards) if not done)
     num_workers = max(1, min(num_workers, len(left)))
-    on_node = most_on_a_node(ray.nodes(), remote, num_workers)
-    # Ray fills one machine first, whose memory would be counted as if they were spread.
-    spread = (
-        {} if any(remote.get(option) is not None for option in PLACES) else {"scheduling_strategy": "SPREAD"}
-    )
+    in_group = ray.util.get_current_placement_group() is not None
+    on_node = most_on_a_node(ray.nodes(), remote, num_workers, in_group)
+    where = spread(remote, in_group)
     actor = ray.remote(Worker)
     report = reporter(progress)
     workers: list[Any] = []
 
     def start() -> Any:
-        worker = actor.options(**{"max_restarts": 0, **spread, **remote}).remote(
+        worker = actor.options(**{"max_restarts": 0, **where, **remote}).remote(
             run, backend, on_node, memory_limit
         )
         workers.append(worker)
@@ -386,11 +388,12 @@ def _sample(
 ) -> list[tuple[Any, int]] | None:
     """Let all workers draw parts of a sample that is as large as one holds, for the first to gather.
 
-    The others, and how many vectors each has; None where one worker holds all that is wanted.
+    The others, and how many vectors each has; None where one worker holds all that is wanted, or hardly what a model needs.
     """
     wanted, most = _awaited(ray, workers[0].fitting.remote())
     needed = max(run.plan.num_partitions, 2**run.plan.num_bits)
-    if wanted <= most or most < needed or num_workers < 2:
+    # What a worker leaves out of its part, of outliers up to a thousandth, may not be missed in the sum.
+    if wanted <= most or most < needed * 1.01 + num_workers or num_workers < 2:
         return None
     LOGGER.warning("training on %d vectors instead of %d: more do not fit a worker's memory", most, wanted)
     while len(workers) < num_workers:
@@ -401,7 +404,7 @@ def _sample(
     tasks = []
     for worker, mine in zip(workers, shards, strict=True):
         share = sum(run.plan.shards[shard].num_rows for shard in mine) / run.plan.num_rows
-        tasks.append(worker.sample.remote(mine, max(1, int(most * share))) if mine else None)
+        tasks.append(worker.sample.remote(mine, max(1, math.ceil(most * share))) if mine else None)
     counts = [0 if task is None else int(_awaited(ray, task)) for task in tasks]
     return [(worker, count) for worker, count in list(zip(workers, counts, strict=True))[1:] if count]
 

@@ -137,9 +137,9 @@ class PylanceCuvsBackend:
             )
         self.check_target(artifact_uri)
         target = Path(artifact_uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
         function = self._function("build_ivf_pq_artifact")
         options = self._readable(dataset, fragment_ids, function)
+        target.parent.mkdir(parents=True, exist_ok=True)
         written = function(
             str(dataset.uri), column, training=training, artifact_uri=str(target), filter_nan=True, **options
         )
