@@ -66,7 +66,7 @@ def test_one_far_vector_makes_no_difference_to_the_others(
     assert loss(train(put(write, values), metric), ordinary) < plain * 1.1
 
 
-@pytest.mark.parametrize(("dtype", "far"), [("f4", 1e20), ("f4", 3e38), ("f8", 1e300)])
+@pytest.mark.parametrize(("dtype", "far"), [("f4", 1e20), ("f4", 3e38), ("f8", 1e30), ("f8", 1e300)])
 @pytest.mark.parametrize("metric", ["l2", "dot"])
 def test_one_that_nothing_could_encode_is_refused_before_it_costs_anything(
     write: Any, metric: str, dtype: str, far: float
@@ -79,16 +79,6 @@ def test_one_that_nothing_could_encode_is_refused_before_it_costs_anything(
             ds, "vector", metric=metric, num_partitions=PARTITIONS, num_sub_vectors=M, backend="cpu"
         )
     assert not lance.dataset(ds.uri).describe_indices()
-
-
-@pytest.mark.parametrize("far", [1e30, 1e38])
-def test_beyond_float32(write: Any, far: float) -> None:
-    values = blobs("f8")
-    plain = loss(train(put(write, values), "l2"), values)
-    values[77] = far
-    ds = put(write, values)
-    assert loss(train(ds, "l2"), np.delete(values, 77, axis=0)) < plain * 1.1
-    la.create_index(ds, "vector", num_partitions=PARTITIONS, num_sub_vectors=M, backend="cpu")
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -114,7 +104,7 @@ def test_of_dot_the_largest_are_found(write: Any, count: int) -> None:
     hits = 0
     for query, row in zip(queries, best, strict=True):
         nearest = {"column": "vector", "q": query, "k": 10, "nprobes": PARTITIONS, "refine_factor": 10}
-        hits += row in ds.to_table(nearest=nearest, with_row_id=True)["_rowid"].to_pylist()
+        hits += row in ds.to_table(columns=["id"], nearest=nearest)["id"].to_pylist()
     assert hits >= 48
 
 

@@ -47,7 +47,7 @@ impl Outliers {
         let (found, most) = match element {
             ElementType::Float16 => (trim_values::<f16>(drawn, dimension, times, least), f64::from(f32::MAX)),
             ElementType::Float32 => (trim_values::<f32>(drawn, dimension, times, least), f64::from(f32::MAX)),
-            ElementType::Float64 => (trim_values::<f64>(drawn, dimension, times, least), f64::MAX),
+            ElementType::Float64 => (trim_values::<f64>(drawn, dimension, times, least), f64::from(f32::MAX)),
         };
         let Trimmed { rows, limit, far, largest } = found;
         if far == 0 {
