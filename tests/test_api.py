@@ -530,6 +530,16 @@ def test_cli(ds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (code, result["ok"]) == (5, False)
 
 
+def test_cli_demo_replaces_nothing_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("artifact", "patches.lance", "stock.lance"):
+        output = tmp_path / f"beside {name}"
+        (output / name).mkdir(parents=True)
+        (output / name / "mine").write_text("kept")
+        code, result, _ = run(capsys, "demo", "--output", str(output), "--backend", "cpu")
+        assert code == 2 and name in result["message"]
+        assert sorted(path.name for path in output.rglob("*")) == sorted([name, "mine"])
+
+
 def test_cli_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, result, _ = run(capsys, "demo", "--output", str(tmp_path), "--limit", "70000", "--backend", "cpu")
     assert code == 0 and result["rows"] == 70000

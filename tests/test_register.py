@@ -154,3 +154,27 @@ def test_an_index_without_rows_is_pylances_own(ds: Any, tmp_path: Path) -> None:
     lance.LanceDataset.create_index = through_us
     empty.create_index("vector", "IVF_PQ", train=False, **SHAPE)
     assert len(empty.describe_indices()) == 1
+
+
+def test_an_uncommitted_segment_of_an_artifact_is_not_trained_anew(ds: Any, tmp_path: Path) -> None:
+    """pylance takes any keyword there, and would train and encode as if there were no artifact."""
+    call = functools.partial(ds.create_index_uncommitted, "vector", "IVF_PQ", fragment_ids=[0], **SHAPE)
+    with pytest.raises(la.InvalidInputError, match="build_segment"):
+        call(precomputed_partition_artifact_uri=str(tmp_path / "none"))
+    with pytest.raises(la.InvalidTypeError, match="did you mean"):
+        call(precomputed_partition_artefact_uri=str(tmp_path / "none"), precomputed_artifact_uri="x")
+    assert call(precomputed_partition_artifact_uri=None).fragment_ids == {0}
+
+
+def test_an_uncommitted_segment_is_of_what_was_asked_for(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = la.train(ds, "vector", backend="cpu", **SHAPE)
+    given = {"ivf_centroids": model.ivf_centroids, "pq_codebook": model.pq_codebook}
+    call = functools.partial(ds.create_index_uncommitted, "vector", "IVF_PQ", fragment_ids=[0], **given)
+    accelerate(monkeypatch, CpuBackend())
+    for wrong in ({"num_partitions": 7}, {"num_bits": 4}, {"rabitq_model": "junk"}):
+        wrong = {"num_sub_vectors": 4, **wrong}
+        with pytest.raises((ValueError, RuntimeError)):
+            call(**wrong)
+        with pytest.raises(la.InvalidInputError, match=list(wrong)[-1]):
+            call(accelerator="cuvs", **wrong)
+    assert call(accelerator="cuvs", **SHAPE).fragment_ids == {0}

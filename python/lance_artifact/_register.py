@@ -65,6 +65,14 @@ def _bind(
     return {**bound, **extra}
 
 
+def _refuse_misspelt(name: str, unknown: set[str]) -> None:
+    """pylance takes any keyword, and would build as if it were not there."""
+    for what in unknown - {_URI}:
+        # It has arguments that are like ours, such as precomputed_partitions_file.
+        if "artifact" in what and nearest(what, (_URI,)):
+            raise InvalidTypeError(f"{name}: got an unexpected argument {what!r}{nearest(what, (_URI,))}")
+
+
 def _wrap_create_index(original: Any) -> Any:
     signature = inspect.signature(original)
 
@@ -74,13 +82,7 @@ def _wrap_create_index(original: Any) -> Any:
             return original(self, *args, **kwargs)
         uri = kwargs.get(_URI)
         if uri is None:
-            # pylance takes any keyword, and would build as if it were not there.
-            for what in kwargs.keys() - signature.parameters.keys() - {_URI}:
-                # It has arguments that are like ours, such as precomputed_partitions_file.
-                if "artifact" in what and nearest(what, (_URI,)):
-                    raise InvalidTypeError(
-                        f"create_index: got an unexpected argument {what!r}{nearest(what, (_URI,))}"
-                    )
+            _refuse_misspelt("create_index", kwargs.keys() - signature.parameters.keys())
             if "accelerator" not in kwargs and len(args) < 10:
                 return original(self, *args, **kwargs)
         given = _bind(
@@ -215,14 +217,29 @@ def _wrap_uncommitted(original: Any) -> Any:
 
     @functools.wraps(original)
     def create_index_uncommitted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not is_registered() or ("accelerator" not in kwargs and len(args) < 10):
+        if not is_registered():
             return original(self, *args, **kwargs)
-        given = _bind(signature, "create_index_uncommitted", (self, *args), kwargs)
+        _refuse_misspelt("create_index_uncommitted", kwargs.keys() - signature.parameters.keys())
+        if kwargs.get(_URI) is not None:
+            raise InvalidInputError(
+                f"{_URI}: create_index_uncommitted encodes rows itself; of an artifact lance_artifact.build_segment(dataset, column, artifact) "
+                "makes a segment"
+            )
+        if "accelerator" not in kwargs and len(args) < 10:
+            return original(self, *args, **kwargs)
+        given = _bind(
+            signature,
+            "create_index_uncommitted",
+            (self, *args),
+            {k: v for k, v in kwargs.items() if k != _URI},
+        )
         if not asks_for_cuvs(given.get("accelerator")):
             return original(self, *args, **kwargs)
         dataset = given.pop("self")
+        if given.pop("rabitq_model", None) is not None:
+            raise InvalidInputError("rabitq_model: is of another kind of index; IVF_PQ takes pq_codebook")
         # Codes are row by row in any case, and nothing is replaced.
-        for what in ("replace", "skip_transpose", "storage_options", "rabitq_model"):
+        for what in ("replace", "skip_transpose", "storage_options"):
             given.pop(what, None)
         if given.pop("train", True) is False:
             raise InvalidInputError("train: got False, but a segment without rows is none to merge")

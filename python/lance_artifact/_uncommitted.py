@@ -102,6 +102,12 @@ def create_index_uncommitted(
             ivf_centroids, pq_codebook, metric, num_sub_vectors, handle.vectors(path, None).dtype
         )
         check_sub_vectors(dimension, model.num_sub_vectors, model.num_bits)
+        if num_partitions not in (None, model.num_partitions):
+            raise InvalidInputError(
+                f"Ivf centroids has {model.num_partitions} clusters, but num_partitions={num_partitions}"
+            )
+        if num_bits not in (8, model.num_bits):
+            raise InvalidInputError(f"num_bits: got {num_bits}, the codebook has {model.num_bits}")
         model = model.with_training(**training)
     else:
         model = train(

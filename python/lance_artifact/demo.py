@@ -22,13 +22,16 @@ from ._exact import Exact
 from ._finalize import finalize
 from ._train import train
 from .backends import resolve_backend
-from .exceptions import LanceArtifactError
+from .exceptions import InvalidInputError, LanceArtifactError
 
 PATCH = 8
 DIMENSION = PATCH * PATCH * 3
 PARTITIONS, SUB_VECTORS = 256, 24
 QUERIES, K, NPROBES, REFINE = 200, 10, 16, 4
 TARGET = 0.9
+# In the output: what is made anew by each demo, and the mark that one has made them.
+FOLDERS = ("patches.lance", "artifact", "stock.lance")
+MADE_HERE = ".lance-artifact-demo"
 
 
 def _photographs() -> list[np.ndarray]:
@@ -127,6 +130,24 @@ def _recall(ds: lance.LanceDataset, queries: np.ndarray, truth: Exact, **search:
     return hits / truth.wanted, seconds * 1000 / len(queries)
 
 
+def _check_output(output: Path) -> None:
+    """Refuse a folder in which something of other origin would be replaced."""
+    there = [name for name in FOLDERS if (output / name).exists() or (output / name).is_symlink()]
+    if there and not (output / MADE_HERE).exists():
+        raise InvalidInputError(
+            f"output: {output} has {', '.join(there)}, which no earlier demo made; choose another folder"
+        )
+
+
+def _make_room(output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MADE_HERE).write_text(
+        "The folders of the demo beside this file may be replaced by the next one.\n"
+    )
+    for name in FOLDERS:
+        shutil.rmtree(output / name, ignore_errors=True)
+
+
 def _picture(ds: lance.LanceDataset, queries: np.ndarray, path: Path, shown: int = 8) -> None:
     import matplotlib
 
@@ -188,11 +209,11 @@ def run(
         yield
         seconds[name] = round(time.perf_counter() - started, 3)
 
-    output.mkdir(parents=True, exist_ok=True)
-    for old in ("patches.lance", "artifact"):
-        shutil.rmtree(output / old, ignore_errors=True)
+    _check_output(output)
+    photographs = _photographs()
+    _make_room(output)
     with stage("write_dataset"):
-        ds = _write(_photographs(), str(output / "patches.lance"), limit)
+        ds = _write(photographs, str(output / "patches.lance"), limit)
     rows = ds.count_rows()
     chosen = resolve_backend(backend)
     common: dict[str, Any] = {"backend": chosen, "progress": progress}
@@ -248,7 +269,6 @@ def run(
     }
     if stock:
         # The same rows in a dataset without our index, so that each search has just one to choose.
-        shutil.rmtree(output / "stock.lance", ignore_errors=True)
         shutil.copytree(output / "patches.lance", output / "stock.lance")
         other = lance.dataset(str(output / "stock.lance"))
         other.drop_index("artifact_idx")
