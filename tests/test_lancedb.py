@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,22 @@ from lancedb.index import HnswPq, IvfFlat, IvfPq
 
 import lance_artifact as la
 from conftest import accelerate, column, vectors
+from lance_artifact import _lancedb_calls
 from lance_artifact.backends.cpu import CpuBackend
 
 ROWS, DIM, K, M = 2000, 16, 4, 2
 DATA = vectors(ROWS, DIM)
 SHAPE: dict[str, Any] = {"num_partitions": K, "num_sub_vectors": M}
+
+
+@dataclass
+class IvfPqOfALaterRelease(IvfPq):
+    rotation: str = "none"
+
+
+# By the name of the class it is known what it configures.
+Turned = IvfPqOfALaterRelease
+Turned.__name__ = "IvfPq"
 
 
 def rows() -> pa.Table:
@@ -162,6 +174,21 @@ def test_arguments_arrive(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+@pytest.mark.parametrize("config", [IvfPq, HnswPq])
+def test_each_field_of_a_configuration_is_carried_out_or_refused(
+    config: type, table: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(_lancedb_calls, "create_index", lambda _, **given: asked.append(given))
+    table.create_index("vector", config=config(accelerator="cuvs"))
+    for field in fields(config):
+        if field.name == "accelerator":
+            continue
+        other = "cosine" if field.name == "distance_type" else (field.default or 0) + 1
+        table.create_index("vector", config=config(accelerator="cuvs", **{field.name: other}))
+        assert asked[-1] != asked[0] and other in asked[-1].values(), field.name
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -174,6 +201,17 @@ def test_arguments_arrive(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (lambda t: t.create_index_async("vector", config=IvfPq(accelerator="cuvs")), "call create_index"),
         (lambda t: t.create_index("nope", config=IvfPq(accelerator="cuvs")), r"\['vector'\]"),
+        # LanceDB would take no notice of what is beside the configuration.
+        (
+            lambda t: t.create_index(
+                "vector", config=IvfPq(accelerator="cuvs"), num_partitions=2, num_bits=4
+            ),
+            "num_bits, num_partitions: not beside config",
+        ),
+        (
+            lambda t: t.create_index("vector", config=Turned(accelerator="cuvs", rotation="opq")),
+            "rotation='opq'",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(

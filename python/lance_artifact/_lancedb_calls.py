@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -28,6 +29,39 @@ _TAKEN = (
     "m",
     "ef_construction",
 )
+
+
+# Arguments that have the same meaning beside a configuration as without one; of the others it is the configuration that counts.
+_BESIDE_CONFIG = {
+    "self",
+    "metric",
+    "column",
+    "config",
+    "replace",
+    "name",
+    "train",
+    "accelerator",
+    "wait_timeout",
+}
+
+
+def _check_config(given: dict[str, Any]) -> None:
+    """What would be dropped without a word: arguments beside a configuration, and what it has that is not known here."""
+    config = given.get("config")
+    if config is None:
+        return
+    beside = sorted(what for what in given.keys() - _BESIDE_CONFIG if given[what] is not None)
+    if beside:
+        raise InvalidInputError(f"{', '.join(beside)}: not beside config; put them into it")
+    if not dataclasses.is_dataclass(config):
+        return
+    known = {*_TAKEN, "distance_type", "accelerator"}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in known and value != field.default:
+            raise UnsupportedError(
+                f"config: {type(config).__name__}({field.name}={value!r}) is not known here, with accelerator='cuvs'; leave it out"
+            )
 
 
 def _accelerator(bound: dict[str, Any]) -> Any:
@@ -90,6 +124,8 @@ def _bound(original: Any) -> Callable[..., dict[str, Any] | None]:
             return None
         if not asks_for_cuvs(_accelerator(call.arguments)):
             return None
+        if type(call.arguments.get("config")).__name__ in _INDEX_TYPES:
+            _check_config(dict(call.arguments))
         call.apply_defaults()
         return dict(call.arguments)
 
