@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lance
@@ -21,7 +22,7 @@ from lancedb.index import HnswPq, IvfFlat, IvfPq
 
 import lance_artifact as la
 from conftest import accelerate, column, vectors
-from lance_artifact import _lancedb_calls
+from lance_artifact import _lancedb, _lancedb_calls
 from lance_artifact.backends.cpu import CpuBackend
 
 ROWS, DIM, K, M = 2000, 16, 4, 2
@@ -363,3 +364,58 @@ def test_the_default_sub_vectors_are_lancedbs(
         return
     table.create_index("vector", config=IvfPq(num_partitions=2, num_bits=num_bits))
     assert table.to_lance().describe_indices()[0].details["compression"] == ours
+
+
+@pytest.mark.parametrize("managed", [True, False])
+def test_a_namespace_that_manages_versions(
+    managed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that is committed beside it would be none that it knows."""
+    accelerate(monkeypatch, CpuBackend())
+    options = {"root": str(tmp_path), "manifest_enabled": "true"}
+    if managed:
+        options["table_version_tracking_enabled"] = "true"
+    table = lancedb.connect_namespace("dir", options).create_table("t", rows(), namespace_path=[])
+    config = IvfPq(accelerator="cuvs", **SHAPE)
+
+    async def asynchronous() -> None:
+        opened = await lancedb.connect_namespace_async("dir", options).open_table("t")
+        await opened.create_index("vector", config=config)
+
+    if managed:
+        with pytest.raises(la.InvalidInputError, match="namespace manages the versions"):
+            table.create_index("vector", config=config)
+    with pytest.raises(la.UnsupportedError, match="asynchronous table of a namespace"):
+        asyncio.run(asynchronous())
+    assert lance.dataset(table.to_lance().uri).version == 1
+    if not managed:
+        table.create_index("vector", config=config)
+        assert indexes(table)
+
+
+def test_a_namespace_of_the_callers_says_whether_it_manages_versions() -> None:
+    class Client:
+        def __init__(self, said: Any) -> None:
+            self.said = said
+
+        def describe_table(self, request: Any) -> Any:
+            assert request.id == ["a", "t"]
+            if isinstance(self.said, Exception):
+                raise self.said
+            return SimpleNamespace(managed_versioning=self.said)
+
+    class Opened:
+        name, _namespace_path = "t", ["a"]
+
+        def __init__(self, said: Any) -> None:
+            self._namespace_client = Client(said)
+
+        async def to_lance(self) -> None: ...
+
+        async def checkout_latest(self) -> None: ...
+
+    assert _lancedb.table_of(Opened(None)) and _lancedb.table_of(Opened(False))
+    with pytest.raises(la.InvalidInputError, match="manages the versions"):
+        _lancedb.table_of(Opened(True))
+    with pytest.raises(la.StorageError, match="no answer"):
+        _lancedb.table_of(Opened(ValueError("no answer")))

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ._checked import nearest, refuse_type
 from ._lance_artifact import _Dataset, _VectorSource, shown_uri, without_secrets
-from ._lancedb import Table, table_of
+from ._lancedb import MANAGED, Table, table_of
 from ._says import lance_says
 from .exceptions import (
     ArtifactMismatchError,
@@ -216,10 +216,7 @@ def _as_lance(dataset: Any) -> lance.LanceDataset:
             f"dataset {dataset.uri}: a dataset in memory can only be opened by the handle that made it; write it to a path"
         )
     if getattr(dataset, "_namespace_client_managed_versioning", False):
-        raise InvalidInputError(
-            "dataset: its namespace manages the versions, and it cannot be opened by URI; "
-            "open it by URI with lance.dataset(uri) where that is allowed"
-        )
+        raise InvalidInputError(MANAGED)
     return dataset
 
 

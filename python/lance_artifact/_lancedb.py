@@ -8,7 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .exceptions import StorageError, UnsupportedError
+from .exceptions import InvalidInputError, StorageError, UnsupportedError
+
+MANAGED = (
+    "dataset: its namespace manages the versions, and it cannot be opened by URI; open it by URI with lance.dataset(uri) where that is "
+    "allowed"
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ def table_of(value: Any) -> Table | None:
         )
     if not callable(getattr(value, "to_lance", None)):
         return None
+    if inspect.iscoroutinefunction(value.to_lance):
+        _check_versions(value)
 
     def now(work: Callable[[], Any], what: str) -> Any:
         try:
@@ -58,6 +65,30 @@ def table_of(value: Any) -> Table | None:
         lambda: now(value.to_lance, "cannot be opened as a Lance dataset"),
         lambda: now(value.checkout_latest, "could not be brought to its latest version"),
     )
+
+
+def _check_versions(table: Any) -> None:
+    """Refuse an asynchronous table whose namespace manages its versions: its own `to_lance` opens it by its URI all the same."""
+    client = getattr(table, "_namespace_client", None)
+    if client is None:
+        # Of a client that LanceDB keeps to itself.
+        if getattr(table, "_route_pushdown_to_rust", False):
+            raise UnsupportedError(
+                "dataset: got an asynchronous table of a namespace, of which it cannot be known here whether it manages the table's versions; "
+                "open the table by lancedb.connect_namespace, or its dataset with lance.dataset(uri) where that is allowed"
+            )
+        return
+    from lance_namespace import DescribeTableRequest
+
+    name = [*(getattr(table, "_namespace_path", None) or []), table.name]
+    try:
+        described = client.describe_table(DescribeTableRequest(id=name))
+    except Exception as error:
+        raise StorageError(
+            f"dataset: the namespace of the LanceDB table {table.name!r} did not say whether it manages its versions: {error}"
+        ) from error
+    if getattr(described, "managed_versioning", None):
+        raise InvalidInputError(MANAGED)
 
 
 def _run(awaitable: Any) -> Any:
