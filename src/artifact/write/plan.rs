@@ -162,17 +162,16 @@ impl MemoryPlan {
                 )));
             }
             Some(given) => given,
-            None => {
-                let open_file_bytes = if wanted.uploads { 2 * MIN_PART_BYTES } else { LOCAL_BUFFER_BYTES };
-                // A reader of many small artifacts is better off with a few files of each.
-                let bytes = wanted.expected_rows.map_or(u64::MAX, |rows| rows.saturating_mul(wanted.code_width as u64 + 12));
-                let useful = usize::try_from(bytes / MIN_BUCKET_BYTES).unwrap_or(usize::MAX).max(1);
-                partitions.min(DEFAULT_MAX_BUCKETS).min(useful).min(fit).min(Self::max_buckets(wanted.limit, open_file_bytes))
-            }
+            None => Self::useful_buckets(wanted),
         };
         let needed = match Self::of_buckets(wanted, num_buckets) {
             Ok(plan) => return Ok(plan),
             Err(needed) => needed.next_multiple_of(1 << 20),
+        };
+        // With a higher limit there are more buckets, where nobody says how many, which need more.
+        let needed = match wanted.num_buckets {
+            Some(_) => needed,
+            None => Self::with_its_buckets(wanted, needed),
         };
         let rows = match wanted.expected_rows {
             Some(rows) if wanted.uploads => format!(" and about {rows} rows in uploads of at most {MAX_PARTS} parts"),
@@ -191,6 +190,28 @@ impl MemoryPlan {
             needed + wanted.held,
             wanted.code_width
         )))
+    }
+
+    /// As many as are useful and fit.
+    fn useful_buckets(wanted: &Wanted) -> usize {
+        let (partitions, fit) = (wanted.num_partitions, wanted.files_left.saturating_sub(OTHER_FILES));
+        let open_file_bytes = if wanted.uploads { 2 * MIN_PART_BYTES } else { LOCAL_BUFFER_BYTES };
+        // A reader of many small artifacts is better off with a few files of each.
+        let bytes = wanted.expected_rows.map_or(u64::MAX, |rows| rows.saturating_mul(wanted.code_width as u64 + 12));
+        let useful = usize::try_from(bytes / MIN_BUCKET_BYTES).unwrap_or(usize::MAX).max(1);
+        partitions.min(DEFAULT_MAX_BUCKETS).min(useful).min(fit).min(Self::max_buckets(wanted.limit, open_file_bytes))
+    }
+
+    /// The limit that is enough for the buckets that it leads to.
+    fn with_its_buckets(wanted: &Wanted, mut needed: u64) -> u64 {
+        for _ in 0..30 {
+            let at = Wanted { limit: needed, ..*wanted };
+            match Self::of_buckets(&at, Self::useful_buckets(&at)) {
+                Ok(_) => break,
+                Err(more) => needed = more.max(needed + 1).next_multiple_of(1 << 20),
+            }
+        }
+        needed
     }
 
     /// The plan for so many buckets, or the limit that they need.

@@ -168,7 +168,7 @@ mod tests {
         let root = folder.path().join("a");
         let store = LanceStore::open(root.to_str().unwrap(), None).await.unwrap();
         for plain in [true, false] {
-            let claim = Claim::take(&store, "0a1b2c3d", plain).await.unwrap().unwrap();
+            let claim = Claim::take(&store, "0caaaa01", plain).await.unwrap().unwrap();
             let found = unfinished_at(&store, false).await.unwrap();
             assert!(found.is_busy && found.files.is_empty(), "{found:?}");
             // No folder, so that nothing in it can be looked at.
@@ -181,8 +181,8 @@ mod tests {
             let found = unfinished_at(&store, false).await.unwrap();
             assert_eq!((found.is_busy, found.files.len()), (false, 1), "{found:?}");
             // Another attempt of the same tag, at another place or later.
-            std::fs::remove_file(root.join(claim_file((!plain).then_some("0a1b2c3d")))).unwrap();
-            let again = Claim::take(&store, "0a1b2c3d", plain).await.unwrap().unwrap();
+            std::fs::remove_file(root.join(claim_file((!plain).then_some("0caaaa01")))).unwrap();
+            let again = Claim::take(&store, "0caaaa01", plain).await.unwrap().unwrap();
             assert!(unfinished_at(&store, false).await.unwrap().is_busy);
             again.release(&store).await.unwrap();
         }
@@ -193,9 +193,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("a");
         let store = LanceStore::open(root.to_str().unwrap(), None).await.unwrap();
-        let first = Claim::take(&store, "0a1b2c3e", true).await.unwrap().unwrap();
+        let first = Claim::take(&store, "0caaaa02", true).await.unwrap().unwrap();
         let left = store.see(CLAIM_FILE).await.unwrap().unwrap();
-        let claim = Claim::new("0a1b2c3f", true).unwrap();
+        let claim = Claim::new("0caaaa03", true).unwrap();
         // It has come, and nobody was told.
         std::fs::write(root.join(CLAIM_FILE), &claim.content).unwrap();
         let lost = Claim { attempt: claim.attempt.clone(), file: claim.file.clone(), content: claim.content.clone() };
@@ -206,7 +206,7 @@ mod tests {
         std::fs::remove_file(&root).unwrap();
         std::fs::rename(&moved, &root).unwrap();
         assert!(!unfinished_at(&store, false).await.unwrap().is_busy);
-        assert!(Claim::take_over(&store, "0a1b2c40", &left).await.unwrap().is_none(), "it is another by now");
+        assert!(Claim::take_over(&store, "0caaaa04", &left).await.unwrap().is_none(), "it is another by now");
         first.release(&store).await.unwrap();
     }
 }
