@@ -44,12 +44,17 @@ def test_pylance_commits_them(write: Callable[..., Any], tmp_path: Path, index_t
     check_searches(ds)
 
 
+@pytest.mark.parametrize("index_type", ["IVF_PQ", "IVF_HNSW_PQ"])
 @pytest.mark.parametrize("num_bits", [4, 8])
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
-def test_pylance_merges_them(write: Callable[..., Any], tmp_path: Path, metric: str, num_bits: int) -> None:
+def test_pylance_merges_them(
+    write: Callable[..., Any], tmp_path: Path, metric: str, num_bits: int, index_type: str
+) -> None:
     ds = write(vectors(ROWS, DIM))
     parts = shards(ds, tmp_path, metric, num_bits)
-    found = [la.build_segment(ds, "vector", part, skip_transpose=True) for part in parts]
+    found = [
+        la.build_segment(ds, "vector", part, index_type=index_type, skip_transpose=True) for part in parts
+    ]
     merged = ds.merge_existing_index_segments(found)
     ds.commit_existing_index_segments("theirs", "vector", [merged])
     la.finalize(ds, "vector", parts, name="ours")
@@ -58,13 +63,16 @@ def test_pylance_merges_them(write: Callable[..., Any], tmp_path: Path, metric: 
     check_searches(ds, metric)
 
 
+@pytest.mark.parametrize("index_type", ["IVF_PQ", "IVF_HNSW_PQ"])
 def test_row_by_row_segments_are_searched_and_merged_by_us_too(
-    write: Callable[..., Any], tmp_path: Path
+    write: Callable[..., Any], tmp_path: Path, index_type: str
 ) -> None:
     ds = write(vectors(ROWS, DIM))
     parts = shards(ds, tmp_path)
     # The least memory: partitions go in slices.
-    found = [la.build_segment(ds, "vector", part, skip_transpose=True) for part in parts]
+    found = [
+        la.build_segment(ds, "vector", part, index_type=index_type, skip_transpose=True) for part in parts
+    ]
     ds.commit_existing_index_segments("rows", "vector", found)
     check_searches(ds)
     la.merge_segments(ds, "rows")
@@ -92,8 +100,6 @@ def test_large_partitions_row_by_row(write: Callable[..., Any], tmp_path: Path) 
 def test_what_is_refused(write: Callable[..., Any], tmp_path: Path) -> None:
     ds = write(vectors(ROWS, DIM))
     parts = shards(ds, tmp_path)
-    with pytest.raises(la.InvalidInputError, match="skip_transpose: got True with IVF_HNSW_PQ"):
-        la.build_segment(ds, "vector", parts, index_type="IVF_HNSW_PQ", skip_transpose=True)
     with pytest.raises(la.ArtifactMismatchError, match="fragment 0 is in two artifacts"):
         la.build_segment(ds, "vector", [parts[0], *shards(ds, tmp_path / "again")])
     assert live(ds, []) == [{} for _ in range(K)]

@@ -59,7 +59,6 @@ class IndexParams:
     def check(self) -> None:
         """What no column is needed for."""
         check_hnsw(self.index_type, self.m, self.ef_construction, self.max_level)
-        check_transposed(self.index_type, self.skip_transpose)
 
     def of_stock(self) -> dict[str, Any]:
         """Those that pylance's own create_index keeps of an index without rows."""
@@ -116,11 +115,6 @@ def metric_name(metric: str) -> str:
             f"Metric {metric} not supported; expected 'l2' ('euclidean'), 'cosine' or 'dot'"
         )
     return names[metric.lower()]
-
-
-def check_transposed(index_type: str, skip_transpose: bool) -> None:
-    if skip_transpose and index_type != "IVF_PQ":
-        raise UnsupportedError(f"skip_transpose: got True with {index_type}, only IVF_PQ takes it")
 
 
 def default_sub_vectors(dimension: int, num_bits: int = 8) -> tuple[int, str]:

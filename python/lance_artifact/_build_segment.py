@@ -12,7 +12,6 @@ from . import _lance_artifact as core
 from ._arguments import (
     Progress,
     StorageOptions,
-    check_transposed,
     fragment_list,
     index_type_name,
     metric_name,
@@ -67,7 +66,7 @@ def build_segment(
     name : str, optional
         Of the index that it will belong to. Default ``f"{column}_idx"``; what is committed is named by ``commit_existing_index_segments``.
     skip_transpose : bool, default False
-        Codes row by row, the form that ``merge_existing_index_segments`` takes, of IVF_PQ only. Searches are faster without.
+        Codes row by row, the form that ``merge_existing_index_segments`` takes. Searches are faster without.
     index_uuid : str, optional
         Of the segment; default a new one. Two builds at once must not have the same.
 
@@ -85,7 +84,6 @@ def build_segment(
     handle = Handle.of(dataset)
     path, _ = vector_column(handle, column)
     index_type = index_type_name(index_type)
-    check_transposed(index_type, skip_transpose)
     ids = fragment_list(fragment_ids)
     opened = open_artifacts(handle, artifacts, storage_options)
     at = handle.at(common_version(handle, opened))

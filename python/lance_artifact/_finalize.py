@@ -10,7 +10,6 @@ from . import _lance_artifact as core
 from ._arguments import (
     Progress,
     StorageOptions,
-    check_transposed,
     fragment_list,
     index_mode,
     index_type_name,
@@ -123,7 +122,6 @@ def finalize(
     handle = Handle.of(dataset)
     path, _ = vector_column(handle, column)
     index_type = index_type_name(index_type)
-    check_transposed(index_type, skip_transpose)
     name = name or f"{path}_idx"
     ids = fragment_list(fragment_ids)
     opened = open_artifacts(handle, artifacts, storage_options)

@@ -238,7 +238,7 @@ def _wrap_uncommitted(original: Any) -> Any:
         dataset = given.pop("self")
         if given.pop("rabitq_model", None) is not None:
             raise InvalidInputError("rabitq_model: is of another kind of index; IVF_PQ takes pq_codebook")
-        # Codes of IVF_PQ are row by row in any case, and nothing is replaced.
+        # Codes are row by row in any case, and nothing is replaced.
         for what in ("replace", "skip_transpose", "storage_options"):
             given.pop(what, None)
         if given.pop("train", True) is False:

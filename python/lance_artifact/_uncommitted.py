@@ -147,7 +147,7 @@ def create_index_uncommitted(
             m=m,
             ef_construction=ef_construction,
             max_level=max_level,
-            skip_transpose=index_type == "IVF_PQ",
+            skip_transpose=True,
             index_uuid=index_uuid,
             backend_name=chosen.name,
             **work,

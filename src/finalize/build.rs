@@ -97,7 +97,7 @@ async fn build_files(
             if let Some(limit) = target.memory_limit {
                 check_graphs(limit, budget, &partitions, graphs.m)?;
             }
-            build_hnsw(target.dataset, &target.column.path, folder, model, partitions.clone(), graphs, progress).await?
+            build_hnsw(target, folder, model, partitions.clone(), graphs, progress).await?
         }
     };
     let (read, num_rows) = (partitions.rows_read(), partitions.num_rows());

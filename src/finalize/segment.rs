@@ -89,9 +89,6 @@ pub async fn build_segment(request: SegmentRequest, progress: Arc<dyn Progress>)
     if let IndexType::IvfHnswPq(graphs) = request.index_type {
         graphs.check()?;
     }
-    if !request.transposed && !matches!(request.index_type, IndexType::IvfPq) {
-        return Err(Error::invalid("skip_transpose: an IVF_HNSW_PQ index has its codes transposed; only IVF_PQ takes it"));
-    }
     let model = agree_on_model(&request.artifacts, request.model.as_ref())?;
     model_fits_column(&model, &column, request.metric)?;
     let fragment_ids = agree_on_fragments(&request.dataset, &column, &request.artifacts, request.fragment_ids.as_deref()).await?;

@@ -11,9 +11,9 @@ use lance_index::vector::pq::ProductQuantizer;
 use super::shuffle_reader::{ArtifactShuffler, PartitionArtifactShuffleReader};
 use crate::artifact::format::bucket_schema;
 use crate::error::Result;
+use crate::finalize::build::SegmentTarget;
 use crate::finalize::partitions::Partitions;
 use crate::lance::builds::BuildProgress;
-use crate::lance::dataset::Dataset;
 use crate::lance::kernels::{distance_type, product_quantizer};
 use crate::lance::segment::{Graphs, SegmentFolder};
 use crate::model::{IvfPqModel, fixed_size_list};
@@ -21,8 +21,7 @@ use crate::progress::Progress;
 
 /// Build the files of a segment with graphs; their names and bytes.
 pub async fn build_hnsw(
-    dataset: &Dataset,
-    column: &str,
+    target: &SegmentTarget<'_>,
     folder: &SegmentFolder,
     model: &IvfPqModel,
     partitions: Arc<Partitions>,
@@ -31,8 +30,8 @@ pub async fn build_hnsw(
 ) -> Result<Vec<(String, u64)>> {
     let reader = PartitionArtifactShuffleReader::new(partitions);
     let mut builder = IvfIndexBuilder::<HNSW, ProductQuantizer>::new(
-        dataset.as_lance().clone(),
-        column.to_string(),
+        target.dataset.as_lance().clone(),
+        target.column.path.clone(),
         folder.as_lance(),
         distance_type(model.metric()),
         Box::new(ArtifactShuffler::new(reader)),
@@ -48,7 +47,7 @@ pub async fn build_hnsw(
     builder.with_ivf(IvfModel::new(stand_in, None)).with_quantizer(product_quantizer(model)).with_progress(progress);
     let empty = RecordBatch::new_empty(bucket_schema(model.code_width()));
     builder.shuffle_data(Some(futures::stream::iter([Ok(empty)]))).await?;
-    builder.with_ivf(IvfModel::new(model.centroids().clone(), None));
+    builder.with_ivf(IvfModel::new(model.centroids().clone(), None)).with_transpose(target.transposed);
     let summary = Box::pin(builder.build()).await?;
     Ok(summary.files.into_iter().map(|file| (file.path, file.size_bytes)).collect())
 }
