@@ -47,7 +47,7 @@ from ._pylance import PylanceArguments, centroids_of_file, check_pylance_argumen
 from ._resume import create_by_run
 from ._run_files import is_run
 from ._train import TooFewVectors, train_handle
-from ._wanted import Wanted, check_latest, check_name
+from ._wanted import Wanted, check_latest, check_name, default_name
 from .backends import Backend, resolve_accelerator, resolve_backend
 from .exceptions import InvalidInputError
 
@@ -249,7 +249,7 @@ def create_index(
     elif keep_artifact:
         raise InvalidInputError("keep_artifact: got True without artifact_uri; say where to keep it")
     wanted = Wanted(
-        name or f"{path}_idx",
+        name or default_name(handle, path),
         index_mode(replace, "append" if append else None),
         handle.field_id(path),
         path,

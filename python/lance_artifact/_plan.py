@@ -38,7 +38,7 @@ from ._dataset import Handle, vector_column
 from ._estimate import Estimate, estimate, page
 from ._lance_artifact import IvfPqModel
 from ._run_files import is_run
-from ._wanted import Wanted, check_latest
+from ._wanted import Wanted, check_latest, default_name
 from .backends import Backend, TrainParams, check_resumable, resolve_backend
 from .exceptions import ArtifactMismatchError, CorruptArtifactError, InvalidInputError
 
@@ -377,7 +377,7 @@ def planned_build(
         dtype=source.dtype,
         dimension=source.dimension,
         num_rows=sum(counts.values()),
-        name=name or f"{path}_idx",
+        name=name or default_name(handle, path),
         mode=mode,
         **settled,
         backend=backend.name,
