@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 import lance_artifact as la
-from conftest import column, encoded, vectors
+from conftest import column, encoded, leftovers, vectors
 from lance_artifact import _clean, cli
 from local_s3 import BUCKET, s3_server
 from test_extend import DIM, ROWS, segments
@@ -175,3 +177,91 @@ def test_uploads_of_who_begins_meanwhile_are_not_ended(
     found = la.clean_run(run.uri, ds, storage_options=s3)
     assert [each for each in found if each.kind == "upload"] == []
     assert begun[0].finish().num_rows == 800_000
+
+
+DAMAGED: dict[str, Any] = {
+    "empty": lambda manifest: b"",
+    "cut off": lambda manifest: manifest[: len(manifest) // 2],
+    "no text": lambda manifest: b"\xff\x00",
+    "no manifest": lambda manifest: b"{}",
+    "a list": lambda manifest: b"[]",
+}
+
+
+def with_a_damaged_shard(write: Callable[..., Any], tmp_path: Path, kind: str) -> la.Run:
+    run = la.Run.create(plan(write(vectors(ROWS, DIM))), tmp_path / "run")
+    run.train(backend="cpu")
+    for shard in range(3):
+        run.encode(shard, backend="cpu")
+    manifest = Path(run.shard_uri(1)) / "manifest.json"
+    manifest.write_bytes(DAMAGED[kind](manifest.read_bytes()))
+    return run
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_run_with_a_damaged_shard_is_removed(
+    kind: str, write: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = with_a_damaged_shard(write, tmp_path, kind)
+    before = leftovers(tmp_path)
+    # Whose its files are cannot be known, unless all of them are meant.
+    with pytest.raises(la.CorruptArtifactError):
+        la.clean_run(run.uri)
+    listed = la.clean_run(run.uri, everything=True, dry_run=True)
+    assert leftovers(tmp_path) == before
+    assert [each.kind for each in listed] == ["artifact"] * 3 + ["run"]
+    assert listed[0].files == listed[1].files
+    caplog.clear()
+    assert la.clean_run(run.uri, everything=True) == listed
+    assert "00001" in caplog.text and "cannot be read" in caplog.text
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_artifact_with_a_damaged_index_of_its_files_too(write: Callable[..., Any], tmp_path: Path) -> None:
+    """Its manifest can be read, and the file that says where rows are not."""
+    run = with_a_damaged_shard(write, tmp_path, "empty")
+    for shard in (0, 1):
+        for file in Path(run.shard_uri(shard)).glob("*.lance"):
+            file.write_bytes(b"")
+    # Of a format that has no manifest.
+    shutil.rmtree(run.shard_uri(2))
+    Path(run.shard_uri(2)).mkdir()
+    for name in ("metadata.lance", "sorted_0.lance", "sorted_1.lance"):
+        Path(run.shard_uri(2), name).write_bytes(b"no file of Lance's")
+    la.clean_run(run.uri, everything=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_shard_of_those_at_work_stays(write: Callable[..., Any], tmp_path: Path) -> None:
+    run = with_a_damaged_shard(write, tmp_path, "cut off")
+    theirs = begun_elsewhere(run.shard_uri(1), tag="-0a1b2c3d")
+    for dry_run in (True, False):
+        with pytest.raises(
+            la.CommitConflictError, match=r"shards \[1\] .*process 4711 on 'node-7'.*elsewhere=True"
+        ):
+            la.clean_run(run.uri, everything=True, dry_run=dry_run)
+    theirs[0].write_bytes(b"of nobody that is known")
+    with pytest.raises(la.CommitConflictError, match="without readable marks"):
+        la.clean_run(run.uri, everything=True)
+    # One that is alive here is not removed, whatever is said of others.
+    with la.PartitionArtifactBuilder(tmp_path / "other", run.model()):
+        (claim,) = (tmp_path / "other").glob(f"{CLAIM}*")
+        theirs[0].write_bytes(claim.read_bytes())
+    with pytest.raises(la.CommitConflictError, match=r"at work on shards \[1\]; stop it first"):
+        la.clean_run(run.uri, everything=True, elsewhere=True)
+    assert run.status().is_trained
+    begun_elsewhere(run.shard_uri(1), tag="-0a1b2c3d")
+    la.clean_run(run.uri, everything=True, elsewhere=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_old_or_over_does_not_keep_a_damaged_shard(write: Callable[..., Any], tmp_path: Path) -> None:
+    run = with_a_damaged_shard(write, tmp_path, "cut off")
+    begun_elsewhere(run.shard_uri(1), tag="-0a1b2c3d")
+    for file in Path(run.shard_uri(1)).rglob("*"):
+        os.utime(file, (time.time() - 8 * 86400,) * 2)
+    other = Path(run.shard_uri(1)) / "notes.txt"
+    other.write_text("somebody's own")
+    la.clean_run(run.uri, everything=True)
+    # What no build of ours writes is nobody's to remove.
+    assert leftovers(tmp_path / "run") == ["shards/00001/notes.txt"]

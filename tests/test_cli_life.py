@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import lance
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import lance_artifact as la
-from conftest import LINUX, stored, vectors
-from lance_artifact import cli
+from conftest import LINUX, column, stored, vectors
+from lance_artifact import cli, demo
 from test_extend import DIM, ROWS, append, segments
 
 TRAINING = ["--num-partitions", "8", "--num-sub-vectors", "4", "--max-iters", "5", "--backend", "cpu"]
@@ -136,3 +138,34 @@ def test_what_killed_tries_left(write: Callable[..., Any], tmp_path: Path) -> No
         builder.abort()
     la.clean_run(place, everything=True)
     assert [p.name for p in place.rglob("*") if p.is_file()] == ["notes.txt"]
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON has no Infinity, and no NaN: other languages' readers refuse the whole line."""
+    same = column(np.tile(np.arange(DIM, dtype="float32"), (600, 1)))
+    ds = lance.write_dataset(pa.table({"vector": same}), str(tmp_path / "d.lance"))
+    build = ["build", ds.uri, "vector", *TRAINING[2:], "--num-partitions", "1"]
+    assert run(capsys, *build)[0] == 0
+    lance.write_dataset(pa.table({"vector": column(vectors(100, DIM))}), ds.uri, mode="append")
+    assert cli.main(["extend", ds.uri, "vector_idx", "--backend", "cpu", "--json"]) == 0
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    fit = json.loads(capsys.readouterr().out, parse_constant=refuse)["fit"]
+    assert fit["old_error"] == 0 and fit["new_error"] > 0 and fit["ratio"] is None and fit["rebuild"]
+
+
+def test_every_number_of_a_result_is_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a command tells, wherever in it."""
+    odd = {
+        "a": [float("nan"), (float("-inf"), 1.5)],
+        "b": {"c": np.float64("inf"), "d": True, "e": 2, "f": "NaN"},
+    }
+    monkeypatch.setattr(demo, "run", lambda *_, **__: odd)
+    monkeypatch.setattr(demo, "describe", str)
+    assert run(capsys, "demo", "--output", tmp_path)[:2] == (
+        0, {"a": [None, [None, 1.5]], "b": {"c": None, "d": True, "e": 2, "f": "NaN"}},
+    )  # fmt: skip

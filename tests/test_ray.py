@@ -78,6 +78,17 @@ def test_the_same_index_as_in_one_process(write: Callable[..., Any], tmp_path: P
         build(ds, tmp_path / "run", name="ray", resume=False)
 
 
+def test_another_shape_than_the_codebooks_is_refused(write: Callable[..., Any], tmp_path: Path) -> None:
+    ds = write(vectors(ROWS, DIM))
+    model = la.train(ds, "vector", num_bits=4, backend="cpu", **ASK)
+    given = {"ivf_centroids": model.ivf_centroids, "pq_codebook": model.pq_codebook}
+    for other in ({"num_bits": 8}, {"num_partitions": K + 1}):
+        with pytest.raises(la.InvalidInputError, match=next(iter(other))):
+            build(ds, tmp_path / "run", **given, **other)
+    assert not (tmp_path / "run").exists()
+    assert build(ds, tmp_path / "run", **given).describe_indices()[0].details["compression"]["num_bits"] == 4
+
+
 def test_a_callers_model_and_graphs(write: Callable[..., Any], tmp_path: Path) -> None:
     ds = write(vectors(ROWS, DIM))
     model = la.train(ds, "vector", num_partitions=K, num_sub_vectors=M, max_iters=3, backend="cpu")

@@ -207,8 +207,8 @@ def test_wrong_types(name: str, what: str, there: dict[str, Any], monkeypatch: p
     version = there["ds"].latest_version
     files = leftovers(there["root"])
     for value in WRONG[what]:
-        # finalize takes the metric of the artifact where none is named.
-        if not (value is None and (name, what) == ("finalize", "metric")):
+        # finalize takes the metric of the artifact where none is named, and create_index the bits of the codebook.
+        if not (value is None and (name, what) in (("finalize", "metric"), ("create_index", "num_bits"))):
             refused(function, arguments, what, value)
     assert there["ds"].latest_version == version
     assert leftovers(there["root"]) == files

@@ -32,6 +32,8 @@ INDEX_TYPES = ("IVF_PQ", "IVF_HNSW_PQ")
 # pylance's own numbers: rows of a partition, and the most partitions that are not asked for.
 TARGET_PARTITION_SIZE = {"IVF_PQ": 8192, "IVF_HNSW_PQ": 1 << 20}
 MAX_DEFAULT_PARTITIONS = 4096
+# Of codes, where no codebook says it.
+DEFAULT_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class IndexParams:
     metric: str
     num_partitions: int | None
     num_sub_vectors: int | None
-    num_bits: int
+    num_bits: int | None
     sample_rate: int
     max_iters: int
     seed: int
@@ -81,7 +83,7 @@ class IndexParams:
             self.metric,
             num_partitions,
             cast(int, self.num_sub_vectors),
-            self.num_bits,
+            cast(int, self.num_bits),
             self.sample_rate,
             self.max_iters,
             self.seed,
@@ -354,6 +356,22 @@ def given_model(
             )
         codebook = cast_codebook
     return IvfPqModel(centroids, codebook, metric, num_sub_vectors=num_sub_vectors)
+
+
+def check_asked(
+    model: IvfPqModel, num_partitions: int | None, num_sub_vectors: int | None, num_bits: int | None
+) -> None:
+    """What is asked for beside a model of the caller's is what the model has; None asks for nothing."""
+    if num_partitions not in (None, model.num_partitions):
+        raise InvalidInputError(
+            f"Ivf centroids has {model.num_partitions} clusters, but num_partitions={num_partitions}"
+        )
+    for what, got, has in (
+        ("num_sub_vectors", num_sub_vectors, model.num_sub_vectors),
+        ("num_bits", num_bits, model.num_bits),
+    ):
+        if got not in (None, has):
+            raise InvalidInputError(f"{what}: got {got}, the codebook has {has}; leave it out, or pass {has}")
 
 
 def _dtype(array: pa.FixedSizeListArray) -> str:

@@ -25,6 +25,7 @@ from ._lance_artifact import Artifact, IvfPqModel
 from ._log import stage
 from ._process import terminable
 from ._progress import reporter
+from ._wanted import default_name
 
 if TYPE_CHECKING:
     import lance
@@ -64,7 +65,7 @@ def build_segment(
     dataset, column, artifacts, model, index_type, metric, fragment_ids, m, ef_construction, max_level, storage_options, sync, memory_limit, progress
         As in `finalize`.
     name : str, optional
-        Of the index that it will belong to. Default ``f"{column}_idx"``; what is committed is named by ``commit_existing_index_segments``.
+        Of the index that it will belong to. Default as in `finalize`; what is committed is named by ``commit_existing_index_segments``.
     skip_transpose : bool, default False
         Codes row by row, the form that ``merge_existing_index_segments`` takes. Searches are faster without.
     index_uuid : str, optional
@@ -87,6 +88,7 @@ def build_segment(
     ids = fragment_list(fragment_ids)
     opened = open_artifacts(handle, artifacts, storage_options)
     at = handle.at(common_version(handle, opened))
+    name = name or default_name(handle, path)
     built_path = at.path_of(handle.field_id(path), path)
     with attempt_of(handle, at, index_uuid) as attempt:
         with stage(
@@ -116,7 +118,7 @@ def build_segment(
             )
             told["rows"] = segment.num_rows
         segment.release(at.core)
-        return index_of(segment, name or f"{path}_idx")
+        return index_of(segment, name)
 
 
 def index_of(segment: core._Segment, name: str) -> Index:

@@ -13,6 +13,7 @@ from ._arguments import StorageOptions
 from ._artifacts import MANIFEST, bare_files, delete_artifact
 from ._calls import awaited
 from ._checked import checked
+from ._damaged import CLAIM, MOST_MARKS, damaged, delete_damaged
 from ._dataset import Handle
 from ._lance_artifact import Artifact, shown_uri
 from ._log import LOGGER
@@ -21,12 +22,9 @@ from ._run import Run
 from ._run_files import COMMITTED, MODEL, PLAN, SHARDS
 from ._uploads import OpenUploads
 from ._wanted import few
-from .exceptions import ArtifactNotFoundError, CommitConflictError, LanceArtifactError
+from .exceptions import ArtifactNotFoundError, CommitConflictError, CorruptArtifactError, LanceArtifactError
 
 UNFINISHED = ".lance-artifact-"
-CLAIM = ".lance-artifact-claim"
-# Bytes of a claim that is read.
-MOST_MARKS = 4096
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,8 @@ def clean_run(
     dataset : lance.LanceDataset, LanceDB table, or path, optional
         Default: the planned one, where it can be opened.
     everything : bool, default False
-        Also the run itself: its artifacts, model and plan. An index that was committed stays.
+        Also the run itself: its artifacts, model and plan. An index that was committed stays. Of a shard whose manifest is damaged all
+        files go that have names of ours, with a warning.
     elsewhere : bool, default False
         Also what processes of other machines and containers have begun. Whether they are still there cannot be known here, so that without
         it they count as gone after seven days in which they wrote nothing. Say it only of processes that you have stopped.
@@ -90,6 +89,8 @@ def clean_run(
 
     Raises
     ------
+    CorruptArtifactError
+        Without ``everything``: the manifest of a shard cannot be read, so that it is not known which of its files are needed.
     CommitConflictError
         ``everything``, and a process is at work on a shard, or one elsewhere may be: plan and model stay.
     """
@@ -119,7 +120,7 @@ def _shards(run: Run, everything: bool, elsewhere: bool, dry_run: bool) -> list[
     for shard in range(len(run.plan.shards)):
         # Before the claims, which come before any upload: those of who begins after that look are not among them.
         opened = list(uploads.below(f"{SHARDS}/{shard:05}"))
-        looked.append((opened, *_unfinished(run, shard, elsewhere)))
+        looked.append((opened, *_unfinished(run, shard, elsewhere, everything)))
     busy = [shard for shard, (_, _, is_busy) in enumerate(looked) if is_busy]
     if everything and busy:
         raise _at_work(run, busy, elsewhere)
@@ -139,6 +140,9 @@ def _shards(run: Run, everything: bool, elsewhere: bool, dry_run: bool) -> list[
             artifact = Artifact.open(place, run.storage_options)
         except ArtifactNotFoundError:
             continue
+        except CorruptArtifactError as error:
+            found.append(_removed_damaged(run, shard, elsewhere, dry_run, error))
+            continue
         files = list(bare_files(place, run.storage_options)) or [
             MANIFEST,
             *artifact.manifest.get("files", ()),
@@ -149,10 +153,36 @@ def _shards(run: Run, everything: bool, elsewhere: bool, dry_run: bool) -> list[
     return found
 
 
-def _unfinished(run: Run, shard: int, elsewhere: bool) -> tuple[list[str], bool]:
+def _removed_damaged(
+    run: Run, shard: int, elsewhere: bool, dry_run: bool, error: CorruptArtifactError
+) -> Leftover:
+    """A shard of which it cannot be read what belongs to it: everything that builds of ours have written there."""
+    place = run.shard_uri(shard)
+    there = damaged(place, run.storage_options, elsewhere)
+    if there.is_busy:
+        raise _at_work(run, [shard], elsewhere)
+    LOGGER.warning(
+        "%s cannot be read; all files there that have names of ours %s: %s",
+        shown_uri(place),
+        "would be removed" if dry_run else "are removed",
+        error,
+    )
+    files = list(bare_files(place, run.storage_options)) or there.files
+    if not dry_run:
+        delete_damaged(place, files, run.storage_options)
+    return Leftover("artifact", shown_uri(place), len(files))
+
+
+def _unfinished(run: Run, shard: int, elsewhere: bool, everything: bool = True) -> tuple[list[str], bool]:
     """Files of attempts at a shard that are over, and whether one is at work."""
     place = run.shard_uri(shard)
-    files, is_busy = core.unfinished_files(place, run.storage_options, elsewhere)
+    try:
+        files, is_busy = core.unfinished_files(place, run.storage_options, elsewhere)
+    except CorruptArtifactError:
+        # Which files its artifact needs is not known: that matters only where those stay.
+        if not everything:
+            raise
+        return [], damaged(place, run.storage_options, elsewhere).is_busy
     # What has no manifest by its format has an unfinished attempt's names.
     if (files or is_busy) and bare_files(place, run.storage_options):
         return [], False

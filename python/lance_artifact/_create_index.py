@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 import pyarrow as pa
 
 from ._arguments import (
+    DEFAULT_BITS,
     IndexParams,
     Progress,
     StorageOptions,
+    check_asked,
     check_sub_vectors,
     check_target,
     default_sub_vectors,
@@ -45,7 +47,7 @@ from ._pylance import PylanceArguments, centroids_of_file, check_pylance_argumen
 from ._resume import create_by_run
 from ._run_files import is_run
 from ._train import TooFewVectors, train_handle
-from ._wanted import Wanted, check_latest, check_name
+from ._wanted import Wanted, check_latest, check_name, default_name
 from .backends import Backend, resolve_accelerator, resolve_backend
 from .exceptions import InvalidInputError
 
@@ -69,7 +71,7 @@ def create_index(
     pq_codebook: Any = None,
     num_sub_vectors: int | None = None,
     *,
-    num_bits: int = 8,
+    num_bits: int | None = None,
     sample_rate: int = 256,
     max_iters: int = 50,
     seed: int = 0,
@@ -119,7 +121,8 @@ def create_index(
         Of those centroids, which it needs.
     num_sub_vectors : int, optional
         Default as in LanceDB: dimension / 16, else dimension / 8, where that divides it.
-    num_bits : {4, 8}, default 8
+    num_bits : {4, 8}, optional
+        Default 8, or the codebook's.
     sample_rate, max_iters, seed, fragment_ids
         As in `train`.
     target_partition_size : int, optional
@@ -232,9 +235,12 @@ def create_index(
     said = asked
     if model is not None:
         asked = changed(asked, num_sub_vectors=model.num_sub_vectors, num_bits=model.num_bits)
-    elif num_sub_vectors is None:
-        asked = changed(asked, num_sub_vectors=default_sub_vectors(dimension, num_bits)[0])
-    check_sub_vectors(dimension, cast(int, asked.num_sub_vectors), asked.num_bits)
+    else:
+        bits = DEFAULT_BITS if num_bits is None else num_bits
+        parts = default_sub_vectors(dimension, bits)[0] if num_sub_vectors is None else num_sub_vectors
+        asked = changed(asked, num_sub_vectors=parts, num_bits=bits)
+    codes = 2 ** cast(int, asked.num_bits)
+    check_sub_vectors(dimension, cast(int, asked.num_sub_vectors), cast(int, asked.num_bits))
     if artifact_uri is not None:
         artifact_uri = check_place(handle, artifact_uri)
         storage_options = store_options(handle, artifact_uri, storage_options)
@@ -243,7 +249,7 @@ def create_index(
     elif keep_artifact:
         raise InvalidInputError("keep_artifact: got True without artifact_uri; say where to keep it")
     wanted = Wanted(
-        name or f"{path}_idx",
+        name or default_name(handle, path),
         index_mode(replace, "append" if append else None),
         handle.field_id(path),
         path,
@@ -269,7 +275,7 @@ def create_index(
     chosen = resolve_backend(backend, devices, device_memory_limit)
     check_assign(assign, chosen)
     # Fewer rows than codewords: known without a look at a vector.
-    if model is None and ids is None and not by_run and source.count_rows() < 2**asked.num_bits:
+    if model is None and ids is None and not by_run and source.count_rows() < codes:
         return _commit_empty(handle, wanted, asked, source.count_rows())
     work: dict[str, Any] = {"memory_limit": memory_limit, "progress": progress}
     if by_run:
@@ -348,8 +354,7 @@ def _given(
     if pq_codebook is None:
         return centroids, None
     model = given_model(centroids, pq_codebook, asked.metric, asked.num_sub_vectors, source.dtype)
-    if asked.num_bits not in (8, model.num_bits):
-        raise InvalidInputError(f"num_bits: got {asked.num_bits}, the codebook has {model.num_bits}")
+    check_asked(model, asked.num_partitions, asked.num_sub_vectors, asked.num_bits)
     return None, model.with_training(
         target_partition_size=asked.target_partition_size,
         sample_rate=asked.sample_rate,
@@ -397,8 +402,9 @@ def _create(
         if artifact is None and model is None:
             check_latest(handle, handle, wanted, fragments, trains=True)
     if artifact is None:
-        width = cast(int, asked.num_sub_vectors) * asked.num_bits // 8
-        check_target(source, artifact_uri, partitions, width, asked.num_bits, memory_limit, storage_options)
+        bits = cast(int, asked.num_bits)
+        width = cast(int, asked.num_sub_vectors) * bits // 8
+        check_target(source, artifact_uri, partitions, width, bits, memory_limit, storage_options)
     if artifact is None and artifact_uri is not None and hasattr(chosen, "check_target"):
         chosen.check_target(artifact_uri)
     if artifact is None and model is None:
@@ -471,7 +477,7 @@ def _commit_empty(
             "enough%s",
             wanted.name,
             found,
-            2**asked.num_bits,
+            2 ** cast(int, asked.num_bits),
             "" if asked.num_bits == 4 else ", or num_bits=4 takes 16",
         )
     return handle.user

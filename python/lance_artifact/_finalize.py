@@ -24,7 +24,7 @@ from ._lance_artifact import Artifact, IvfPqModel
 from ._log import stage
 from ._process import terminable
 from ._progress import reporter
-from ._wanted import Wanted, check_latest
+from ._wanted import Wanted, check_latest, default_name
 
 if TYPE_CHECKING:
     import lance
@@ -74,7 +74,7 @@ def finalize(
     model : IvfPqModel, optional
         Needed where the artifacts hold none; must match otherwise.
     name : str, optional
-        Default ``f"{column}_idx"``.
+        Default as in pylance: ``f"{column}_idx"``, and with ``_2``, ``_3`` and so on where an index of another column has that name.
     replace : bool, default False
         As ``mode="replace"``.
     mode : {"create", "replace", "append"}, default "create"
@@ -122,7 +122,7 @@ def finalize(
     handle = Handle.of(dataset)
     path, _ = vector_column(handle, column)
     index_type = index_type_name(index_type)
-    name = name or f"{path}_idx"
+    name = name or default_name(handle, path)
     ids = fragment_list(fragment_ids)
     opened = open_artifacts(handle, artifacts, storage_options)
     at = handle.at(common_version(handle, opened))

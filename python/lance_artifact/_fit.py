@@ -40,7 +40,8 @@ class ModelFit:
 
     @property
     def ratio(self) -> float:
-        """The larger of new over old residual and error: 1 where the model fits new rows as well."""
+        """The larger of new over old residual and error: 1 where the model fits new rows as well, infinite (null in the
+        command's JSON) where it has no error on the old ones alone."""
         pairs = ((self.new_residual, self.old_residual), (self.new_error, self.old_error))
         return max((new / old if old > 0 else (1.0 if new == 0 else float("inf"))) for new, old in pairs)
 

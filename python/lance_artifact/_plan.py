@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ._arguments import (
+    DEFAULT_BITS,
     MAX_DEFAULT_PARTITIONS,
     TARGET_PARTITION_SIZE,
     IndexParams,
     Mode,
     StorageOptions,
+    check_asked,
     check_sub_vectors,
     default_partitions,
     default_sub_vectors,
@@ -36,7 +38,7 @@ from ._dataset import Handle, vector_column
 from ._estimate import Estimate, estimate, page
 from ._lance_artifact import IvfPqModel
 from ._run_files import is_run
-from ._wanted import Wanted, check_latest
+from ._wanted import Wanted, check_latest, default_name
 from .backends import Backend, TrainParams, check_resumable, resolve_backend
 from .exceptions import ArtifactMismatchError, CorruptArtifactError, InvalidInputError
 
@@ -214,7 +216,7 @@ def plan(
     num_sub_vectors: int | None = None,
     *,
     mode: str | None = None,
-    num_bits: int = 8,
+    num_bits: int | None = None,
     sample_rate: int = 256,
     max_iters: int = 50,
     seed: int = 0,
@@ -336,11 +338,12 @@ def planned_build(
             raise ArtifactMismatchError(
                 f"the model is {shape}, expected (metric, dtype, dimension) = {(asked.metric, source.dtype, source.dimension)}"
             )
+        check_asked(model, asked.num_partitions, asked.num_sub_vectors, asked.num_bits)
         partitions, sub_vectors, bits = model.num_partitions, model.num_sub_vectors, model.num_bits
         why["num_partitions"] = why["num_sub_vectors"] = "the model's"
         given = model.fingerprint
     else:
-        bits = asked.num_bits
+        bits = DEFAULT_BITS if asked.num_bits is None else asked.num_bits
         sub_vectors, why["num_sub_vectors"] = (
             default_sub_vectors(source.dimension, bits)
             if asked.num_sub_vectors is None
@@ -374,7 +377,7 @@ def planned_build(
         dtype=source.dtype,
         dimension=source.dimension,
         num_rows=sum(counts.values()),
-        name=name or f"{path}_idx",
+        name=name or default_name(handle, path),
         mode=mode,
         **settled,
         backend=backend.name,
@@ -382,6 +385,8 @@ def planned_build(
         model=given,
         requested={
             **dataclasses.asdict(asked),
+            # Said or left out, it is the same.
+            "num_bits": bits,
             "name": name,
             "mode": mode,
             "fragment_ids": sorted(set(fragment_ids)) if fragment_ids else None,
@@ -402,6 +407,10 @@ def _partitions(
 ) -> tuple[int, str]:
     """How many partitions there will be, and why."""
     if centroids is not None:
+        if asked.num_partitions not in (None, len(centroids)):
+            raise InvalidInputError(
+                f"Ivf centroids has {len(centroids)} clusters, but num_partitions={asked.num_partitions}"
+            )
         return len(centroids), "as many as ivf_centroids"
     if asked.num_partitions is None:
         size = asked.target_partition_size or TARGET_PARTITION_SIZE[asked.index_type]

@@ -13,7 +13,7 @@ import lance
 from lance.dataset import LanceDataset
 from lance.indices import IndicesBuilder
 
-from ._arguments import given_model, index_mode, one_progress
+from ._arguments import given_model, index_mode, metric_name, one_progress
 from ._artifacts import open_artifacts
 from ._checked import CHECKS, check, nearest
 from ._create_index import create_index as build
@@ -31,6 +31,7 @@ from ._pylance import (
     stock,
 )
 from ._train import train
+from ._train_ivf import train_ivf as train_centroids
 from ._uncommitted import create_index_uncommitted as create_uncommitted
 from .backends import resolve_accelerator
 from .exceptions import ArtifactMismatchError, InvalidInputError, InvalidTypeError
@@ -262,18 +263,15 @@ def _wrap_train_ivf(original: Any) -> Any:
         rows = self._count_rows(kwargs.get("fragment_ids"))
         partitions = self._determine_num_partitions(num_partitions, rows)
         self._verify_ivf_sample_rate(kwargs.get("sample_rate", 256), partitions, rows)
-        model = train(
+        centroids = train_centroids(
             self.dataset,
             column,
             metric=metric,
             num_partitions=partitions,
-            # The smallest codebook: it is not asked for.
-            num_sub_vectors=2 - self.dimension % 2,
-            num_bits=8 if self.dimension % 2 else 4,
             backend=resolve_accelerator(accelerator),
             **kwargs,
         )
-        return IvfModel(model.ivf_centroids, model.metric)
+        return IvfModel(centroids, metric_name(metric))
 
     return put_over(original, train_ivf)
 

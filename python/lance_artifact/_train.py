@@ -207,7 +207,7 @@ def train_handle(
     there = min(wanted, source.count_rows())
     for_centroids = min(there, params.sample_rate * params.num_partitions)
     if isinstance(chosen, CpuBackend) and not given and params.num_partitions <= most < for_centroids:
-        centroids = _centroids_in_parts(
+        centroids = centroids_in_parts(
             source.with_scan_bytes(scan), params, for_centroids, most, limit, progress
         )
         params = replace(params, ivf_centroids=centroids)
@@ -231,15 +231,16 @@ def train_handle(
     return train_on(sample, chosen, params, progress).with_training(**recorded)
 
 
-def _centroids_in_parts(
+def centroids_in_parts(
     source: _VectorSource, params: TrainParams, rows: int, at_once: int, limit: int, progress: Progress
 ) -> pa.FixedSizeListArray:
-    """Centroids of a sample of ``rows`` vectors, of which memory holds fewer ``at_once``."""
-    LOGGER.warning(
-        "training centroids on %d vectors, and moving them to the means of %d, which come in parts: more do not fit memory_limit",
-        at_once,
-        rows,
-    )
+    """Centroids of a sample of ``rows`` vectors, of which memory holds ``at_once``."""
+    if at_once < rows:
+        LOGGER.warning(
+            "training centroids on %d vectors, and moving them to the means of %d, which come in parts: more do not fit memory_limit",
+            at_once,
+            rows,
+        )
     with stage(
         "trained",
         "training {num_partitions} centroids on {vectors} vectors, {at_once} at once",

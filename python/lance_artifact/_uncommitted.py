@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ._arguments import (
+    DEFAULT_BITS,
     Progress,
+    check_asked,
     check_hnsw,
     check_sub_vectors,
     fragment_list,
@@ -47,7 +49,7 @@ def create_index_uncommitted(
     pq_codebook: Any = None,
     num_sub_vectors: int | None = None,
     *,
-    num_bits: int = 8,
+    num_bits: int | None = None,
     sample_rate: int = 256,
     max_iters: int = 50,
     seed: int = 0,
@@ -102,12 +104,7 @@ def create_index_uncommitted(
             ivf_centroids, pq_codebook, metric, num_sub_vectors, handle.vectors(path, None).dtype
         )
         check_sub_vectors(dimension, model.num_sub_vectors, model.num_bits)
-        if num_partitions not in (None, model.num_partitions):
-            raise InvalidInputError(
-                f"Ivf centroids has {model.num_partitions} clusters, but num_partitions={num_partitions}"
-            )
-        if num_bits not in (8, model.num_bits):
-            raise InvalidInputError(f"num_bits: got {num_bits}, the codebook has {model.num_bits}")
+        check_asked(model, num_partitions, num_sub_vectors, num_bits)
         model = model.with_training(**training)
     else:
         model = train(
@@ -116,7 +113,7 @@ def create_index_uncommitted(
             metric=metric,
             num_partitions=num_partitions,
             num_sub_vectors=num_sub_vectors,
-            num_bits=num_bits,
+            num_bits=DEFAULT_BITS if num_bits is None else num_bits,
             seed=seed,
             ivf_centroids=ivf_centroids,
             fragment_ids=fragment_ids,

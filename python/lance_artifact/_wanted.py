@@ -20,6 +20,15 @@ def same_name(dataset: lance.LanceDataset, name: str) -> list[Any]:
         return [index for index in dataset.describe_indices() if index.name == name]
 
 
+def default_name(handle: Handle, path: str) -> str:
+    """pylance's name of a column's index that nobody named: with a number where indexes of other columns have it."""
+    field = handle.field_id(path)
+    with readable("the dataset's indexes"):
+        others = {i.name for i in handle.latest().describe_indices() if list(i.fields) != [field]}
+    numbered = (f"{path}_idx{number}" for number in ("", *(f"_{n}" for n in range(2, len(others) + 3))))
+    return next(name for name in numbered if name not in others)
+
+
 def covering_fields(segment: Any) -> list[int]:
     """Columns of the table that a segment carries; pylance before 13 has no such segments."""
     return list(getattr(segment, "covering_fields", ()))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _lance_artifact as core
-from ._arguments import Progress, StorageOptions, given_model, metric_name
+from ._arguments import Progress, StorageOptions, check_asked, given_model, metric_name
 from ._artifacts import check_place
 from ._assign import check_assign
 from ._cancel import LOOK, poll, wait
@@ -66,7 +66,7 @@ def create_index(
     metric: str = "l2",
     num_partitions: int | None = None,
     num_sub_vectors: int | None = None,
-    num_bits: int = 8,
+    num_bits: int | None = None,
     sample_rate: int = 256,
     max_iters: int = 50,
     seed: int = 0,
@@ -155,6 +155,7 @@ def create_index(
             num_sub_vectors,
             handle.vectors(vector_column(handle, column)[0]).dtype,
         )
+        check_asked(model, num_partitions, num_sub_vectors, num_bits)
     if not resume and is_run(place, options):
         raise InvalidInputError(
             f"resume: got False, and a run is at {shown_uri(place)}; choose another artifact_uri"

@@ -70,6 +70,10 @@ class Trainer:
         """The codebook for given centroids, beside them."""
         return centroids, self._codebook_for(centroids.astype(np.float32))
 
+    def centroids_only(self) -> tuple[np.ndarray, np.ndarray]:
+        """Centroids without a codebook: an empty one beside them."""
+        return self._centroids(), np.empty(0, np.float32)
+
     def _centroids(self) -> np.ndarray:
         p, whole = self.params, len(self.sample) <= self.at_once
         if self.spherical:
@@ -91,6 +95,9 @@ class Trainer:
             )
         moves = 0 if whole else min(MOVES, p.max_iters - 1)
         sub_vectors, bits = smallest_quantizer(self.dimension)
+        # Of the same vectors several times over the centroids are the same, and the codebook, which nobody reads, gets its codes.
+        if len(part) < 1 << bits:
+            part = np.tile(part, (-(-(1 << bits) // len(part)), 1))
         with self._stage("train_ivf"):
             index = self.library.train(part, p.num_partitions, sub_vectors, bits, p.max_iters - moves, 64)
             centroids = self._in_place(self.library.centroids_of(index))

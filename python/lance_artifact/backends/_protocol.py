@@ -147,6 +147,9 @@ class Backend(Protocol):
         The same backend on these devices, or in so many bytes of each. Without them the arguments of these names are refused.
     ``resumable = False``
         It encodes only with models that it has trained in the same process: a run is refused before it is begun.
+    ``train_centroids(sample, params, progress=None)``
+        Centroids alone, (num_partitions, dimension) of the sample's dtype, of as few vectors as there are of them: for
+        ``IndicesBuilder.train_ivf``. Without it that trains a codebook beside them, which needs 256 vectors.
     ``check_target(artifact_uri)``
         Of a `DatasetBackend`: called before it trains; raises where its artifact cannot be written.
     """

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._lance_artifact import IvfPqModel
+from ..exceptions import InvalidInputError
 
 # Rows that are normalised at a time.
 NORMALISED_ROWS = 8192
@@ -16,6 +17,18 @@ def as_matrix(vectors: Any) -> np.ndarray:
     """A fixed-size list without nulls as (rows, dimension), without a copy."""
     matrix: np.ndarray = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, vectors.type.list_size)
     return matrix
+
+
+def narrowed(vectors: np.ndarray) -> np.ndarray:
+    """Vectors as a GPU computes with them: float16 as it is, others as float32."""
+    with np.errstate(over="ignore"):
+        computed = vectors if vectors.dtype == np.float16 else vectors.astype(np.float32, copy=False)
+    if vectors.dtype == np.float64 and not np.isfinite(computed).all():
+        raise InvalidInputError(
+            "a vector of the float64 column has an element beyond the range of float32, in which this backend computes; "
+            'use backend="cpu", or remove the vector'
+        )
+    return computed
 
 
 def codebook_array(model: IvfPqModel) -> np.ndarray:

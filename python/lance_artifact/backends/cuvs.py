@@ -6,6 +6,7 @@ What cuVS computes and how it differs from what an index needs is in docs/gpu.md
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import sys
 import threading
@@ -37,7 +38,7 @@ from ._cuvs_calls import (
 )
 from ._cuvs_train import Trainer
 from ._protocol import Availability, TrainParams
-from ._vectors import as_matrix, codebook_array, of_equal_norm
+from ._vectors import as_matrix, codebook_array, narrowed, of_equal_norm
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -201,14 +202,7 @@ class CuvsBackend:
                 f"{params.num_partitions}, {codes} codes per sub-vector); lower num_partitions, or num_bits to 4"
             )
         dtype = vectors.dtype
-        with np.errstate(over="ignore"):
-            computed = vectors if dtype == np.float16 else vectors.astype(np.float32, copy=False)
-        if dtype == np.float64 and not np.isfinite(computed).all():
-            raise InvalidInputError(
-                "a vector of the float64 column has an element beyond the range of float32, in which this backend computes; "
-                'use backend="cpu", or remove the vector'
-            )
-        given = None
+        call: Callable[[Trainer], tuple[np.ndarray, np.ndarray]] = Trainer.train
         if params.ivf_centroids is not None:
             given = as_matrix(params.ivf_centroids)
             if given.shape != (params.num_partitions, vectors.shape[1]) or given.dtype != dtype:
@@ -216,6 +210,31 @@ class CuvsBackend:
                     f"ivf_centroids: got {given.dtype}{given.shape}, expected num_partitions = "
                     f"{params.num_partitions} of {vectors.shape[1]} {dtype}, the column's"
                 )
+            call = functools.partial(Trainer.codebook_only, centroids=given)
+        centroids, codebook = self._trained(vectors, params, call, progress)
+        return IvfPqModel(centroids.astype(dtype), codebook.astype(dtype), params.metric)
+
+    def train_centroids(
+        self, sample: pa.FixedSizeListArray, params: TrainParams, progress: Any = None
+    ) -> np.ndarray:
+        """Centroids alone, (num_partitions, dimension): as many vectors are enough. Otherwise as `train`."""
+        self._require()
+        vectors = as_matrix(sample)
+        if len(vectors) < params.num_partitions:
+            raise InvalidInputError(
+                f"training: {len(vectors)} usable vectors, expected at least num_partitions = {params.num_partitions}; lower it"
+            )
+        return self._trained(vectors, params, Trainer.centroids_only, progress)[0].astype(vectors.dtype)
+
+    def _trained(
+        self,
+        vectors: np.ndarray,
+        params: TrainParams,
+        call: Callable[[Trainer], tuple[np.ndarray, np.ndarray]],
+        progress: Any,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What a trainer makes of vectors, in float32."""
+        computed = narrowed(vectors)
 
         def work(report: Any) -> tuple[np.ndarray, np.ndarray]:
             device = self.devices[0]
@@ -227,13 +246,13 @@ class CuvsBackend:
                 device_errors(f"training on {len(vectors)} vectors", trains=True),
             ):
                 trainer = Trainer(Cuvs(), device, computed, params, report, at_once, not_counted)
-                trained = trainer.codebook_only(given) if given is not None else trainer.train()
+                trained = call(trainer)
                 # While the device is current.
                 del trainer
                 return trained
 
-        centroids, codebook = _on_a_thread(work, progress)
-        return IvfPqModel(centroids.astype(dtype), codebook.astype(dtype), params.metric)
+        trained: tuple[np.ndarray, np.ndarray] = _on_a_thread(work, progress)
+        return trained
 
     def encoder(self, model: IvfPqModel) -> CuvsEncoder:
         """An encoder for any model.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,15 @@ def printable(text: str) -> str:
     )
 
 
+def finite(value: Any) -> Any:
+    """A result with None for what is no number in JSON: NaN and infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
 class Printable(logging.Formatter):
     """Messages of the log, printable."""
 
@@ -115,7 +125,7 @@ def command(name: str, group: click.Group = app) -> Callable[[Callable[..., Resu
                 logger.setLevel(before)
                 logger.propagate = propagate
             try:
-                click.echo(json.dumps(result) if as_json else printable(text))
+                click.echo(json.dumps(finite(result), allow_nan=False) if as_json else printable(text))
             except BrokenPipeError:
                 # Whoever read the output has seen enough.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -143,14 +143,16 @@ def _check_target(ds: Any, column: str, given: dict[str, Any], store: Any) -> An
 
 def _index_result(call: Call, ds: Any, dataset: str, column: str, name: str | None) -> Result:
     """What was committed. By now it is: what cannot be told about it is left out, and is no error."""
+    from .._dataset import Handle, vector_column
+    from .._wanted import default_name
+
     wanted = name or f"{column}_idx"
     index, model = None, {}
     with suppress(Exception):
-        indices = list(ds.describe_indices())
-        # The default name has the column as the schema spells it, which may be another case than the caller's.
-        index = next((i for i in indices if i.name == wanted), None) or next(
-            (i for i in indices if i.name.lower() == wanted.lower()), None
-        )
+        handle = Handle.of(ds)
+        # By now the name that was free for the column is its index's.
+        wanted = name or default_name(handle, vector_column(handle, column)[0])
+        index = next((i for i in ds.describe_indices() if i.name == wanted), None)
     with suppress(Exception):
         if index is not None:
             said = index.details

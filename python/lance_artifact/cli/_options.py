@@ -163,7 +163,7 @@ committing = together(
     click.option("-m", "m", type=int, default=20, help="Of IVF_HNSW_PQ: edges per node."),
     click.option("--ef", "ef_construction", type=int, default=150, help="Of IVF_HNSW_PQ: candidates kept while building."),
     click.option("--max-level", type=int, default=7, help="Of IVF_HNSW_PQ: levels at most."),
-    click.option("--name", help="Of the index. [default: COLUMN_idx]"),
+    click.option("--name", help="Of the index. [default: COLUMN_idx, or COLUMN_idx_2 and so on]"),
     click.option("--replace", is_flag=True, help="Replace an index of that name."),
 )  # fmt: skip
 
