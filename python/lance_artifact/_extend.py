@@ -128,7 +128,7 @@ def extend_index(
         The index has segments of different models.
     See also `build_artifact`.
     """
-    handle = Handle.of(dataset)
+    handle = Handle.of(dataset, commits=True)
     at = handle.at(int(handle.latest().version))
     index = CommittedIndex.of(at, name)
     covered = index.covered()

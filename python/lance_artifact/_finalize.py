@@ -120,7 +120,7 @@ def finalize(
     IndexExistsError
         There is an index of that name and replace is False.
     """
-    handle = Handle.of(dataset)
+    handle = Handle.of(dataset, commits=True)
     path, _ = vector_column(handle, column)
     index_type = index_type_name(index_type)
     check_transposed(index_type, skip_transpose)

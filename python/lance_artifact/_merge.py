@@ -107,7 +107,7 @@ def merge_segments(
         Fragments were rewritten meanwhile, or others merged, dropped or replaced the index. It stays as they left it, and nothing is left
         behind.
     """
-    handle = Handle.of(dataset)
+    handle = Handle.of(dataset, commits=True)
     at = handle.at(int(handle.latest().version))
     index = CommittedIndex.of(at, name)
     model_of(at, index)
