@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, create_autospec
 
 import lancedb
 import pyarrow as pa
@@ -14,6 +17,7 @@ from lancedb.index import IvfPq
 
 import lance_artifact as la
 from conftest import accelerate, column, vectors
+from lance_artifact import _lancedb_calls, _pylance
 from lance_artifact.backends.cpu import CpuBackend
 
 SHAPE: dict[str, Any] = {"num_partitions": 4, "num_sub_vectors": 4}
@@ -121,3 +125,76 @@ def test_a_table_that_is_behind_is_at_no_version_of_its_own(table: Any, tmp_path
     assert table.version == 1
     table.create_index("vector", config=IvfPq(accelerator="cuvs", **SHAPE))
     assert table.version == 3
+
+
+def test_accelerators_of_others_are_lancedbs_to_judge(table: Any) -> None:
+    """Also two of them, which differ."""
+
+    def both() -> None:
+        table.create_index("vector", config=IvfPq(accelerator="mps", **SHAPE), accelerator="cuda")
+
+    errors = []
+    for switch in (la.unregister, la.register):
+        switch()
+        with pytest.raises(Exception) as caught:
+            both()
+        errors.append((caught.type, str(caught.value)))
+    assert errors[0] == errors[1]
+    with pytest.raises(la.InvalidInputError, match="one of them"):
+        table.create_index("vector", config=IvfPq(accelerator="mps"), accelerator="cuvs")
+    with pytest.raises(la.InvalidInputError, match="one of them"):
+        table.create_index("vector", config=IvfPq(accelerator="cuvs"), accelerator="mps")
+
+
+def said_at(call: Callable[[], Any]) -> list[tuple[str, int]]:
+    """Where deprecations are said to come from."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [(w.filename, w.lineno) for w in caught if w.category is DeprecationWarning]
+
+
+def test_a_deprecation_is_said_of_the_line_that_calls(table: Any) -> None:
+    """Whoever is warned has to find it, and by default Python shows only those of the program's own lines."""
+    line = inspect.currentframe().f_lineno + 2  # type: ignore[union-attr]
+    calls: tuple[Callable[[], Any], ...] = (
+        lambda: table.create_index("l2", **SHAPE),
+        lambda: table.to_lance().create_index("vector", "IVF_PQ", index_cache_size=3, replace=True, **SHAPE),
+        lambda: table.to_lance().create_index(
+            "vector", "IVF_PQ", index_cache_size=3, replace=True, accelerator="cuvs", **SHAPE
+        ),
+    )
+    found = [said_at(call) for call in calls]
+    # What the others committed is not seen by the table's own handle.
+    table.checkout_latest()
+    la.unregister()
+    try:
+        stock = [said_at(call) for call in calls[:2]]
+    finally:
+        la.register()
+    assert found[:2] == stock and found[0] == [(__file__, line)]
+    assert [where for where, _ in found[2]] == [__file__]
+
+
+def test_a_deprecation_of_a_coroutine_too() -> None:
+    async def create_index(self: Any, column: str) -> str:
+        warnings.warn("old", DeprecationWarning, stacklevel=2)
+        return column
+
+    wrapped = _lancedb_calls._of_async_table(create_index)
+
+    async def caller() -> None:
+        assert await wrapped(None, "c") == "c"
+
+    assert [where for where, _ in said_at(lambda: asyncio.run(caller()))] == [__file__]
+
+
+def test_coroutine_functions_are_seen_to_be_some() -> None:
+    for owner in (lancedb.table.AsyncTable, lancedb.table.LanceTable):
+        for name in ("create_index", "create_index_async"):
+            function = vars(owner)[name]
+            original = _pylance.replaced_by(function)
+            assert original is not None
+            assert inspect.iscoroutinefunction(function) == inspect.iscoroutinefunction(original), name
+    mocked = create_autospec(lancedb.table.AsyncTable, instance=True)
+    assert isinstance(mocked.create_index_async, AsyncMock)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ._versions import check_lancedb, lancedb_version
 from .exceptions import InvalidInputError, StorageError, UnsupportedError
 
 MANAGED = (
@@ -39,7 +40,8 @@ class Table:
 def is_remote(table: Any) -> bool:
     """Whether a server builds the indexes of a table."""
     remote = sys.modules.get("lancedb.remote.table")
-    return remote is not None and isinstance(table, remote.RemoteTable)
+    # In a release that names it otherwise it is known by what it cannot do.
+    return isinstance(table, getattr(remote, "RemoteTable", ()))
 
 
 def table_of(value: Any) -> Table | None:
@@ -51,6 +53,8 @@ def table_of(value: Any) -> Table | None:
         )
     if not callable(getattr(value, "to_lance", None)):
         return None
+    if type(value).__module__.split(".")[0] == "lancedb":
+        check_lancedb(lancedb_version())
     if inspect.iscoroutinefunction(value.to_lance):
         _check_versions(value)
 
