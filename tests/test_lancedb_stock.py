@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import AsyncMock, create_autospec
 
 import lancedb
+import numpy as np
 import pyarrow as pa
 import pytest
 from lancedb.index import IvfPq
@@ -198,3 +199,88 @@ def test_coroutine_functions_are_seen_to_be_some() -> None:
             assert inspect.iscoroutinefunction(function) == inspect.iscoroutinefunction(original), name
     mocked = create_autospec(lancedb.table.AsyncTable, instance=True)
     assert isinstance(mocked.create_index_async, AsyncMock)
+
+
+def rates(table: Any) -> list[tuple[str | None, ...]]:
+    """Of centroids and codebook, as the segments say them."""
+    details = [index.details["runtime_hints"] for index in table.to_lance().describe_indices()]
+    return [tuple(each.get(f"lance.{of}.sample_rate") for of in ("ivf", "pq")) for each in details]
+
+
+FORMS: dict[str, Callable[[Any, int], Any]] = {
+    "config": lambda t, n: t.create_index("vector", config=IvfPq(accelerator="cuvs", sample_rate=n, **SHAPE)),
+    "legacy": lambda t, n: t.create_index("l2", accelerator="cuvs", sample_rate=n, **SHAPE),
+}
+
+
+@pytest.mark.parametrize("metric", ["l2", "dot"])
+@pytest.mark.parametrize("form", FORMS)
+def test_sample_rate_is_of_the_centroids(
+    form: str, metric: str, table: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A codebook of few vectors costs recall; LanceDB trains its own on as many as ever."""
+    asked: list[tuple[Any, int]] = []
+
+    class Seen(CpuBackend):
+        def train(self, sample: Any, params: Any, progress: Any = None) -> Any:
+            asked.append((params, len(sample)))
+            return super().train(sample, params, progress)
+
+    accelerate(monkeypatch, Seen())
+    if form == "config":
+        config = IvfPq(sample_rate=2, distance_type=metric, **SHAPE)
+        table.create_index("vector", config=config)
+        stock = rates(table)
+        table.create_index("vector", config=config, accelerator="cuvs")
+        assert rates(table) == stock == [("2", "256")]
+    else:
+        table.create_index(metric, accelerator="cuvs", sample_rate=2, **SHAPE)
+        assert rates(table) == [("2", "256")]
+    (of_centroids, _), (of_codebook, vectors_) = asked
+    assert (of_centroids.sample_rate, of_centroids.ivf_centroids) == (2, None)
+    assert of_codebook.sample_rate == 256 and of_codebook.num_sub_vectors == 4 and vectors_ == 2000
+    assert len(of_codebook.ivf_centroids) == 4
+    del asked[:]
+    FORMS[form](table, 256)
+    assert [params.sample_rate for params, _ in asked] == [256] and rates(table) == [("256", "256")]
+    del asked[:]
+    # Ours and pylance's are of both.
+    la.create_index(table, "vector", backend=Seen(), replace=True, sample_rate=2, **SHAPE)
+    assert [params.sample_rate for params, _ in asked] == [2] and rates(table) == [("2", "2")]
+
+
+def test_the_rates_are_said_of_later_segments_too(table: Any) -> None:
+    FORMS["config"](table, 2)
+    table.add(rows(300))
+    la.extend_index(table, "vector_idx", backend="cpu")
+    assert rates(table) == [("2", "256")]
+    la.merge_segments(table, "vector_idx")
+    assert rates(table) == [("2", "256")]
+
+
+def test_a_low_rate_costs_no_recall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerate(monkeypatch, CpuBackend())
+    data = vectors(8000, 32)
+    table = lancedb.connect(str(tmp_path)).create_table("t", pa.table({"vector": column(data)}))
+    shape = {"num_partitions": 4, "num_sub_vectors": 16}
+
+    def errors(rate: int) -> float:
+        table.create_index("vector", config=IvfPq(accelerator="cuvs", sample_rate=rate, **shape))
+        model = la.IvfPqModel.from_index(table.to_lance(), "vector_idx")
+        codebook = np.asarray(model.pq_codebook.flatten()).reshape(16, 256, 2)
+        centroids = np.asarray(model.ivf_centroids.flatten()).reshape(4, 32)
+        nearest = ((data[:, None] - centroids) ** 2).sum(2).argmin(1)
+        parts = (data - centroids[nearest]).reshape(-1, 16, 2)
+        lost = sum(((parts[:, m, None] - codebook[m]) ** 2).sum(2).min(1).mean() for m in range(16))
+        # Of what the centroids leave, which are worse with fewer vectors, as was asked.
+        return float(lost / (parts**2).sum((1, 2)).mean())
+
+    assert errors(1) < 1.1 * errors(256)
+
+
+def test_where_there_is_one_rate_it_is_the_larger(table: Any) -> None:
+    """An index without rows, which is trained when there are vectors: pylance keeps one."""
+    for rate, kept in ((2, "256"), (300, "300")):
+        config = IvfPq(accelerator="cuvs", sample_rate=rate, **SHAPE)
+        table.create_index("vector", config=config, train=False)
+        assert rates(table) == [(kept, kept)]

@@ -19,6 +19,7 @@ from ._arguments import (
 from ._artifacts import common_version, covered, open_artifacts
 from ._calls import awaited
 from ._checked import checked
+from ._codebook_rate import said_of_codebook
 from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle, vector_column
 from ._lance_artifact import Artifact, IvfPqModel
@@ -161,7 +162,7 @@ def finalize(
                 max_level=max_level,
                 skip_transpose=skip_transpose,
                 fragment_ids=ids,
-                hints=provenance(backend_name),
+                hints={**provenance(backend_name), **said_of_codebook()},
                 sync=sync,
                 memory_limit=memory_limit,
                 progress=reporter(progress),

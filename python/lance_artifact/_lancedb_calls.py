@@ -16,8 +16,9 @@ from typing import Any
 import wrapt
 
 from ._cancel import in_thread
+from ._codebook_rate import codebook_rate
 from ._create_index import create_index
-from ._over import nothing, over
+from ._over import over
 from ._pylance import MARK, asks_for_cuvs, replaced_by
 from ._versions import check_lancedb, lancedb_version, warn_of_lancedb
 from .exceptions import InvalidInputError, UnsupportedError, UntestedVersionWarning
@@ -37,6 +38,9 @@ _TAKEN = (
     "ef_construction",
 )
 
+
+# Of its codebooks, which its `sample_rate` is not of.
+_CODEBOOK_RATE = 256
 
 # Arguments that have the same meaning beside a configuration as without one; of the others it is the configuration that counts.
 _BESIDE_CONFIG = {
@@ -141,14 +145,19 @@ def _bound(original: Any) -> Callable[..., dict[str, Any] | None]:
     return bind
 
 
+def _create(table: Any, **given: Any) -> None:
+    with codebook_rate(_CODEBOOK_RATE):
+        create_index(table, **given)
+
+
 def _of_table(original: Any) -> Any:
     bind = _bound(original)
 
     def ours(*args: Any, **kwargs: Any) -> Callable[[], Any] | None:
         bound = bind(args, kwargs)
-        return None if bound is None else functools.partial(create_index, args[0], **_arguments(bound))
+        return None if bound is None else functools.partial(_create, args[0], **_arguments(bound))
 
-    return over(original, ours, gives=nothing)
+    return over(original, ours)
 
 
 def _of_async_table(original: Any) -> Any:
@@ -158,9 +167,9 @@ def _of_async_table(original: Any) -> Any:
         bound = bind(args, kwargs)
         if bound is None:
             return None
-        return functools.partial(in_thread, create_index, args[0], **_arguments(bound))
+        return functools.partial(in_thread, _create, args[0], **_arguments(bound))
 
-    return over(original, ours, gives=nothing)
+    return over(original, ours)
 
 
 def _refused(why: str) -> Callable[[Any], Any]:

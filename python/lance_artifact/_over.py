@@ -16,12 +16,10 @@ from ._pylance import put_over
 _LEFT_OUT = f"<{__file__}, which warnings leave out as they do importlib._bootstrap>"
 
 
-def over(
-    original: Any, ours: Callable[..., Callable[[], Any] | None], *, gives: Callable[[Any], Any] | None = None
-) -> Any:
+def over(original: Any, ours: Callable[..., Callable[[], Any] | None]) -> Any:
     """``original``, but for calls of which ``ours`` makes another one, or raises.
 
-    A coroutine function is one afterwards too, and then that other call is awaited. ``gives`` makes the answer of what that one gave.
+    A coroutine function is one afterwards too, and then that other call is awaited.
     """
     call: Any
     if inspect.iscoroutinefunction(original):
@@ -29,10 +27,7 @@ def over(
         @functools.wraps(original)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
             other = ours(*args, **kwargs)
-            if other is None:
-                return await original(*args, **kwargs)
-            given = await other()
-            return given if gives is None else gives(given)
+            return await (original(*args, **kwargs) if other is None else other())
 
         call = call_async
     else:
@@ -40,15 +35,8 @@ def over(
         @functools.wraps(original)
         def call_now(*args: Any, **kwargs: Any) -> Any:
             other = ours(*args, **kwargs)
-            if other is None:
-                return original(*args, **kwargs)
-            given = other()
-            return given if gives is None else gives(given)
+            return original(*args, **kwargs) if other is None else other()
 
         call = call_now
     call.__code__ = call.__code__.replace(co_filename=_LEFT_OUT)
     return put_over(original, call)
-
-
-def nothing(_: Any) -> None:
-    """What a function gives that gives None."""
