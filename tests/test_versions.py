@@ -97,6 +97,10 @@ def test_the_documentation_has_the_table() -> None:
     for release in _tested.LANCEDB:
         assert f"| LanceDB {release} |" in text, release
     assert f"from {_tested.OLDEST} to before {_tested.BELOW}" in text
+    assert (
+        _tested.LANCEDB[0] == _tested.LANCEDB_OLDEST
+        and f"LanceDB is taken from {_tested.LANCEDB_OLDEST}" in text
+    )
     for release in _tested.OLDER:
         assert f"| {release} |" in text, release
 

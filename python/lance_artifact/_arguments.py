@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ._checked import refuse_type, whole
+from ._codebook_rate import one_rate
 from ._lance_artifact import IvfPqModel, PartitionArtifactBuilder, _VectorSource
 from ._log import LOGGER
 from ._model import as_fixed_size_list
@@ -75,7 +76,8 @@ class IndexParams:
         ]
         if self.index_type == "IVF_HNSW_PQ":
             names += ["m", "ef_construction", "max_level"]
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {**given, "sample_rate": one_rate(self.sample_rate)}
 
     def training(self, num_partitions: int, ivf_centroids: Any) -> TrainParams:
         """What a backend's ``train`` gets."""

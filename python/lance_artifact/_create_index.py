@@ -202,7 +202,7 @@ def create_index(
     """
     check_pylance_arguments(pylance, _NAMED)
     progress = one_progress(progress, progress_callback)
-    handle = Handle.of(dataset)
+    handle = Handle.of(dataset, commits=True)
     path, dimension = vector_column(handle, column)
     asked = IndexParams(
         index_type_name(index_type),

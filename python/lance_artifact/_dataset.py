@@ -60,8 +60,17 @@ class Handle:
     table: Table | None = None
 
     @classmethod
-    def of(cls, dataset: Any) -> Handle:
+    def of(cls, dataset: Any, *, commits: bool = False) -> Handle:
+        """Of what a caller gave; ``commits``: for a call that is to commit, and then brings it to the latest version.
+
+        Raises
+        ------
+        InvalidInputError
+            Among others: it is a LanceDB table at a version that was checked out, which LanceDB does not change either.
+        """
         table = table_of(dataset)
+        if commits and table is not None:
+            table.check_follows()
         user = _as_lance(dataset if table is None else table.dataset())
         return cls._open(user, patient(lambda: copy.copy(user)), _location(user), table)
 

@@ -17,6 +17,7 @@ from ._assign import check_assign
 from ._build_artifact import build_artifact
 from ._calls import awaited
 from ._checked import checked
+from ._codebook_rate import said_of_codebook
 from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle
 from ._fit import ModelFit, errors, skew
@@ -128,7 +129,7 @@ def extend_index(
         The index has segments of different models.
     See also `build_artifact`.
     """
-    handle = Handle.of(dataset)
+    handle = Handle.of(dataset, commits=True)
     at = handle.at(int(handle.latest().version))
     index = CommittedIndex.of(at, name)
     covered = index.covered()
@@ -190,7 +191,7 @@ def extend_index(
                 max_level=index.max_level,
                 # A backend that writes its artifact itself may not say what it read: all that it was given.
                 fragment_ids=None if "source" in artifact.manifest else open_ids,
-                hints=provenance(chosen.name),
+                hints={**provenance(chosen.name), **said_of_codebook(index.hints)},
                 sync=sync,
                 memory_limit=memory_limit,
                 progress=reporter(progress),

@@ -18,6 +18,7 @@ from ._arguments import (
 from ._artifacts import common_version, covered, open_artifacts
 from ._calls import awaited
 from ._checked import checked
+from ._codebook_rate import said_of_codebook
 from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle, vector_column
 from ._lance_artifact import Artifact, IvfPqModel
@@ -119,7 +120,7 @@ def finalize(
     IndexExistsError
         There is an index of that name and replace is False.
     """
-    handle = Handle.of(dataset)
+    handle = Handle.of(dataset, commits=True)
     path, _ = vector_column(handle, column)
     index_type = index_type_name(index_type)
     name = name or default_name(handle, path)
@@ -159,7 +160,7 @@ def finalize(
                 max_level=max_level,
                 skip_transpose=skip_transpose,
                 fragment_ids=ids,
-                hints=provenance(backend_name),
+                hints={**provenance(backend_name), **said_of_codebook()},
                 sync=sync,
                 memory_limit=memory_limit,
                 progress=reporter(progress),

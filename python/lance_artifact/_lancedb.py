@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ._versions import check_lancedb, lancedb_version
 from .exceptions import InvalidInputError, StorageError, UnsupportedError
 
 MANAGED = (
@@ -26,16 +28,20 @@ class Table:
         Opens its Lance dataset, at the table's version and branch.
     refresh : callable
         Lets the table see the latest version.
+    check_follows : callable
+        Refuses a table that was told to stay at a version.
     """
 
     dataset: Callable[[], Any]
     refresh: Callable[[], Any]
+    check_follows: Callable[[], None]
 
 
 def is_remote(table: Any) -> bool:
     """Whether a server builds the indexes of a table."""
     remote = sys.modules.get("lancedb.remote.table")
-    return remote is not None and isinstance(table, remote.RemoteTable)
+    # In a release that names it otherwise it is known by what it cannot do.
+    return isinstance(table, getattr(remote, "RemoteTable", ()))
 
 
 def table_of(value: Any) -> Table | None:
@@ -47,6 +53,8 @@ def table_of(value: Any) -> Table | None:
         )
     if not callable(getattr(value, "to_lance", None)):
         return None
+    if type(value).__module__.split(".")[0] == "lancedb":
+        check_lancedb(lancedb_version())
     if inspect.iscoroutinefunction(value.to_lance):
         _check_versions(value)
 
@@ -61,10 +69,33 @@ def table_of(value: Any) -> Table | None:
                 ) from error
             raise StorageError(f"dataset: the LanceDB table {what}: {error}") from error
 
+    def check_follows() -> None:
+        if not _stays(value):
+            return
+        version = value.version() if inspect.iscoroutinefunction(value.to_lance) else value.version
+        version = _run(version) if inspect.isawaitable(version) else version
+        raise InvalidInputError(
+            f"dataset: the LanceDB table {value.name!r} is checked out at version {version}, where nothing can be committed; checkout_latest() "
+            "lets it follow the latest version, restore() makes this one the latest"
+        )
+
     return Table(
         lambda: now(value.to_lance, "cannot be opened as a Lance dataset"),
         lambda: now(value.checkout_latest, "could not be brought to its latest version"),
+        check_follows,
     )
+
+
+def _stays(table: Any) -> bool:
+    """Whether a version, or a tag, of a table was checked out, which LanceDB says only where something is to be changed."""
+    try:
+        # It looks at that before it looks for the index, and of this name there is none.
+        made = table.drop_index(f"lance_artifact {uuid.uuid4()}")
+        if inspect.isawaitable(made):
+            _run(made)
+    except Exception as error:
+        return "version is checked out" in str(error)
+    return False
 
 
 def _check_versions(table: Any) -> None:

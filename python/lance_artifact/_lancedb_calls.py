@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
-from collections.abc import Callable
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import wrapt
 
 from ._cancel import in_thread
+from ._codebook_rate import codebook_rate
 from ._create_index import create_index
-from ._pylance import MARK, asks_for_cuvs, put_over, replaced_by
-from .exceptions import InvalidInputError, UnsupportedError
+from ._over import over
+from ._pylance import MARK, asks_for_cuvs, replaced_by
+from ._versions import check_lancedb, lancedb_version, warn_of_lancedb
+from .exceptions import InvalidInputError, UnsupportedError, UntestedVersionWarning
 
 # LanceDB's configurations of what is built here.
 _INDEX_TYPES = {"IvfPq": "IVF_PQ", "HnswPq": "IVF_HNSW_PQ"}
@@ -30,6 +38,9 @@ _TAKEN = (
     "ef_construction",
 )
 
+
+# Of its codebooks, which its `sample_rate` is not of.
+_CODEBOOK_RATE = 256
 
 # Arguments that have the same meaning beside a configuration as without one; of the others it is the configuration that counts.
 _BESIDE_CONFIG = {
@@ -65,9 +76,10 @@ def _check_config(given: dict[str, Any]) -> None:
 
 
 def _accelerator(bound: dict[str, Any]) -> Any:
-    """What a call, or its configuration, asks for."""
+    """What a call, or its configuration, asks for. Where it asks for two things and none is ours, LanceDB is to say what comes of it."""
     given, configured = bound.get("accelerator"), getattr(bound.get("config"), "accelerator", None)
-    if given is not None and configured not in (None, given):
+    ours = asks_for_cuvs(given) or asks_for_cuvs(configured)
+    if ours and given is not None and configured not in (None, given):
         raise InvalidInputError(f"accelerator: got {given!r}, and {configured!r} in config; pass one of them")
     return given if given is not None else configured
 
@@ -124,6 +136,7 @@ def _bound(original: Any) -> Callable[..., dict[str, Any] | None]:
             return None
         if not asks_for_cuvs(_accelerator(call.arguments)):
             return None
+        check_lancedb(lancedb_version())
         if type(call.arguments.get("config")).__name__ in _INDEX_TYPES:
             _check_config(dict(call.arguments))
         call.apply_defaults()
@@ -132,45 +145,42 @@ def _bound(original: Any) -> Callable[..., dict[str, Any] | None]:
     return bind
 
 
+def _create(table: Any, **given: Any) -> None:
+    with codebook_rate(_CODEBOOK_RATE):
+        create_index(table, **given)
+
+
 def _of_table(original: Any) -> Any:
     bind = _bound(original)
 
-    @functools.wraps(original)
-    def create(self: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = bind((self, *args), kwargs)
-        if bound is None:
-            return original(self, *args, **kwargs)
-        create_index(self, **_arguments(bound))
-        return None
+    def ours(*args: Any, **kwargs: Any) -> Callable[[], Any] | None:
+        bound = bind(args, kwargs)
+        return None if bound is None else functools.partial(_create, args[0], **_arguments(bound))
 
-    return create
+    return over(original, ours)
 
 
 def _of_async_table(original: Any) -> Any:
     bind = _bound(original)
 
-    @functools.wraps(original)
-    async def create(self: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = bind((self, *args), kwargs)
+    def ours(*args: Any, **kwargs: Any) -> Callable[[], Any] | None:
+        bound = bind(args, kwargs)
         if bound is None:
-            return await original(self, *args, **kwargs)
-        await in_thread(create_index, self, **_arguments(bound))
-        return None
+            return None
+        return functools.partial(in_thread, _create, args[0], **_arguments(bound))
 
-    return create
+    return over(original, ours)
 
 
 def _refused(why: str) -> Callable[[Any], Any]:
     def wrap(original: Any) -> Any:
         bind = _bound(original)
 
-        @functools.wraps(original)
-        def create(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if bind((self, *args), kwargs) is not None:
+        def ours(*args: Any, **kwargs: Any) -> None:
+            if bind(args, kwargs) is not None:
                 raise UnsupportedError(f"accelerator='cuvs': {why}")
-            return original(self, *args, **kwargs)
 
-        return create
+        return over(original, ours)
 
     return wrap
 
@@ -192,41 +202,81 @@ _WRAPS: dict[str, dict[str, dict[str, Callable[[Any], Any]]]] = {
     },
 }
 
-_state = {"hooked": False, "registered": False}
-_wrapped: list[tuple[Any, str]] = []
+# The methods without which a class is none that is known here. Releases of LanceDB differ in the others.
+_NEEDED = ("create_index",)
+
+_state: dict[str, Any] = {"hooked": False, "registered": False, "hooking": None}
+_told: set[str] = set()
 
 
 def _wrap(module: Any) -> None:
-    if not _state["registered"]:
-        return
+    missing = []
     for owner_name, methods in _WRAPS[module.__name__].items():
-        owner = getattr(module, owner_name)
+        of_class = vars(getattr(module, owner_name, object))
+        missing += [f"{owner_name}.{name}" for name in _NEEDED if name not in of_class]
         for name, wrap in methods.items():
-            # Releases of LanceDB differ in what they have.
-            current = vars(owner).get(name)
+            current = of_class.get(name)
             if current is not None and not hasattr(current, MARK):
-                setattr(owner, name, put_over(current, wrap(current)))
-                _wrapped.append((owner, name))
+                setattr(getattr(module, owner_name), name, wrap(current))
+    version = lancedb_version()
+    if missing and module.__name__ not in _told:
+        _told.add(module.__name__)
+        warnings.warn(
+            f"lance_artifact: {module.__name__} has no {', '.join(missing)} in LanceDB {version}, so accelerator='cuvs' does nothing new there; "
+            "lance_artifact.create_index(table, ...) makes the same index. If lancedb was only half imported, call lance_artifact.register() "
+            "after it",
+            UntestedVersionWarning,
+            stacklevel=2,
+        )
+    if "version" not in _told:
+        _told.add("version")
+        warn_of_lancedb(version)
+
+
+def _unwrap(module: Any) -> None:
+    """Give LanceDB its own functions back, also those that another copy of this package took. What others have put over ours stays."""
+    for owner_name, methods in _WRAPS[module.__name__].items():
+        owner = getattr(module, owner_name, object)
+        for name in methods:
+            original = replaced_by(vars(owner).get(name))
+            if original is not None:
+                setattr(owner, name, original)
+
+
+def _is_imported(module: Any) -> None:
+    """The hook. At once for a module of which a part is there: that one is waited for."""
+    if _state["hooking"] != threading.get_ident():
+        (_wrap if _state["registered"] else _unwrap)(module)
+
+
+def _imported() -> Iterator[Any]:
+    """Those that are imported, or are being imported by another thread, when they are."""
+    # First the one whose import brings the others. What is in `sys.modules` is waited for by importing it, and not imported.
+    for name in ("lancedb", *_WRAPS):
+        if name in sys.modules:
+            # It fails where the other thread's import does, and is for that one to say.
+            with suppress(Exception):
+                module = importlib.import_module(name)
+                if name in _WRAPS:
+                    yield module
 
 
 def register_lancedb() -> None:
     """Wrap LanceDB's classes, now where it is imported, else when it is: this imports nothing."""
-    import sys
-
     _state["registered"] = True
-    for name in _WRAPS:
-        if not _state["hooked"]:
-            wrapt.register_post_import_hook(_wrap, name)
-        elif name in sys.modules:
-            _wrap(sys.modules[name])
-    _state["hooked"] = True
+    if not _state["hooked"]:
+        _state["hooked"], _state["hooking"] = True, threading.get_ident()
+        try:
+            for name in _WRAPS:
+                wrapt.register_post_import_hook(_is_imported, name)
+        finally:
+            _state["hooking"] = None
+    for module in _imported():
+        _wrap(module)
 
 
 def unregister_lancedb() -> None:
     _state["registered"] = False
-    for owner, name in list(_wrapped):
-        original = replaced_by(vars(owner).get(name))
-        # What others have put over ours stays.
-        if original is not None:
-            setattr(owner, name, original)
-            _wrapped.remove((owner, name))
+    for name in _WRAPS:
+        if name in sys.modules:
+            _unwrap(sys.modules[name])

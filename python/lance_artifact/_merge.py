@@ -11,6 +11,7 @@ from . import _lance_artifact as core
 from ._arguments import Progress
 from ._calls import awaited
 from ._checked import checked
+from ._codebook_rate import said_of_codebook
 from ._commit import attempt_of, commit_segment, provenance
 from ._dataset import Handle
 from ._index import CommittedIndex, model_of, segments_now
@@ -107,7 +108,7 @@ def merge_segments(
         Fragments were rewritten meanwhile, or others merged, dropped or replaced the index. It stays as they left it, and nothing is left
         behind.
     """
-    handle = Handle.of(dataset)
+    handle = Handle.of(dataset, commits=True)
     at = handle.at(int(handle.latest().version))
     index = CommittedIndex.of(at, name)
     model_of(at, index)
@@ -133,7 +134,7 @@ def merge_segments(
             m=index.m,
             ef_construction=index.ef_construction,
             max_level=index.max_level,
-            hints={**provenance(None), **_run_of(at, index, chosen)},
+            hints={**provenance(None), **_run_of(at, index, chosen), **said_of_codebook(index.hints)},
             sync=sync,
             memory_limit=memory_limit,
             progress=reporter(progress),

@@ -27,7 +27,7 @@ def opened(
             raise kind(
                 f"uri: {shown_uri(str(uri))} cannot be opened: {without_secrets(str(error), str(uri))}"
             ) from error
-    handle = Handle.of(uri)
+    handle = Handle.of(uri, commits=True)
     if storage_options:
         return handle, storage_options
     now = dict(handle.dataset.latest_storage_options() or {})

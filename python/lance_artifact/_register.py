@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from ._create_index import create_index as build
 from ._dataset import Handle
 from ._finalize import finalize
 from ._lancedb_calls import register_lancedb, unregister_lancedb
+from ._over import over
 from ._pylance import (
     MARK,
     asks_for_cuvs,
     check_pylance_arguments,
     is_registered,
-    put_over,
     replaced_by,
     set_registered,
     stock,
@@ -77,31 +78,30 @@ def _refuse_misspelt(name: str, unknown: set[str]) -> None:
 def _wrap_create_index(original: Any) -> Any:
     signature = inspect.signature(original)
 
-    @functools.wraps(original)
-    def create_index(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def ours(self: Any, *args: Any, **kwargs: Any) -> Callable[[], Any] | None:
         if not is_registered():
-            return original(self, *args, **kwargs)
+            return None
         uri = kwargs.get(_URI)
         if uri is None:
             _refuse_misspelt("create_index", kwargs.keys() - signature.parameters.keys())
             if "accelerator" not in kwargs and len(args) < 10:
-                return original(self, *args, **kwargs)
+                return None
         given = _bind(
             signature, "create_index", (self, *args), {k: v for k, v in kwargs.items() if k != _URI}
         )
         accelerator = given.get("accelerator")
         if uri is None and not asks_for_cuvs(accelerator):
-            return original(self, *args, **kwargs)
+            return None
         dataset = given.pop("self")
         if uri is None:
-            return build(dataset, **given)
+            return functools.partial(build, dataset, **given)
         if given.pop("accelerator", None) is not None:
             raise InvalidInputError(
                 f"accelerator: the artifact is encoded already; pass one of accelerator and {_URI}"
             )
-        return _finalize(check("artifact_uri", uri), dataset, **given)
+        return functools.partial(_finalize, check("artifact_uri", uri), dataset, **given)
 
-    return put_over(original, create_index)
+    return over(original, ours)
 
 
 # Those of `finalize`, and those that must agree with the artifact.
@@ -179,47 +179,45 @@ _ENCODED = {
 }
 
 
-def _wrap_prepare(original: Any) -> Any:
-    @functools.wraps(original)
-    def prepare_global_ivf_pq(
-        self: Any,
-        num_partitions: int | None,
-        num_subvectors: int | None,
-        *,
-        accelerator: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        if not is_registered() or not asks_for_cuvs(accelerator):
-            return original(self, num_partitions, num_subvectors, accelerator=accelerator, **kwargs)
-        metric = kwargs.pop("distance_type", "l2")
-        column = self.column[0] if isinstance(self.column, list) else self.column
-        rows = self._count_rows(kwargs.get("fragment_ids"))
-        # Its own rules, of which the number of partitions is another than create_index has.
-        partitions = self._determine_num_partitions(num_partitions, rows)
-        self._verify_ivf_sample_rate(kwargs.get("sample_rate", 256), partitions, rows)
-        self._verify_pq_sample_rate(rows, kwargs.get("sample_rate", 256), kwargs.get("num_bits", 8))
-        subvectors = self._normalize_pq_params(num_subvectors, self.dimension)
-        model = train(
-            self.dataset,
-            column,
-            metric=metric,
-            num_partitions=partitions,
-            num_sub_vectors=subvectors,
-            backend=resolve_accelerator(accelerator),
-            **kwargs,
-        )
-        return {"ivf_centroids": model.ivf_centroids, "pq_codebook": model.pq_codebook}
+def _with_accelerator(function: Callable[..., Any]) -> Callable[[Any], Any]:
+    """``function`` in place of one of pylance's where that is asked for cuVS."""
 
-    return put_over(original, prepare_global_ivf_pq)
+    def ours(*args: Any, **kwargs: Any) -> Callable[[], Any] | None:
+        asked = is_registered() and asks_for_cuvs(kwargs.get("accelerator"))
+        return functools.partial(function, *args, **kwargs) if asked else None
+
+    return lambda original: over(original, ours)
+
+
+def _prepare_global_ivf_pq(
+    self: Any, num_partitions: int | None, num_subvectors: int | None, *, accelerator: Any, **kwargs: Any
+) -> Any:
+    metric = kwargs.pop("distance_type", "l2")
+    column = self.column[0] if isinstance(self.column, list) else self.column
+    rows = self._count_rows(kwargs.get("fragment_ids"))
+    # Its own rules, of which the number of partitions is another than create_index has.
+    partitions = self._determine_num_partitions(num_partitions, rows)
+    self._verify_ivf_sample_rate(kwargs.get("sample_rate", 256), partitions, rows)
+    self._verify_pq_sample_rate(rows, kwargs.get("sample_rate", 256), kwargs.get("num_bits", 8))
+    subvectors = self._normalize_pq_params(num_subvectors, self.dimension)
+    model = train(
+        self.dataset,
+        column,
+        metric=metric,
+        num_partitions=partitions,
+        num_sub_vectors=subvectors,
+        backend=resolve_accelerator(accelerator),
+        **kwargs,
+    )
+    return {"ivf_centroids": model.ivf_centroids, "pq_codebook": model.pq_codebook}
 
 
 def _wrap_uncommitted(original: Any) -> Any:
     signature = inspect.signature(original)
 
-    @functools.wraps(original)
-    def create_index_uncommitted(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def ours(self: Any, *args: Any, **kwargs: Any) -> Callable[[], Any] | None:
         if not is_registered():
-            return original(self, *args, **kwargs)
+            return None
         _refuse_misspelt("create_index_uncommitted", kwargs.keys() - signature.parameters.keys())
         if kwargs.get(_URI) is not None:
             raise InvalidInputError(
@@ -227,7 +225,7 @@ def _wrap_uncommitted(original: Any) -> Any:
                 "makes a segment"
             )
         if "accelerator" not in kwargs and len(args) < 10:
-            return original(self, *args, **kwargs)
+            return None
         given = _bind(
             signature,
             "create_index_uncommitted",
@@ -235,7 +233,7 @@ def _wrap_uncommitted(original: Any) -> Any:
             {k: v for k, v in kwargs.items() if k != _URI},
         )
         if not asks_for_cuvs(given.get("accelerator")):
-            return original(self, *args, **kwargs)
+            return None
         dataset = given.pop("self")
         if given.pop("rabitq_model", None) is not None:
             raise InvalidInputError("rabitq_model: is of another kind of index; IVF_PQ takes pq_codebook")
@@ -244,43 +242,35 @@ def _wrap_uncommitted(original: Any) -> Any:
             given.pop(what, None)
         if given.pop("train", True) is False:
             raise InvalidInputError("train: got False, but a segment without rows is none to merge")
-        return create_uncommitted(dataset, **given)
+        return functools.partial(create_uncommitted, dataset, **given)
 
-    return put_over(original, create_index_uncommitted)
+    return over(original, ours)
 
 
-def _wrap_train_ivf(original: Any) -> Any:
-    @functools.wraps(original)
-    def train_ivf(
-        self: Any, num_partitions: int | None = None, *, accelerator: Any = None, **kwargs: Any
-    ) -> Any:
-        if not is_registered() or not asks_for_cuvs(accelerator):
-            return original(self, num_partitions, accelerator=accelerator, **kwargs)
-        from lance.indices import IvfModel
+def _train_ivf(self: Any, num_partitions: int | None = None, *, accelerator: Any, **kwargs: Any) -> Any:
+    from lance.indices import IvfModel
 
-        metric = kwargs.pop("distance_type", "l2")
-        column = self.column[0] if isinstance(self.column, list) else self.column
-        rows = self._count_rows(kwargs.get("fragment_ids"))
-        partitions = self._determine_num_partitions(num_partitions, rows)
-        self._verify_ivf_sample_rate(kwargs.get("sample_rate", 256), partitions, rows)
-        centroids = train_centroids(
-            self.dataset,
-            column,
-            metric=metric,
-            num_partitions=partitions,
-            backend=resolve_accelerator(accelerator),
-            **kwargs,
-        )
-        return IvfModel(centroids, metric_name(metric))
-
-    return put_over(original, train_ivf)
+    metric = kwargs.pop("distance_type", "l2")
+    column = self.column[0] if isinstance(self.column, list) else self.column
+    rows = self._count_rows(kwargs.get("fragment_ids"))
+    partitions = self._determine_num_partitions(num_partitions, rows)
+    self._verify_ivf_sample_rate(kwargs.get("sample_rate", 256), partitions, rows)
+    centroids = train_centroids(
+        self.dataset,
+        column,
+        metric=metric,
+        num_partitions=partitions,
+        backend=resolve_accelerator(accelerator),
+        **kwargs,
+    )
+    return IvfModel(centroids, metric_name(metric))
 
 
 _WRAPPED = (
     (LanceDataset, "create_index", _wrap_create_index),
     (LanceDataset, "create_index_uncommitted", _wrap_uncommitted),
-    (IndicesBuilder, "prepare_global_ivf_pq", _wrap_prepare),
-    (IndicesBuilder, "train_ivf", _wrap_train_ivf),
+    (IndicesBuilder, "prepare_global_ivf_pq", _with_accelerator(_prepare_global_ivf_pq)),
+    (IndicesBuilder, "train_ivf", _with_accelerator(_train_ivf)),
 )
 
 

@@ -93,7 +93,7 @@ def do_all(
     """All steps of a run in this process; those that are done cost a look."""
     if dataset is None:
         dataset = run.opened()
-    handle = Handle.of(dataset)
+    handle = Handle.of(dataset, commits=True)
     if is_committed(run, handle):
         handle.refresh()
         return handle.user

@@ -475,7 +475,7 @@ def _finalize(
     run: Run, dataset: Any, *, sync: bool, memory_limit: int | None, progress: Progress
 ) -> lance.LanceDataset:
     at = run.dataset(dataset)
-    handle = Handle.of(dataset if dataset is not None else at.dataset)
+    handle = Handle.of(dataset if dataset is not None else at.dataset, commits=True)
     if is_committed(run, handle):
         handle.refresh()
         return handle.user

@@ -16,5 +16,8 @@ OLDER = ("1.0.4", "2.0.1", "3.0.2", "4.0.2", "6.1.0", "7.1.0", "8.0.1", "9.0.1")
 """The last release of each series of pylance of the year before, with which the import is refused. Some of them read our indexes
 (docs/versions.md)."""
 
+LANCEDB_OLDEST = "0.33.0"
+"""Where LanceDB can work: from this one."""
+
 OLDEST, BELOW = "10.0.0", "15"
 """Where it can work: pylance from ``OLDEST`` to before ``BELOW``."""

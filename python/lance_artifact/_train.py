@@ -24,6 +24,7 @@ from ._arguments import (
 )
 from ._calls import awaited
 from ._checked import checked
+from ._codebook_rate import one_rate, rate_of_codebook
 from ._dataset import Handle, vector_column
 from ._lance_artifact import IvfPqModel
 from ._log import LOGGER, stage
@@ -188,11 +189,15 @@ def train_handle(
             raise InvalidInputError(
                 f"memory_limit: backend {chosen.name!r} reads the column itself and takes none"
             )
-        return chosen.train_on_dataset(handle.dataset, path, params, ids).with_training(**recorded)
+        asked = replace(params, sample_rate=one_rate(params.sample_rate))
+        return chosen.train_on_dataset(handle.dataset, path, asked, ids).with_training(**recorded)
     source = handle.vectors(path, ids)
     given = params.ivf_centroids is not None
     codes = 2**params.num_bits
-    wanted = params.sample_rate * (codes if given else max(params.num_partitions, codes))
+    of_codebook = rate_of_codebook(params.sample_rate)
+    wanted = of_codebook * codes
+    if not given:
+        wanted = max(wanted, params.sample_rate * params.num_partitions)
     # One for each centroid and codeword, whatever the rate is.
     least = codes if given else max(params.num_partitions, codes)
     wanted = max(wanted, least)
@@ -200,7 +205,7 @@ def train_handle(
         params.num_partitions,
         params.num_sub_vectors,
         params.num_bits,
-        params.sample_rate,
+        of_codebook,
         not given,
         memory_limit,
     )
@@ -228,7 +233,7 @@ def train_handle(
         )
         error.found = len(sample)
         raise error
-    return train_on(sample, chosen, params, progress).with_training(**recorded)
+    return train_on(sample, chosen, params, progress, of_codebook).with_training(**recorded)
 
 
 def centroids_in_parts(
@@ -264,9 +269,13 @@ def centroids_in_parts(
 
 
 def train_on(
-    sample: pa.FixedSizeListArray, chosen: Backend, params: TrainParams, progress: Progress
+    sample: pa.FixedSizeListArray,
+    chosen: Backend,
+    params: TrainParams,
+    progress: Progress,
+    of_codebook: int | None = None,
 ) -> IvfPqModel:
-    """A model of prepared vectors in random order."""
+    """A model of prepared vectors in random order; ``of_codebook`` is the sample rate of its codebook, by default that of the centroids."""
     with stage(
         "trained",
         "training {num_partitions} partitions and {num_sub_vectors} sub-vectors on {vectors} vectors with backend {backend}",
@@ -278,6 +287,17 @@ def train_on(
         num_bits=params.num_bits,
         metric=params.metric,
     ):
+        if of_codebook not in (None, params.sample_rate):
+            if params.ivf_centroids is None:
+                first = chosen.train(sample, of_centroids(params, sample), progress=reporter(progress))
+                params = replace(params, ivf_centroids=first.ivf_centroids)
+            params = replace(params, sample_rate=of_codebook)
         model = chosen.train(sample, params, progress=reporter(progress))
     check_model(chosen, model, params, sample)
     return model
+
+
+def of_centroids(params: TrainParams, sample: pa.FixedSizeListArray) -> TrainParams:
+    """For centroids alone: with the smallest codebook, which nobody asks for."""
+    sub_vectors, bits = (2, 4) if sample.type.list_size % 2 == 0 else (1, 8)
+    return replace(params, num_sub_vectors=sub_vectors, num_bits=bits)

@@ -1,4 +1,4 @@
-"""Which pylance this package works with.
+"""Which pylance, and which LanceDB, this package works with.
 
 The extension is compiled from the Rust crates of one release of Lance. Its index format, and the few functions of pylance that
 are used here, are known to agree only for releases that were tested together (`_tested.py`).
@@ -7,11 +7,12 @@ are used here, are known to agree only for releases that were tested together (`
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 
 import lance
 
-from ._tested import BELOW, COMPILED, OLDEST, PYLANCE
+from ._tested import BELOW, COMPILED, LANCEDB, LANCEDB_OLDEST, OLDEST, PYLANCE
 from .exceptions import UnsupportedVersionError, UntestedVersionWarning
 
 
@@ -51,6 +52,46 @@ def check_pylance(version: str) -> None:
         UntestedVersionWarning,
         stacklevel=2,
     )
+
+
+def lancedb_version() -> str:
+    """Of the LanceDB that is imported."""
+    return str(getattr(sys.modules.get("lancedb"), "__version__", ""))
+
+
+def check_lancedb(version: str) -> None:
+    """Where a table of it is to be used: LanceDB itself is imported all the same, for whoever uses it otherwise.
+
+    Raises
+    ------
+    UnsupportedVersionError
+        Its tables may not do what is needed of them.
+    """
+    if version in LANCEDB:
+        return
+    numbers, early = _parts(version)
+    oldest = _parts(LANCEDB_OLDEST)[0]
+    if numbers < oldest or (early and numbers == oldest):
+        raise UnsupportedVersionError(
+            f"lance_artifact needs LanceDB >={LANCEDB_OLDEST}, and LanceDB {version or '(without a version)'} is installed: the tables of older "
+            f'releases differ; pip install "lancedb=={LANCEDB[-1]}", or open the dataset of the table with lance.dataset(uri)'
+        )
+
+
+def warn_of_lancedb(version: str) -> None:
+    """Where both are imported: nothing for a tested release and one that is refused, a warning for any other."""
+    try:
+        check_lancedb(version)
+    except UnsupportedVersionError:
+        return
+    if version not in LANCEDB:
+        warnings.warn(
+            f"lance_artifact was not tested with LanceDB {version}, but with {', '.join(LANCEDB)}; indexes should be right, and if anything is "
+            f'strange, pip install "lancedb=={LANCEDB[-1]}". To silence this: '
+            'warnings.filterwarnings("ignore", message="lance_artifact was not tested")',
+            UntestedVersionWarning,
+            stacklevel=2,
+        )
 
 
 # At import of this module, which the package imports first.

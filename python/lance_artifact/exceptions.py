@@ -99,8 +99,8 @@ class StorageError(LanceArtifactError, OSError):
 
 
 class UnsupportedVersionError(LanceArtifactError, ImportError):
-    """pylance is a release with which this package cannot work; raised when it is imported."""
+    """pylance is a release with which this package cannot work; raised when it is imported. LanceDB: raised where a table of it is used."""
 
 
 class UntestedVersionWarning(UserWarning):
-    """pylance is a release with which this package was not tested, of a series that should work."""
+    """pylance, or LanceDB, is a release with which this package was not tested, of a series that should work."""
