@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,53 @@ def test_an_abort_that_could_not_delete_is_called_again(s3: dict[str, str]) -> N
             made.finish()
         made.abort()
         assert keys(s3, "refused") == []
+
+
+def test_an_error_stays_the_one_where_nothing_can_be_removed_after_it(
+    s3: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits for a Ctrl-C, or for an error of the caller's own, does not get one of the store instead."""
+
+    def act(method: str, key: str, _: dict[str, str]) -> str | None:
+        return "403" if method == "DELETE" or "?delete" in key else None
+
+    def stop(step: Any) -> None:
+        if (step.event, step.stage) == ("start", "shuffle"):
+            raise KeyboardInterrupt("asked")
+
+    ds = lance.write_dataset(
+        pa.table({"vector": column(vectors(ROWS, DIM))}), "s3://vectors/asked.lance", storage_options=s3
+    )
+    model = la.train(ds, "vector", num_partitions=K, num_sub_vectors=M, sample_rate=8, backend="cpu")
+
+    def built(options: dict[str, str]) -> None:
+        with pytest.raises(KeyboardInterrupt, match="asked") as raised:
+            la.build_artifact(
+                ds,
+                "vector",
+                model,
+                "s3://vectors/asked",
+                backend="cpu",
+                storage_options=options,
+                progress=stop,
+            )
+        assert "could not be removed" in raised.value.__notes__[0]
+
+    def divided(options: dict[str, str]) -> None:
+        with pytest.raises(ZeroDivisionError) as raised, small("s3://vectors/divided", 1, options):
+            1 / 0  # noqa: B018
+        assert "could not be removed" in raised.value.__notes__[0]
+
+    # Each tries for half a minute.
+    with (
+        proxy(s3, act) as options,
+        caplog.at_level(logging.WARNING, "lance_artifact"),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        for done in [pool.submit(built, options), pool.submit(divided, options)]:
+            done.result()
+    said = " ".join(r.getMessage() for r in caplog.records if "could not be removed" in r.getMessage())
+    assert "before a KeyboardInterrupt" in said and "before a ZeroDivisionError" in said
 
 
 @pytest.mark.parametrize("ignored", ["if-none-match", "if-match"])

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import lance
+import pyarrow as pa
 import pytest
 
 import lance_artifact as la
-from conftest import LINUX, leftovers, vectors
+from conftest import LINUX, column, leftovers, vectors
+from failing_s3 import proxy
 from lance_artifact import _lance_artifact as core
 from lance_artifact import _process
 from lance_artifact._process import Terminated, remove_abandoned, temporary_artifact, terminable
+from local_s3 import BUCKET, client, s3_server
 
 BUILD = "num_partitions=4, num_sub_vectors=4, sample_rate=8, max_iters=2, backend='cpu'"
 
@@ -129,6 +132,57 @@ with temporary_artifact() as path:
     process.communicate()
     with temporary_artifact():
         assert not folder.exists()
+
+
+def test_what_could_not_be_removed_is_by_the_next_one(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy file on NFS, say: a service that lives for weeks would keep all its folders."""
+    with monkeypatch.context() as patched:
+        patched.setattr(_process.shutil, "rmtree", lambda *_, **__: None)
+        with temporary_artifact() as path:
+            Path(path).mkdir()
+    left = Path(path).parent
+    assert left.exists()
+    with temporary_artifact() as other:
+        assert not left.exists() and Path(other).parent.exists()
+        assert remove_abandoned(temporary) == []
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_segment_that_could_not_be_removed_is_by_the_next_build() -> None:
+    """While the process that began it lives, as a service does."""
+    with s3_server() as s3:
+        uri = f"s3://{BUCKET}/kept.lance"
+        table = pa.table({"vector": column(vectors(2000, 16))})
+        lance.write_dataset(table, uri, storage_options=s3)
+        shape: dict[str, Any] = {
+            "num_partitions": 4,
+            "num_sub_vectors": 4,
+            "sample_rate": 8,
+            "backend": "cpu",
+        }
+
+        def there() -> set[str]:
+            listed = client(s3).list_objects_v2(Bucket=BUCKET, Prefix="kept.lance/_indices/")
+            return {Path(found["Key"]).parent.name for found in listed.get("Contents", [])}
+
+        def act(method: str, key: str, _: dict[str, str]) -> str | None:
+            fails = "_indices" in key and key.endswith(".idx") and method in ("PUT", "POST")
+            return "403" if fails or method == "DELETE" or "?delete" in key else None
+
+        with proxy(s3, act) as options:
+            refused = lance.dataset(uri, storage_options=options)
+            with pytest.raises(la.StorageError, match=r"index segment.*") as raised:
+                la.create_index(refused, "vector", **shape)
+            (left,) = there()
+            assert left in raised.value.__notes__[0]
+            again = lance.dataset(uri, storage_options=options)
+            with pytest.raises(la.StorageError, match=r"index segment.*"):
+                la.create_index(again, "vector", **shape)
+            assert len(there()) == 2 and left in there()
+        made = la.create_index(lance.dataset(uri, storage_options=s3), "vector", **shape)
+        assert there() == {index["uuid"] for index in made.list_indices()}
 
 
 def gone() -> str:

@@ -18,6 +18,7 @@ from ._lance_artifact import Artifact, IvfPqModel
 from ._log import stage
 from ._process import terminable
 from ._progress import reporter
+from ._tidy import tidy_up
 from .backends import Backend, DatasetBackend, DeviceEncoder, resolve_backend
 from .backends.cpu import CpuBackend
 from .exceptions import ArtifactMismatchError, InvalidInputError
@@ -189,8 +190,8 @@ def build_artifact(
             told |= _counts(artifact)
         tell_assigned(artifact, assign)
         return artifact
-    except BaseException:
-        builder.abort()
+    except BaseException as error:
+        tidy_up(error, builder.abort)
         raise
 
 

@@ -21,6 +21,7 @@ from ._cancel import poll, shielded
 from ._dataset import Handle
 from ._log import LOGGER, log
 from ._says import lance_says
+from ._tidy import tidy_up
 from ._undo import TRIES, Committed, answers_rightly, coverage, made_by, manifest, undo, versions_down
 from ._wanted import Wanted, check_again, few
 from .exceptions import CommitConflictError, LanceArtifactError, StorageError
@@ -68,9 +69,9 @@ def attempt_of(handle: Handle, at: Handle, segment_uuid: str | None = None) -> I
     attempt = Attempt(handle, at, segment_uuid or str(uuid.uuid4()))
     try:
         yield attempt
-    except BaseException:
+    except BaseException as error:
         # Ctrl-C may come between build and commit, when neither is there to clean up, and so may sys.exit() in a callback.
-        attempt.discard()
+        tidy_up(error, attempt.discard)
         raise
 
 

@@ -65,6 +65,8 @@ PREFIX = "lance-artifact-"
 _NAME = re.compile(re.escape(PREFIX) + r"[0-9a-f]{32}")
 _OWNER = "owner.json"
 _ARTIFACT = "artifact"
+#: Folders of this process that are done with, and which could not be removed: the process is alive, they are not.
+_OVER: set[str] = set()
 
 
 @contextmanager
@@ -101,7 +103,7 @@ def temporary_artifact() -> Iterator[str]:
 
 
 def remove_abandoned(root: Path) -> list[str]:
-    """Remove what killed processes left in the temporary folder; what is removed.
+    """Remove what killed processes left in the temporary folder, and what this one could not remove before; what is removed.
 
     Of exactly our names, folders of this user with readable marks of a process that is certainly gone, and nothing beside
     what we put there. Everything else stays.
@@ -130,7 +132,7 @@ def _is_abandoned(folder: Path) -> bool:
     marks = (folder / _OWNER).lstat()
     if not stat.S_ISREG(marks.st_mode) or marks.st_uid != os.getuid() or marks.st_size > 4096:
         return False
-    return core.owner_is_gone((folder / _OWNER).read_text(encoding="utf-8"))
+    return str(folder) in _OVER or core.owner_is_gone((folder / _OWNER).read_text(encoding="utf-8"))
 
 
 def _remove(folder: Path) -> None:
@@ -146,3 +148,4 @@ def _remove_once(folder: Path) -> None:
     shutil.rmtree(folder / _ARTIFACT, ignore_errors=True)
     if not (folder / _ARTIFACT).exists():
         shutil.rmtree(folder, ignore_errors=True)
+    (_OVER.add if folder.exists() else _OVER.discard)(str(folder))

@@ -7,11 +7,11 @@ use tokio::runtime::Handle;
 
 use super::partitions::Partitions;
 use super::seam::build_hnsw;
+use super::target::SegmentTarget;
 use super::windows::{least_bytes, write_segment};
 use crate::budget::{Budget, Reservation};
 use crate::error::{Error, Result};
 use crate::io::{MAX_PARTS, MIN_PART_BYTES, Uploads};
-use crate::lance::dataset::{Dataset, VectorColumn};
 use crate::lance::segment::{IndexType, SegmentFolder, SegmentWriter};
 use crate::model::IvfPqModel;
 use crate::progress::Progress;
@@ -33,21 +33,6 @@ fn part_bytes(rows: u64, code_width: usize) -> u64 {
     // Room for metadata, and for encodings that take more than the rows.
     let expected = rows.saturating_mul(8 + code_width as u64) / 8 * 10;
     (expected / MAX_PARTS as u64).max(MIN_PART_BYTES as u64).next_multiple_of(1 << 16)
-}
-
-/// What is to be written, and where.
-pub struct SegmentTarget<'a> {
-    pub dataset: &'a Dataset,
-    pub column: &'a VectorColumn,
-    /// Names the folder of the segment.
-    pub uuid: &'a str,
-    pub index_type: IndexType,
-    /// Codes of a partition byte by byte, as searches want them.
-    pub transposed: bool,
-    /// Wait until the files are on the local disk.
-    pub sync: bool,
-    /// What the caller said, if anything.
-    pub memory_limit: Option<u64>,
 }
 
 /// Write the files of a segment, then run the last checks; the names and bytes of the files. A failure leaves none behind.

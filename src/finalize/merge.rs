@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::build::{SegmentTarget, window_bytes, write_files};
+use super::build::{window_bytes, write_files};
 use super::live::{COUNT_BYTES, LiveSegment};
 use super::partitions::{LEAST_DEAD_BYTES, Partitions, RowSource};
 use super::segment::Segment;
+use super::target::SegmentTarget;
 use crate::budget::{Budget, default_limit};
 use crate::error::{Error, Result};
 use crate::lance::dataset::{Dataset, VectorColumn};

@@ -13,6 +13,7 @@ mod merge;
 mod partitions;
 mod seam;
 mod segment;
+mod target;
 mod transpose;
 mod windows;
 

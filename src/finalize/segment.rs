@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::agree::{agree_on_fragments, agree_on_model, agree_on_rows, model_fits_column};
-use super::build::{SegmentTarget, window_bytes, write_files};
+use super::build::{window_bytes, write_files};
 use super::coverage::Coverage;
 use super::partitions::{Partitions, RowSource};
+use super::target::SegmentTarget;
 use crate::artifact::{Artifact, CONCURRENT_ARTIFACTS};
 use crate::budget::{Budget, default_limit};
 use crate::error::{Error, Result};

@@ -24,6 +24,12 @@ use crate::sync::spawn;
 /// How long a caller that was interrupted waits until nothing of its builder is left. What takes longer goes on behind it.
 const UNCLAIMED: Duration = Duration::from_secs(5);
 
+/// Say beside the error that is on its way that what was written could not be removed: it stays the one that is raised.
+fn not_removed(py: Python<'_>, error: Option<&Bound<'_, PyAny>>, left: PyErr) -> PyResult<()> {
+    let Some(error) = error else { return Err(left) };
+    py.import("lance_artifact._tidy")?.call_method1("not_removed", (error, left.into_value(py))).map(drop)
+}
+
 #[pyclass(name = "PartitionArtifactBuilder", module = "lance_artifact", frozen)]
 /// Streams encoded batches into a partition artifact, in bounded memory and one pass.
 ///
@@ -289,17 +295,20 @@ impl PyPartitionArtifactBuilder {
         if exc_type.is_some() {
             // What only has to be published is not thrown away because that failed, also where finish() was called in the block.
             let storage = py.import("lance_artifact.exceptions")?.getattr("StorageError")?;
-            let unpublished = exc_value.is_some_and(|e| e.is_instance(&storage).unwrap_or(false)) && self.builder.can_publish_again();
-            if !unpublished {
-                self.abort(py)?;
+            let unpublished =
+                exc_value.as_ref().is_some_and(|e| e.is_instance(&storage).unwrap_or(false)) && self.builder.can_publish_again();
+            if !unpublished && let Err(left) = self.abort(py) {
+                not_removed(py, exc_value.as_ref(), left)?;
             }
         } else if !self.aborted.load(Ordering::Relaxed)
             && self.finished.lock().unwrap_or_else(PoisonError::into_inner).is_none()
             && let Err(error) = self.finish(py, None, None)
         {
             // What only has to be published is not thrown away.
-            if !self.builder.can_publish_again() {
-                self.abort(py)?;
+            if !self.builder.can_publish_again()
+                && let Err(left) = self.abort(py)
+            {
+                not_removed(py, Some(error.value(py).as_any()), left)?;
             }
             return Err(error);
         }

@@ -4,9 +4,9 @@
 //! removes folders whose builder is certainly gone; those without marks, or of processes elsewhere, are left to Lance's own cleanup,
 //! which takes them after seven days.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use lance::index::DatasetIndexExt;
 use lance_core::cache::LanceCache;
@@ -23,8 +23,12 @@ use crate::io::{Owner, Store, Uploads, without_credentials};
 use crate::lance::LanceStore;
 use crate::lance::dataset::Dataset;
 use crate::lance::file::index_file;
+use crate::sync::locked;
 
 const OWNER_FILE: &str = ".lance-artifact-owner";
+
+/// Folders of builds of this process that are over, and which could not be removed: the process is alive, they are not.
+static OVER: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Where the files of one segment are, or are about to be.
 #[derive(Debug, Clone)]
@@ -82,6 +86,7 @@ impl SegmentFolder {
 
     /// Leave marks before anything is written.
     pub async fn mark(&self) -> Result<()> {
+        locked(&OVER).remove(self.files.uri());
         if let Some(folder) = self.local() {
             // On this thread: a write that goes on elsewhere would make the folder again after a cancelled build has removed it.
             let marked = std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(folder.join(OWNER_FILE), Owner::this().to_json()));
@@ -125,7 +130,10 @@ impl SegmentFolder {
     pub async fn remove(&self) -> Result<()> {
         match self.store.remove_dir_all(self.path.clone()).await {
             Ok(()) | Err(lance_core::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(Error::from(e).context(format!("removing the unfinished index segment {}", self.files.uri()))),
+            Err(e) => {
+                locked(&OVER).insert(self.files.uri().to_string());
+                Err(Error::from(e).context(format!("removing the unfinished index segment {}", self.files.uri())))
+            }
         }
     }
 
@@ -169,9 +177,10 @@ impl SegmentFolder {
         Ok(folders)
     }
 
-    /// Whether the marks of an unfinished segment are in it, and their process is certainly gone.
+    /// Whether the marks of an unfinished segment are in it, and their process is certainly gone, or done with it.
     async fn is_abandoned(&self) -> bool {
         let Ok(marks) = self.store.read_one_all(&self.owner_file()).await else { return false };
-        Owner::parse(&marks).is_some_and(|owner| owner.is_gone())
+        let is_over = |owner: &Owner| owner.is_this() && locked(&OVER).contains(self.files.uri());
+        Owner::parse(&marks).is_some_and(|owner| owner.is_gone() || is_over(&owner))
     }
 }
