@@ -119,13 +119,18 @@ def _fill(place: Place, seed: int, **options: Any) -> None:
         made.finish()
 
 
-def _upload(place: Place) -> Callable[[], Any]:
+def _upload(place: Place, **options: Any) -> Callable[[], Any]:
     """A file of several parts."""
     batch = encoded(250_000, ARTIFACT_K, 48, seed=1)
 
     def write() -> None:
         made = la.PartitionArtifactBuilder(
-            place.at("artifact"), num_partitions=ARTIFACT_K, pq_code_width=48, num_buckets=1, **place.storage
+            place.at("artifact"),
+            num_partitions=ARTIFACT_K,
+            pq_code_width=48,
+            num_buckets=1,
+            **options,
+            **place.storage,
         )
         with made:
             made.append_batch(batch)
@@ -263,7 +268,13 @@ SCENARIOS = {
         lambda place: None, _write_unsynced, artifact_state, durable=False, retry=_refilled, stores=("local",)
     ),
     "overwrite": Scenario(lambda place: _fill(place, 10), _overwrite, artifact_state),
-    "upload": Scenario(lambda place: None, _upload, _uploaded_state, stores=("s3",)),
+    "upload": Scenario(
+        lambda place: None,
+        _upload,
+        _uploaded_state,
+        retry=lambda place: _upload(place, overwrite=True),
+        stores=("s3",),
+    ),
     "verify": Scenario(lambda place: _fill(place, 10), _verify, artifact_state, only_reads=True),
     "read": Scenario(lambda place: _fill(place, 10), _read, artifact_state, only_reads=True),
     "encode": Scenario(_plain, _encode, artifact_state, retry=lambda place: _encode(place, overwrite=True)),

@@ -174,6 +174,24 @@ lance_artifact.register()
     assert done.stderr.count("UntestedVersionWarning: ") == 1, done.stderr
 
 
+def test_where_warnings_are_errors_lancedb_is_imported_all_the_same() -> None:
+    """As pytest has it with `filterwarnings = error`: its classes are wrapped, too."""
+    done = ran("""
+import importlib.metadata, logging, warnings
+logging.basicConfig()
+import lance_artifact
+version = importlib.metadata.version
+importlib.metadata.version = lambda name: "0.99.0" if name == "lancedb" else version(name)
+warnings.simplefilter("error", UserWarning)
+import lancedb
+from lancedb.remote.table import RemoteTable
+from lancedb.table import AsyncTable, LanceTable
+for wrapped in (AsyncTable, LanceTable, RemoteTable):
+    assert hasattr(wrapped.create_index, "__lance_artifact_original__"), wrapped
+""")
+    assert done.stderr.count("was not tested with LanceDB 0.99.0") == 1, done.stderr
+
+
 @pytest.mark.parametrize("lancedb_first", [True, False])
 def test_a_package_that_was_imported_anew_gives_back_what_the_old_one_took(lancedb_first: bool) -> None:
     ran(

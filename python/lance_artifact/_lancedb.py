@@ -53,7 +53,8 @@ def table_of(value: Any) -> Table | None:
         )
     if not callable(getattr(value, "to_lance", None)):
         return None
-    if type(value).__module__.split(".")[0] == "lancedb":
+    is_lancedb = any(base.__module__.split(".")[0] == "lancedb" for base in type(value).__mro__)
+    if is_lancedb:
         check_lancedb(lancedb_version())
     if inspect.iscoroutinefunction(value.to_lance):
         _check_versions(value)
@@ -70,7 +71,7 @@ def table_of(value: Any) -> Table | None:
             raise StorageError(f"dataset: the LanceDB table {what}: {error}") from error
 
     def check_follows() -> None:
-        if not _stays(value):
+        if not (is_lancedb and _stays(value)):
             return
         version = value.version() if inspect.iscoroutinefunction(value.to_lance) else value.version
         version = _run(version) if inspect.isawaitable(version) else version

@@ -18,6 +18,7 @@ import wrapt
 from ._cancel import in_thread
 from ._codebook_rate import codebook_rate
 from ._create_index import create_index
+from ._log import LOGGER
 from ._over import over
 from ._pylance import MARK, asks_for_cuvs, replaced_by
 from ._versions import check_lancedb, lancedb_version, warn_of_lancedb
@@ -246,7 +247,11 @@ def _unwrap(module: Any) -> None:
 def _is_imported(module: Any) -> None:
     """The hook. At once for a module of which a part is there: that one is waited for."""
     if _state["hooking"] != threading.get_ident():
-        (_wrap if _state["registered"] else _unwrap)(module)
+        try:
+            (_wrap if _state["registered"] else _unwrap)(module)
+        except UntestedVersionWarning as warning:
+            # Where warnings are errors LanceDB's import does not fail of one of ours.
+            LOGGER.warning("%s", warning)
 
 
 def _imported() -> Iterator[Any]:

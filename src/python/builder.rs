@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -24,9 +25,10 @@ use crate::sync::spawn;
 /// How long a caller that was interrupted waits until nothing of its builder is left. What takes longer goes on behind it.
 const UNCLAIMED: Duration = Duration::from_secs(5);
 
-/// Say beside the error that is on its way that what was written could not be removed: it stays the one that is raised.
+/// Say beside the error that is on its way that what was written could not be removed: it stays the one that is raised, but for a
+/// Ctrl-C meanwhile, which nobody may keep to himself.
 fn not_removed(py: Python<'_>, error: Option<&Bound<'_, PyAny>>, left: PyErr) -> PyResult<()> {
-    let Some(error) = error else { return Err(left) };
+    let Some(error) = error.filter(|_| left.is_instance_of::<PyException>(py)) else { return Err(left) };
     py.import("lance_artifact._tidy")?.call_method1("not_removed", (error, left.into_value(py))).map(drop)
 }
 
@@ -384,9 +386,13 @@ impl Drop for PyPartitionArtifactBuilder {
     fn drop(&mut self) {
         let builder = self.builder.clone();
         builder.cancel();
+        // The last of its owners may hold the GIL, and would with all other threads wait for a store that fails.
+        builder.leave();
         // Where the interpreter has wound up, that has aborted it.
         if let Ok(inside) = exit::enter(Entry::Cleanup) {
-            let _ = Python::try_attach(|py| inside.detach(py, || builder.abort()));
+            let attached = Python::try_attach(|py| inside.detach(py, || builder.abort()));
+            // Without an interpreter there is no GIL to hold.
+            let _ = attached.unwrap_or_else(|| builder.abort());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `PartitionArtifactBuilder`: encoded batches in, a partition artifact out, in bounded memory and one pass.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arrow_array::RecordBatch;
@@ -47,6 +47,8 @@ pub struct PartitionArtifactBuilder {
     target: Target,
     /// A forked child must not touch what its parent writes.
     process: u32,
+    /// Somebody else aborts it before it is dropped.
+    is_left: AtomicBool,
     runtime: Handle,
 }
 
@@ -137,6 +139,7 @@ impl PartitionArtifactBuilder {
             }),
             target,
             process: std::process::id(),
+            is_left: AtomicBool::new(false),
             runtime,
         })
     }
@@ -440,6 +443,11 @@ impl PartitionArtifactBuilder {
         }
     }
 
+    /// Let a drop do nothing: whoever says so aborts it, where waiting for a store holds nobody up.
+    pub fn leave(&self) {
+        self.is_left.store(true, Ordering::Relaxed);
+    }
+
     /// Run IO to its end from any thread, a runtime's own included.
     fn block_on<T: Send>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
         block_on(&self.runtime, work)
@@ -448,6 +456,8 @@ impl PartitionArtifactBuilder {
 
 impl Drop for PartitionArtifactBuilder {
     fn drop(&mut self) {
-        let _ = self.abort();
+        if !self.is_left.load(Ordering::Relaxed) {
+            let _ = self.abort();
+        }
     }
 }
