@@ -284,3 +284,18 @@ def test_where_there_is_one_rate_it_is_the_larger(table: Any) -> None:
         config = IvfPq(accelerator="cuvs", sample_rate=rate, **SHAPE)
         table.create_index("vector", config=config, train=False)
         assert rates(table) == [(kept, kept)]
+
+
+def test_a_table_that_does_not_say_whether_it_is_checked_out_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that fails, or a release that says it in other words: taken for one that follows, it would be moved."""
+    table = lancedb.connect(str(tmp_path)).create_table("t", pa.table({"vector": column(vectors(1000, 16))}))
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("connection reset")
+
+    monkeypatch.setattr(type(table), "drop_index", fails)
+    with pytest.raises(la.StorageError, match=r"'t' does not say.*connection reset"):
+        la.create_index(table, "vector", num_partitions=4, num_sub_vectors=4, backend="cpu")
+    assert table.list_indices() == []

@@ -89,14 +89,24 @@ def table_of(value: Any) -> Table | None:
 
 def _stays(table: Any) -> bool:
     """Whether a version, or a tag, of a table was checked out, which LanceDB says only where something is to be changed."""
+    # It looks at that before it looks for the index, and of this name there is none.
+    name = f"lance_artifact {uuid.uuid4()}"
+    answer: object = "no error"
     try:
-        # It looks at that before it looks for the index, and of this name there is none.
-        made = table.drop_index(f"lance_artifact {uuid.uuid4()}")
+        made = table.drop_index(name)
         if inspect.isawaitable(made):
             _run(made)
     except Exception as error:
-        return "version is checked out" in str(error)
-    return False
+        answer = error
+        if "version is checked out" in str(error):
+            return True
+        if name in str(error):
+            return False
+    # Taken for one that follows, it would be indexed at another version than the caller sees.
+    raise StorageError(
+        f"dataset: the LanceDB table {table.name!r} does not say whether a version of it is checked out: {answer}; open its dataset with "
+        "lance.dataset(uri)"
+    ) from (answer if isinstance(answer, Exception) else None)
 
 
 def _check_versions(table: Any) -> None:
